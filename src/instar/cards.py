@@ -1,0 +1,351 @@
+"""Cards: what is known of a method or a problem without importing it. Strict TOML beside the class (`gla.py` + `gla.toml`).
+
+The dataclasses below are the schema: a key that is no field, a missing key or a wrong type is a CardError that names the file,
+the key and what was expected. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+import types
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from instar import formula
+from instar.errors import CardError, FormulaError, UnknownNameError
+
+Kind = Literal["system", "baseline", "study", "dataset", "survey"]
+Interface = Literal["Mixer"]
+Direction = Literal["lower", "higher"]
+ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
+
+CAPABILITIES: dict[str, type | tuple[str, ...]] = {
+    "causal": bool,
+    "streaming": bool,
+    "bidirectional": bool,
+    "stochastic": bool,
+    "surrogate_grad": bool,
+    "chunk_is_semantics": bool,
+    "lookahead": int,
+    "max_len": int,
+    "positions": ("none", "inside", "host"),
+}
+"""Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method was published."""
+
+    title: str
+    published: str
+    authors: list[str]
+    bibtex: str
+    arxiv: str | None = None
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """The authors' code, where there is any."""
+
+    url: str
+    licence: str
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Closed forms for one layer and one sequence. Variables: T tokens, D width, H heads, and the constructor's arguments.
+
+    flops: multiply-adds counted as two, of one forward pass over T tokens. state: bytes after T tokens, float32.
+    """
+
+    flops: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A constructor argument worth tuning: this is the tuning space."""
+
+    range: list[float] | None = None
+    scale: Literal["linear", "log"] = "linear"
+    integer: bool = False
+    choices: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of a paper turned into a comparison. `untestable` needs only a reason.
+
+    measure: "problem.metric" or "problem.metric@condition". subject: an address, this card's default when empty. against: an
+    address, "self@condition", or a number. Improvement is subject over against in `direction`; the claim holds when the whole
+    interval lies beyond `margin` (inside ±margin for parity). For `ratio` the quantity is better/worse and the margin is the
+    ratio to exceed; for `slope` it is the log-log slope over `over`; `exact` and `threshold` compare with a number.
+    """
+
+    id: str
+    text: str
+    source: str
+    kind: ClaimKind
+    paper_value: str | None = None
+    reason: str | None = None
+    measure: str | None = None
+    subject: str | None = None
+    against: str | float | None = None
+    direction: Direction = "lower"
+    margin: float = 0.0
+    over: list[str] = field(default_factory=list)
+    conditions: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 5
+    minutes: float = 1.0
+
+
+@dataclass(frozen=True)
+class Card:
+    """A method: one published system or baseline."""
+
+    slug: str
+    family: str
+    title: str
+    idea: str
+    when_not: str
+    kind: Kind
+    domains: list[str]
+    tasks: list[str]
+    path: Path = field(metadata={"given": True})
+    entry: str | None = None
+    interface: Interface | None = None
+    system: str | None = None
+    equation: str = ""
+    tags: list[str] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
+    deviations: list[str] = field(default_factory=list)
+    paper: Paper | None = None
+    upstream: Upstream | None = None
+    cost: Cost | None = None
+    knobs: dict[str, Knob] = field(default_factory=dict)
+    presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+
+    def capability(self, name: str) -> Any:
+        """The value of a tag: False, 0 or None when the card does not carry it."""
+        kind = CAPABILITIES[name]
+        for tag in self.tags:
+            key, _, value = tag.partition("=")
+            if key == name:
+                return True if kind is bool else int(value) if kind is int else value
+        return False if kind is bool else 0 if kind is int else None
+
+    def preset(self, name: str | None) -> dict[str, Any]:
+        """The constructor values of a preset ("default" and None are the empty one)."""
+        if name in (None, "", "default"):
+            return {}
+        if name not in self.presets:
+            raise UnknownNameError.among(f"preset of {self.slug}", str(name), ["default", *self.presets])
+        return dict(self.presets[str(name)])
+
+    @property
+    def version(self) -> str:
+        """A short hash of the card's text: records say which card they followed."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:12] if self.path.exists() else "none"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that a problem reports."""
+
+    id: str
+    title: str
+    unit: str
+    direction: Direction
+    kind: Literal["quality", "cost", "time"]
+    margin: float = 0.0
+    """The difference that matters in practice, declared before any run."""
+    item_sd: float | None = None
+    """Typical spread over items of the paired difference, measured once: from it comes the warning that data are too few."""
+    seed_sd: float | None = None
+    """Typical spread of the paired difference over seeds."""
+    over: str | None = None
+    """What the part after the '@' of the id counts ("context length"), for plots of cost against it."""
+
+
+@dataclass(frozen=True)
+class ProblemCard:
+    """A problem: real data, a split, metrics, a budget, and a baseline for each interface."""
+
+    slug: str
+    title: str
+    idea: str
+    entry: str
+    accepts: list[Interface]
+    baseline: dict[str, str]
+    primary: str
+    budget: str
+    domains: list[str]
+    tasks: list[str]
+    metrics: list[Metric]
+    path: Path = field(metadata={"given": True})
+    advice: bool = False
+    """Whether a user's budget is the real scale here, so that the page may recommend in words."""
+    caution: str = ""
+    """What a reader must know before ranking methods by this problem."""
+    needs: list[str] = field(default_factory=list)
+    knobs: dict[str, Knob] = field(default_factory=dict)
+    presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def metric(self, name: str) -> Metric:
+        """The metric of that id."""
+        for metric in self.metrics:
+            if metric.id == name:
+                return metric
+        raise UnknownNameError.among(f"metric of {self.slug}", name, (m.id for m in self.metrics))
+
+
+T = TypeVar("T", Card, ProblemCard)
+
+
+def read(path: Path, schema: type[T]) -> T:
+    """Read a card from its file and validate it. Raises CardError."""
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CardError(f"{path}: is not TOML: {error}") from error
+    card = _build(table, schema, path, "", {"path": path})
+    _check(card)
+    return card
+
+
+def _build(table: Any, schema: type, path: Path, prefix: str, given: dict[str, Any]) -> Any:
+    if not isinstance(table, dict):
+        raise CardError(f"{path}: '{prefix or 'card'}' expects a table, received {_show(table)}.")
+    hints = get_type_hints(schema)
+    known = {f.name for f in fields(schema) if not f.metadata.get("given")}
+    for key in table:
+        if key not in known:
+            raise CardError(f"{path}: {UnknownNameError.among('key', f'{prefix}{key}', (prefix + k for k in known))}")
+    values = dict(given)
+    for f in fields(schema):
+        if f.name in table:
+            values[f.name] = _convert(table[f.name], hints[f.name], path, f"{prefix}{f.name}")
+        elif f.name not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise CardError(f"{path}: missing key '{prefix}{f.name}', expected {_expected(hints[f.name])}.")
+    return schema(**values)
+
+
+def _convert(value: Any, hint: Any, path: Path, key: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        errors: list[CardError] = []
+        for arm in args:
+            if arm is not type(None):
+                try:
+                    return _convert(value, arm, path, key)
+                except CardError as error:
+                    errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+    elif origin is Literal:
+        if value in args:
+            return value
+    elif origin is list:
+        if isinstance(value, list):
+            return [_convert(v, args[0], path, f"{key}[{i}]") for i, v in enumerate(value)]
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {k: _convert(v, args[1], path, f"{key}.{k}") for k, v in value.items()}
+    elif is_dataclass(hint):
+        return _build(value, hint, path, f"{key}.", {})  # type: ignore[arg-type]
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise CardError(f"{path}: '{key}' expects {_expected(hint)}, received {_show(value)}.")
+
+
+def _expected(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_expected(a) for a in args if a is not type(None))
+    if origin is list:
+        return f"a list of {_expected(args[0])}"
+    if origin is dict:
+        return f"a table of {_expected(args[1])}"
+    return {str: "a string", int: "an integer", float: "a number", bool: "true or false"}.get(hint, "a table")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _check(card: Card | ProblemCard) -> None:
+    """What types alone cannot say."""
+
+    def fail(key: str, expected: str) -> None:
+        raise CardError(f"{card.path}: '{key}' {expected}.")
+
+    if card.slug != card.path.stem:
+        fail("slug", f"must be the file's name '{card.path.stem}', received '{card.slug}'")
+    if card.entry is not None and card.entry.count(":") != 1:
+        fail("entry", f"must read 'package.module:Class', received '{card.entry}'")
+    for name, knob in card.knobs.items():
+        if (knob.range is None) == (knob.choices is None):
+            fail(f"knobs.{name}", "needs either range = [low, high] or choices = [...]")
+        if knob.range is not None and (len(knob.range) != 2 or knob.range[0] >= knob.range[1]):
+            fail(f"knobs.{name}.range", f"must be [low, high] with low < high, received {knob.range}")
+        if knob.range is not None and knob.scale == "log" and knob.range[0] <= 0:
+            fail(f"knobs.{name}.range", "must be positive on a log scale")
+    if isinstance(card, ProblemCard):
+        known = [m.id for m in card.metrics]
+        if card.primary not in known:
+            fail("primary", f"must be one of the metrics {known}, received '{card.primary}'")
+        for interface in card.accepts:
+            if interface not in card.baseline:
+                fail("baseline", f"must name a method for {interface}: a comparison without a baseline is refused")
+        return
+    if card.kind in ("system", "baseline") and (card.entry is None or card.interface is None or card.cost is None):
+        fail("kind", f"'{card.kind}' needs 'entry', 'interface' and 'cost'")
+    for tag in card.tags:
+        _check_tag(card, tag)
+    if card.cost is not None:
+        for key in ("flops", "state"):
+            try:
+                formula.names(getattr(card.cost, key))
+            except FormulaError as error:
+                raise CardError(f"{card.path}: 'cost.{key}': {error}") from error
+    seen: set[str] = set()
+    for claim in card.claims:
+        where = f"claims.{claim.id}"
+        if claim.id in seen:
+            fail(where, "appears twice")
+        seen.add(claim.id)
+        if claim.kind == "untestable":
+            if not claim.reason:
+                fail(where, "is untestable and must give a reason")
+        elif not claim.measure or claim.measure.count(".") < 1:
+            fail(f"{where}.measure", f"must read 'problem.metric', received {claim.measure!r}")
+        elif claim.kind != "slope" and claim.against is None:
+            fail(f"{where}.against", "must name a method, 'self@condition' or a number")
+        elif claim.kind == "slope" and len(claim.over) < 3:
+            fail(f"{where}.over", "must list at least three conditions")
+
+
+def _check_tag(card: Card, tag: str) -> None:
+    name, _, value = tag.partition("=")
+    kind = CAPABILITIES.get(name)
+    if kind is None:
+        raise CardError(f"{card.path}: 'tags': {UnknownNameError.among('tag', name, CAPABILITIES)}")
+    good = value == "" if kind is bool else value.isdigit() if kind is int else value in kind  # type: ignore[operator]
+    if not good:
+        form = name if kind is bool else f"{name}=NUMBER" if kind is int else f"{name}={'|'.join(kind)}"  # type: ignore[arg-type]
+        raise CardError(f"{card.path}: 'tags' expects '{form}', received '{tag}'.")

@@ -1,0 +1,209 @@
+"""Finds methods and problems by their cards, in this package and in others, without importing any of them.
+
+Another package adds a method by an entry point in the group `instar.methods` (or `instar.problems`):
+`toy = "toy_package.toy:Toy"`, with the card `toy_package/toy.toml` beside the module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from instar import cards
+from instar.cards import Card, Claim, ProblemCard
+from instar.errors import CardError, DataError, UnknownNameError
+
+_ROOT = Path(__file__).parent
+_ADDED: dict[str, tuple[Card, type]] = {}  # methods of this process that came by `add`
+
+
+def methods() -> dict[str, Card]:
+    """Every method by slug: this package's, other packages', and those given to `add`."""
+    return {**_discover("methods"), **{slug: card for slug, (card, _) in _ADDED.items()}}
+
+
+def problems() -> dict[str, ProblemCard]:
+    """Every problem by slug."""
+    return _discover("problems")
+
+
+@cache
+def _discover(group: str) -> dict[str, Any]:
+    schema: Any = ProblemCard if group == "problems" else Card
+    found: dict[str, Any] = {}
+    for path in [*_builtin(group), *_installed(group)]:
+        card = cards.read(path, schema)
+        if card.slug in found:
+            raise CardError(f"{path}: the slug '{card.slug}' is taken by {found[card.slug].path}.")
+        found[card.slug] = card
+    return dict(sorted(found.items()))
+
+
+def _builtin(group: str) -> Iterator[Path]:
+    for path in sorted(_ROOT.glob("*/*.toml")):
+        if path.with_suffix(".py").exists() and (path.parent.name == "problems") == (group == "problems"):
+            yield path
+
+
+def _installed(group: str) -> Iterator[Path]:
+    for point in importlib.metadata.entry_points(group=f"instar.{group}"):
+        relative = point.value.partition(":")[0].replace(".", "/") + ".toml"
+        if point.dist is not None:
+            for file in point.dist.files or ():
+                if file.as_posix() == relative:
+                    yield Path(str(file.locate()))
+                    break
+            else:
+                yield _editable(point, relative)
+
+
+def _editable(point: importlib.metadata.EntryPoint, relative: str) -> Path:
+    """An editable install lists no files: look beside the top-level package, which finding does not import."""
+    spec = importlib.util.find_spec(point.value.partition(".")[0])
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder).parent / relative
+        if path.exists():
+            return path
+    raise CardError(f"The entry point '{point.name} = {point.value}' has no card: expected {relative} in its distribution.")
+
+
+@dataclass(frozen=True)
+class Address:
+    """A method as the command line names it: `gla`, or `gla:no_gate` for a preset."""
+
+    slug: str
+    preset: str = "default"
+
+    def __str__(self) -> str:
+        return self.slug if self.preset == "default" else f"{self.slug}:{self.preset}"
+
+    @property
+    def card(self) -> Card:
+        return method(self.slug)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the preset gives to the constructor."""
+        return self.card.preset(self.preset)
+
+
+def parse(address: str) -> Address:
+    """Read `slug` or `slug:preset`; both must exist."""
+    slug, _, preset = address.partition(":")
+    found = Address(slug, preset or "default")
+    found.card.preset(found.preset)
+    return found
+
+
+def method(slug: str) -> Card:
+    """The card of a method. Raises UnknownNameError with the nearest names."""
+    known = methods()
+    if slug not in known:
+        raise UnknownNameError.among("method", slug, known)
+    return known[slug]
+
+
+def problem(slug: str) -> ProblemCard:
+    """The card of a problem. Raises UnknownNameError with the nearest names."""
+    known = problems()
+    if slug not in known:
+        raise UnknownNameError.among("problem", slug, known)
+    return known[slug]
+
+
+def load(card: Card | ProblemCard) -> type:
+    """The class behind a card; only this imports the method's module."""
+    if isinstance(card, Card) and card.slug in _ADDED:
+        return _ADDED[card.slug][1]
+    if card.entry is None:
+        raise UnknownNameError(f"'{card.slug}' is a {getattr(card, 'kind', 'problem')} without code to run.")
+    return resolve(card.entry)
+
+
+def get(address: str) -> type:
+    """The class of a method by its address: `instar.get("gla")`."""
+    return load(parse(address).card)
+
+
+def resolve(entry: str) -> type:
+    """Import `package.module:Class`."""
+    module, _, name = entry.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise UnknownNameError(f"'{entry}': there is no module {error.name}.") from error
+    except AttributeError as error:
+        names = [n for n, v in vars(sys.modules[module]).items() if inspect.isclass(v)]
+        raise UnknownNameError.among(f"class in {module}", name, names) from error
+
+
+def add(location: str) -> Card:
+    """Take a method from `path/to/file.py:Class` (or `package.module:Class`) into this process's catalogue.
+
+    A card `file.toml` beside it is used; without one the method gets a minimal card. Runs in fresh processes call this again.
+    """
+    where, _, name = location.rpartition(":")
+    if not name or not where:
+        raise UnknownNameError(f"'{location}' must read 'file.py:Class' or 'package.module:Class'.")
+    if not where.endswith(".py"):
+        cls = resolve(location)
+        path = Path(inspect.getfile(cls)).with_suffix(".toml")
+    else:
+        file = Path(where).resolve()
+        if not file.is_file():
+            raise DataError(f"There is no file {file}.")
+        spec = importlib.util.spec_from_file_location(f"instar_added_{file.stem}", file)
+        assert spec is not None and spec.loader is not None  # a .py file always has a loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        if not hasattr(module, name):
+            classes = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == spec.name]
+            raise UnknownNameError.among(f"class in {file.name}", name, classes)
+        cls, path = getattr(module, name), file.with_suffix(".toml")
+    card = cards.read(path, Card) if path.is_file() else _minimal(cls, path)
+    if card.slug in _discover("methods") and _discover("methods")[card.slug].path != card.path:
+        raise CardError(f"{location}: the slug '{card.slug}' is taken by {_discover('methods')[card.slug].path}; rename the file.")
+    _ADDED[card.slug] = (card, cls)
+    return card
+
+
+def _minimal(cls: type, path: Path) -> Card:
+    """A card for a class that has none: enough to check and compare it, with no promise beyond its interface.
+
+    Positions come from the host, which harms no mixer that has its own and gives the others a sense of order.
+    """
+    from instar import interfaces
+
+    if not issubclass(cls, interfaces.Mixer):
+        raise CardError(f"{cls.__name__} has no interface of instar.interfaces; it must be a subclass of Mixer.")
+    return Card(
+        slug=path.stem,
+        family="mixers",
+        title=cls.__name__,
+        idea=(inspect.getdoc(cls) or cls.__name__).splitlines()[0],
+        when_not="not stated",
+        kind="system",
+        domains=[],
+        tasks=[],
+        path=path,
+        entry=f"{cls.__module__}:{cls.__qualname__}",
+        interface="Mixer",
+        tags=["causal", "streaming", "positions=host"],
+    )
+
+
+def claims(cards_: Iterable[Card] | None = None) -> Iterator[tuple[Card, Claim]]:
+    """Every claim of every method."""
+    for card in methods().values() if cards_ is None else cards_:
+        for claim in card.claims:
+            yield card, claim

@@ -1,0 +1,72 @@
+"""The exception tree: everything Instar raises on purpose is an `InstarError`.
+
+A message says what was received, what was expected, and what to do. The command line prints it without a traceback and
+exits with `exit_code`; code 1 is kept for "the answer is no" (a failed check), 2 for wrong usage of the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InstarError(Exception):
+    """Base of every error that Instar raises on purpose."""
+
+    exit_code = 3
+
+
+class UnknownNameError(InstarError):
+    """A method, preset, problem, metric or knob that does not exist."""
+
+    @classmethod
+    def among(cls, what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+        """The error for `name`, with the nearest of the `known` names."""
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known) or 'none'}."
+        return cls(f"Unknown {what} '{name}'. {hint}")
+
+
+class CardError(InstarError):
+    """A card that does not follow the schema."""
+
+
+class FormulaError(InstarError):
+    """A formula that uses more than arithmetic on known names."""
+
+
+class ShapeError(InstarError, ValueError):
+    """A tensor or setting of the wrong shape, type or range."""
+
+
+class DataError(InstarError):
+    """Data that is missing, empty, too small, corrupt or not of the expected kind."""
+
+
+class BudgetError(InstarError):
+    """A budget that cannot be read, or that does not pay for one step."""
+
+
+class PlanError(InstarError):
+    """A comparison that cannot be made as asked (no baseline, another plan in the folder, …)."""
+
+
+class OutputError(InstarError):
+    """A folder or file that cannot be written."""
+
+
+class RecordError(InstarError):
+    """A record that is truncated or not one of ours."""
+
+
+class CheckpointError(InstarError):
+    """A checkpoint with missing keys, wrong shapes, or that is no safetensors file."""
+
+
+class DivergedError(InstarError):
+    """Training or evaluation produced a value that is not finite."""
+
+
+class MissingExtraError(InstarError, ImportError):
+    """An optional dependency that is not installed."""
