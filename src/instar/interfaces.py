@@ -10,14 +10,17 @@ interface it has. The interface of a family comes with its first method; the con
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from instar.items import Items
 from instar.state import State
+
+__all__ = ["Data", "Items", "Mixer", "Monitor", "Problem", "State", "Workload"]
 
 
 class Mixer(nn.Module, abc.ABC):
@@ -53,21 +56,6 @@ class Mixer(nn.Module, abc.ABC):
     @abc.abstractmethod
     def init_state(self, batch: int) -> State:
         """The state before the first token, on the module's device: a tree of tensors, batch first."""
-
-
-@dataclass(frozen=True)
-class Items:
-    """A metric item by item: its value is sum(totals) / sum(weights).
-
-    One item is the natural block that a bootstrap may draw (a stretch of text, a sequence, a question), not a byte.
-    """
-
-    totals: Sequence[float]
-    weights: Sequence[float]
-
-    @property
-    def value(self) -> float:
-        return sum(self.totals) / sum(self.weights)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""The record: one JSON file a run, written at once, from which every table, verdict and page is made.
+
+    {
+      "schema": 1, "id": "…", "kind": "run" | "trial" | "timing", "status": "ok" | "diverged" | "timeout" | "killed" | "error",
+      "reason": null | "…",                                   a failure is a record with a reason
+      "spec": {…},                                            what was asked: its hash is the id (see `identity`)
+      "address": "gla:no_gate", "setting": "default" | "tuned" | "trial 3", "baseline": false,
+      "budget": "1m", "split": "test" | "valid", "data": {"sha256": …, …facts}, "card": "version of the card",
+      "curve": [[step, loss, seconds], …], "train_tokens": …,
+      "metrics": {"bits_per_byte@T": {"value": …, "totals": […], "weights": […]}, …},         quality, item by item
+      "costs": {"parameters": …, "peak_train_bytes": …, …},                                   deterministic
+      "times": {"gla": {"prefill_seconds@256": {"minimum":…, "median":…, "rounds": […], "cpu": […]}}, …},   kind "timing" only
+      "resources": {"wall_seconds", "cpu_seconds", "peak_rss_bytes", "threads", "load_before", "load_after"},
+      "environment": {…}, "command": "instar …", "started": "…", "finished": "…"
+    }
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from instar import files
+from instar.errors import RecordError
+from instar.items import Items
+
+SCHEMA = 1
+Record = dict[str, Any]
+_REQUIRED = {"schema", "id", "kind", "status", "spec", "address"}
+
+
+def identity(spec: dict[str, Any]) -> str:
+    """The name of a run: a hash of everything that decides its outcome, and of nothing else."""
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Store:
+    """The records of a folder: `runs/<id>.json`, beside the plan."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.runs = self.root / "runs"
+
+    def path(self, name: str) -> Path:
+        return self.runs / f"{name}.json"
+
+    def has(self, name: str) -> bool:
+        return self.path(name).is_file()
+
+    def put(self, record: Record) -> None:
+        files.folder(self.runs)
+        files.write_json(self.path(record["id"]), record)
+
+    def get(self, name: str) -> Record:
+        return load(self.path(name))
+
+    def all(self) -> Iterator[Record]:
+        for path in sorted(self.runs.glob("*.json")):
+            yield load(path)
+
+
+def load(path: Path) -> Record:
+    """Read one record. Raises RecordError for a file that is cut off or is none of ours."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is no complete record ({error}). Delete it and run the same command again.") from error
+    if not isinstance(record, dict) or not _REQUIRED <= record.keys():
+        raise RecordError(f"{path} is no record of Instar: it must hold {', '.join(sorted(_REQUIRED))}.")
+    if record["schema"] != SCHEMA:
+        raise RecordError(f"{path} has schema {record['schema']!r}; this version reads {SCHEMA}.")
+    return record
+
+
+def load_all(folders: Iterable[Path]) -> list[Record]:
+    """The records of several folders, each once. Raises RecordError when there are none."""
+    folders = list(folders)
+    found = {record["id"]: record for folder in folders for record in Store(folder).all()}
+    if not found:
+        raise RecordError(f"There are no records under {', '.join(map(str, folders))} (expected runs/*.json).")
+    return list(found.values())
+
+
+def items(record: Record, metric: str) -> Items | None:
+    """A quality metric of a record, item by item; None when it has none."""
+    entry = record.get("metrics", {}).get(metric)
+    return Items(entry["totals"], entry["weights"]) if entry else None

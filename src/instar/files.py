@@ -1,0 +1,45 @@
+"""Writing that is all or nothing: a reader sees the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from instar.errors import OutputError
+
+
+def folder(path: Path) -> Path:
+    """Make a folder for output. Raises OutputError when it cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise OutputError(f"Cannot write to {path}: {error.strerror}. Choose another folder with --out.") from error
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`, durably and at once. Raises OutputError (the old file then still stands)."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = ""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes private files; results are meant to be read
+        os.replace(temporary, path)  # noqa: PTH105
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise OutputError(f"Cannot write {path}: {error.strerror}. What stood there before is unchanged.") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write` of a JSON value; NaN is refused, since JSON has none."""
+    write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
