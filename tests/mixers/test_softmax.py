@@ -170,13 +170,13 @@ def test_a_frozen_key_projection_does_not_let_the_cache_change_under_the_graph()
 
 def test_rotation_depends_on_the_distance_only() -> None:
     torch.manual_seed(0)
-    q, k = torch.randn(2, 1, 6, 2, 8, dtype=torch.float64).unbind()
+    q, k = torch.randn(2, 1, 2, 6, 8, dtype=torch.float64).unbind()
     products = []
     for shift in (0, 1000):
         a, b = rotate((q, k), torch.arange(6).unsqueeze(0) + shift, 10000.0)
-        products.append(torch.einsum("bthk,bshk->bhts", a, b))
+        products.append(torch.einsum("bhtk,bhsk->bhts", a, b))
     torch.testing.assert_close(products[0], products[1], rtol=0, atol=1e-9)
-    assert not torch.allclose(products[0], torch.einsum("bthk,bshk->bhts", q, k))
+    assert not torch.allclose(products[0], torch.einsum("bhtk,bhsk->bhts", q, k))
 
 
 @pytest.mark.parametrize("length", [0, 1, BLOCK, BLOCK + 1])

