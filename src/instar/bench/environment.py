@@ -60,7 +60,9 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        name = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        name = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
         dirty = subprocess.run(
             ["git", "-C", str(root), "status", "--porcelain", "--", "src"], capture_output=True, text=True, check=True
         )

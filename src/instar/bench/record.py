@@ -1,18 +1,18 @@
 """The record: one JSON file a run, written at once, from which every table, verdict and page is made.
 
-    {
-      "schema": 1, "id": "…", "kind": "run" | "trial" | "timing", "status": "ok" | "diverged" | "timeout" | "killed" | "error",
-      "reason": null | "…",                                   a failure is a record with a reason
-      "spec": {…},                                            what was asked: its hash is the id (see `identity`)
-      "address": "gla:no_gate", "setting": "default" | "tuned" | "trial 3", "baseline": false,
-      "budget": "1m", "split": "test" | "valid", "data": {"sha256": …, …facts}, "card": "version of the card",
-      "curve": [[step, loss, seconds], …], "train_tokens": …,
-      "metrics": {"bits_per_byte@T": {"value": …, "totals": […], "weights": […]}, …},         quality, item by item
-      "costs": {"parameters": …, "peak_train_bytes": …, …},                                   deterministic
-      "times": {"gla": {"prefill_seconds@256": {"minimum":…, "median":…, "rounds": […], "cpu": […]}}, …},   kind "timing" only
-      "resources": {"wall_seconds", "cpu_seconds", "peak_rss_bytes", "threads", "load_before", "load_after"},
-      "environment": {…}, "command": "instar …", "started": "…", "finished": "…"
-    }
+{
+  "schema": 1, "id": "…", "kind": "run" | "trial" | "timing", "status": "ok" | "diverged" | "timeout" | "killed" | "error",
+  "reason": null | "…",                                   a failure is a record with a reason
+  "spec": {…},                                            what was asked: its hash is the id (see `identity`)
+  "address": "gla:no_gate", "setting": "default" | "tuned" | "trial 3", "baseline": false,
+  "budget": "1m", "split": "test" | "valid", "data": {"sha256": …, …facts}, "card": "version of the card",
+  "curve": [[step, loss, seconds], …], "train_tokens": …,
+  "metrics": {"bits_per_byte@T": {"value": …, "totals": […], "weights": […]}, …},         quality, item by item
+  "costs": {"parameters": …, "peak_train_bytes": …, …},                                   deterministic
+  "times": {"gla": {"prefill_seconds@256": {"minimum":…, "median":…, "rounds": […], "cpu": […]}}, …},   kind "timing" only
+  "resources": {"wall_seconds", "cpu_seconds", "peak_rss_bytes", "threads", "load_before", "load_after"},
+  "environment": {…}, "command": "instar …", "started": "…", "finished": "…"
+}
 """
 
 from __future__ import annotations

@@ -1,0 +1,251 @@
+"""`compare`: methods against a baseline on one problem, resumable, each run a record.
+
+Order of work: plan (calibrated once, alone) → tuning trials → final runs, interleaved over methods by seed → an exclusive timing
+pass. Call it again with the same folder and only what is missing runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from instar import catalogue, files
+from instar.bench import environment, record, run, timing, tune
+from instar.bench import plan as planning
+from instar.bench.executor import Executor, Job, LocalExecutor, Outcome
+from instar.bench.plan import Entry, Plan, Request, Task
+from instar.bench.record import Record, Store
+from instar.errors import PlanError
+
+_CALIBRATIONS = 2  # processes a method, interleaved; the minimum counts
+_GRACE_SECONDS = 120.0
+
+
+class Listener(Protocol):
+    """Told what happens, for a progress line: amounts are in seconds of expected work."""
+
+    def plan(self, plan: Plan, missing: int, total: int) -> None: ...
+
+    def begin(self, stage: str, seconds: float) -> None: ...
+
+    def progress(self, name: str, seconds: float, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silence:
+    """A listener that says nothing."""
+
+    def plan(self, plan: Plan, missing: int, total: int) -> None:
+        pass
+
+    def begin(self, stage: str, seconds: float) -> None:
+        pass
+
+    def progress(self, name: str, seconds: float, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@dataclass
+class Comparison:
+    """What a call of `compare` did: the plan, and how many runs there were to do."""
+
+    plan: Plan
+    root: Path
+    ran: int = 0
+    failed: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def records(self) -> list[Record]:
+        """Every record of the folder."""
+        return list(Store(self.root).all())
+
+
+def compare(
+    request: Request,
+    out: Path,
+    *,
+    jobs: int | None = None,
+    timed: bool = True,
+    metrics: Iterable[str] | None = None,
+    dry_run: bool = False,
+    retry_failed: bool = False,
+    listener: Listener | None = None,
+    executor: Executor | None = None,
+) -> Comparison:
+    """Run what is missing of a comparison.
+
+    request: problem, methods, seeds, budget, trials (see `instar.bench.plan.Request`).
+    out: folder of the plan and the records. jobs: runs at a time (default: one a core), each with its share of the threads.
+    timed: whether to make the timing pass; metrics: only these workloads. dry_run: plan and calibrate, write nothing.
+    retry_failed: forget records of failures. Guard a script's entry with `if __name__ == "__main__"`: runs are processes.
+
+    Raises PlanError, DataError, BudgetError, UnknownNameError before anything is spent. A failing run is a record, not an error.
+    """
+    listener = listener or Silence()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = jobs or cores
+    if jobs < 1:
+        raise PlanError(f"--jobs expects at least 1, received {jobs}.")
+    engine = _Engine(Store(out), max(1, cores // jobs), executor or LocalExecutor(jobs), listener)
+    path = out / "plan.json"
+    plan, problem, _ = planning.prepare(request, Plan.load(path) if path.exists() else None)
+    if not dry_run:
+        files.folder(out)
+    engine.calibrate(plan)
+    plan.steps = planning.steps(plan, problem)
+    if retry_failed:
+        for old in list(engine.store.all()):
+            if old["status"] != "ok":
+                engine.store.path(old["id"]).unlink()
+    result = Comparison(plan, out, warnings=planning.warnings(plan))
+    trials = list(plan.trial_tasks(out))
+    final = list(plan.tasks(out))
+    listener.plan(plan, sum(not engine.store.has(t.id) for t in (*trials, *final)), len(trials) + len(final))
+    for text in result.warnings:
+        listener.note(text)
+    if dry_run:
+        return result
+    plan.save(path)
+    if trials:
+        engine.execute(trials, "tuning", result)
+        final = list(plan.tasks(out, _best(plan, trials, engine.store)))
+    engine.execute(final, "training", result)
+    if timed:
+        engine.time(plan, metrics, result)
+    return result
+
+
+@dataclass
+class _Engine:
+    store: Store
+    threads: int
+    executor: Executor
+    listener: Listener
+
+    def calibrate(self, plan: Plan) -> None:
+        """Step time of every method that the plan does not know yet, alone on the machine."""
+        missing = [entry for entry in plan.entries if entry.address not in plan.calibration]
+        plan.steps = {**plan.steps, **{entry.address: 1 for entry in missing}}
+        plan.calibration |= {entry.address: {"step_seconds": 0.0} for entry in missing}
+        tasks = {task.address: task for task in plan.tasks(self.store.root) if task.address in {e.address for e in missing}}
+        self.listener.begin("calibrating", float(len(tasks) * _CALIBRATIONS))
+        found: dict[str, list[dict[str, float]]] = {address: [] for address in tasks}
+
+        def done(outcome: Outcome) -> None:
+            if outcome.status != "ok":
+                raise PlanError(f"{outcome.name} cannot be run: {outcome.reason}\n{outcome.detail or ''}".rstrip())
+            found[outcome.name].append(outcome.value)
+            self.listener.progress(f"{outcome.name}/{len(found[outcome.name])}", 1.0, outcome.name)
+
+        for _ in range(_CALIBRATIONS if tasks else 0):
+            alone = LocalExecutor(1) if isinstance(self.executor, LocalExecutor) else self.executor
+            work = [Job(address, run.calibrate, (task, self.threads), 600.0) for address, task in tasks.items()]
+            alone.run(work, done, lambda *_: None)
+        for address, values in found.items():
+            plan.calibration[address] = {key: min(v[key] for v in values) for key in values[0]}
+            del plan.steps[address]
+
+    def execute(self, tasks: list[Task], stage: str, result: Comparison) -> None:
+        """Run the tasks that have no record."""
+        unique = {task.id: task for task in tasks}
+        missing = {name: task for name, task in unique.items() if not self.store.has(name)}
+        self.listener.begin(stage, sum(t.spec["steps"] * t.step_seconds for t in missing.values()))
+
+        def done(outcome: Outcome) -> None:
+            task = missing[outcome.name]
+            ok = outcome.status == "ok"
+            value = outcome.value if ok else {**run.blank(task), "status": outcome.status, "reason": outcome.reason}
+            if outcome.detail:
+                value["detail"] = outcome.detail
+            self.store.put(value)
+            result.ran += 1
+            result.failed += not ok
+            self.listener.progress(task.id, task.spec["steps"] * task.step_seconds, f"{task.address} seed {task.spec['seed']}")
+            if not ok:
+                self.listener.note(f"{task.address} seed {task.spec['seed']}: {outcome.status}: {outcome.reason}")
+
+        def progress(name: str, step: int, loss: float) -> None:
+            task = missing[name]
+            text = f"{task.address} seed {task.spec['seed']} step {step}/{task.spec['steps']} loss {loss:.3f}"
+            self.listener.progress(name, step * task.step_seconds, text)
+
+        work = [Job(t.id, run.execute, (t, self.threads), _limit(t)) for t in missing.values()]
+        self.executor.run(work, done, progress)
+
+    def time(self, plan: Plan, metrics: Iterable[str] | None, result: Comparison) -> None:
+        """One exclusive pass over all methods together: ratios only count within it."""
+        chosen = None if metrics is None else sorted(metrics)
+        spec = {
+            "kind": "timing",
+            "problem": {"slug": plan.problem, "settings": plan.settings},
+            "methods": sorted((e.address, e.slug, e.arguments, e.source) for e in plan.entries),
+            "metrics": chosen,
+            "threads": 1,
+        }
+        name = record.identity(spec)
+        if self.store.has(name):
+            return
+        self.listener.begin("timing", 1.0)
+        outcomes: list[Outcome] = []
+        before = environment.load()
+        job = Job(name, time_task, (plan.problem, plan.settings, plan.sources, plan.entries, chosen), 3600.0)
+        alone = LocalExecutor(1) if isinstance(self.executor, LocalExecutor) else self.executor
+        alone.run([job], outcomes.append, lambda *_: None)
+        outcome = outcomes[0]
+        self.store.put(
+            {
+                "schema": record.SCHEMA,
+                "id": name,
+                "kind": "timing",
+                "status": outcome.status,
+                "reason": outcome.reason,
+                "spec": spec,
+                "address": ",".join(e.address for e in plan.entries),
+                "times": outcome.value or {},
+                "resources": {"threads": 1, "load_before": before, "load_after": environment.load()},
+                "environment": environment.describe(),
+                "command": plan.command(),
+            }
+        )
+        result.ran += 1
+        result.failed += outcome.status != "ok"
+        if outcome.status != "ok":
+            self.listener.note(f"timing: {outcome.status}: {outcome.reason}")
+
+
+def time_task(
+    problem: str,
+    settings: dict[str, Any],
+    sources: dict[str, Any],
+    entries: list[Entry],
+    metrics: list[str] | None,
+    progress: Callable[[int, float], None],
+) -> dict[str, Any]:
+    """The timing pass, in a process of its own."""
+    instance = planning.build_problem(problem, {**settings, **sources})
+    return timing.measure(instance, entries, instance.load(0), threads=1, metrics=metrics)
+
+
+def _limit(task: Task) -> float:
+    """Wall time is only a safety limit: three times what the calibration promised, and time to evaluate."""
+    return 3 * task.spec["steps"] * task.step_seconds + _GRACE_SECONDS
+
+
+def _best(plan: Plan, trials: list[Task], store: Store) -> dict[str, tuple[int, dict[str, Any]]]:
+    """The setting of each method that did best on the validation split."""
+    chosen = {}
+    for entry in plan.entries:
+        records = {t.id: t for t in trials if t.address == entry.address}
+        metric = plan.card.metric(plan.card.primary)
+        best = tune.best((store.get(name) for name in records), metric.id, metric.direction)
+        index = int(best["setting"].removeprefix("trial ")) if best else 0
+        knobs = catalogue.method(entry.slug).knobs
+        chosen[entry.address] = (index, tune.sample(knobs, plan.card.knobs, entry.slug, index))
+    return chosen

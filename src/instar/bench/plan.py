@@ -1,0 +1,302 @@
+"""The plan of a comparison: what was asked, resolved to the last setting, and the steps that the budget pays for.
+
+It is written once to `plan.json` and never recomputed, so that the same command finds the same runs however noisy the machine
+is. Methods, seeds and trials may be added to it later; another problem, data, budget or baseline is another comparison.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instar import catalogue, files
+from instar.bench import record, tune
+from instar.bench.budget import Budget
+from instar.cards import ProblemCard
+from instar.errors import PlanError, RecordError, ShapeError, UnknownNameError
+from instar.interfaces import Data, Problem
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; the baseline is always among the methods."""
+
+    problem: str
+    methods: tuple[str, ...] = ()
+    add: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seeds: int = 3
+    budget: str = ""
+    trials: int = 1
+    baseline: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method of the plan with its resolved constructor arguments."""
+
+    address: str
+    slug: str
+    arguments: dict[str, Any]
+    baseline: bool
+    added: str | None = None
+    source: str | None = None
+    """Hash of the file of a method that came by `--add`: another text is another run."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run, complete enough to be executed anywhere."""
+
+    id: str
+    kind: str
+    spec: dict[str, Any]
+    address: str
+    setting: str
+    baseline: bool
+    split: str
+    budget: str
+    sources: dict[str, Any]
+    added: str | None
+    command: str
+    checkpoint: str
+    step_seconds: float
+
+
+@dataclass
+class Plan:
+    """See the module's text; `steps` and `calibration` are filled by `instar.bench.compare`."""
+
+    problem: str
+    settings: dict[str, Any]
+    sources: dict[str, Any]
+    data: dict[str, Any]
+    budget: str
+    seeds: int
+    trials: int
+    entries: list[Entry]
+    calibration: dict[str, dict[str, float]] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def card(self) -> ProblemCard:
+        return catalogue.problem(self.problem)
+
+    @property
+    def baseline(self) -> Entry:
+        return next(entry for entry in self.entries if entry.baseline)
+
+    def save(self, path: Path) -> None:
+        files.write_json(path, {"schema": record.SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan. Raises RecordError for a damaged one."""
+        try:
+            table = json.loads(path.read_text("utf-8"))
+            del table["schema"]
+            return cls(**{**table, "entries": [Entry(**entry) for entry in table["entries"]]})
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise RecordError(f"{path} is no complete plan ({error}). Delete it, or choose another folder with --out.") from error
+
+    def command(self, **changes: Any) -> str:
+        """The `instar compare` line that repeats this comparison."""
+        words = ["instar", "compare", self.problem]
+        data = self.sources.get("data")
+        for file in [data] if isinstance(data, str) else data or []:
+            words += ["--data", str(file)]
+        words += ["--methods", ",".join(entry.address for entry in self.entries if not entry.added)]
+        for entry in self.entries:
+            words += ["--add", entry.added] if entry.added else []
+        defaults = _parameters(catalogue.load(self.card))
+        for key, value in self.settings.items():
+            if defaults.get(key) != value:
+                words += ["--set", f"{key}={json.dumps(value)}"]
+        words += ["--seeds", str(changes.get("seeds", self.seeds)), "--budget", str(changes.get("budget", self.budget))]
+        return shlex.join(words + (["--trials", str(self.trials)] if self.trials > 1 else []))
+
+    def tasks(self, root: Path, best: dict[str, tuple[int, dict[str, Any]]] | None = None) -> Iterator[Task]:
+        """The final runs, interleaved over methods by seed; `best` gives each method its tuned setting."""
+        for seed in range(self.seeds):
+            for entry in self.entries:
+                index, chosen = (best or {}).get(entry.address, (0, {}))
+                yield self._task(root, entry, "run", seed, "default" if index == 0 else "tuned", chosen)
+
+    def trial_tasks(self, root: Path) -> Iterator[Task]:
+        """The tuning trials (seed 0, validation split): trial 0 is the default setting."""
+        for index in range(self.trials if self.trials > 1 else 0):
+            for entry in self.entries:
+                chosen = tune.sample(catalogue.method(entry.slug).knobs, self.card.knobs, entry.slug, index)
+                yield self._task(root, entry, "trial", 0, f"trial {index}", chosen)
+
+    def _task(self, root: Path, entry: Entry, kind: str, seed: int, setting: str, chosen: dict[str, Any]) -> Task:
+        spec = {
+            "kind": kind,
+            "problem": {"slug": self.problem, "settings": {**self.settings, **chosen.get("problem", {})}},
+            "data": self.data["sha256"],
+            "method": {
+                "slug": entry.slug,
+                "arguments": {**entry.arguments, **chosen.get("method", {})},
+                "source": entry.source,
+            },
+            "seed": seed,
+            "steps": self.steps[entry.address],
+        }
+        name = record.identity(spec)
+        return Task(
+            id=name,
+            kind=kind,
+            spec=spec,
+            address=entry.address,
+            setting=setting,
+            baseline=entry.baseline,
+            split="valid" if kind == "trial" else "test",
+            budget=self.budget,
+            sources=self.sources,
+            added=entry.added,
+            command=self.command(),
+            checkpoint=str(root / "checkpoints" / name),
+            step_seconds=self.calibration[entry.address]["step_seconds"],
+        )
+
+
+def build_problem(slug: str, settings: dict[str, Any]) -> Problem:
+    """The problem with those settings. Raises UnknownNameError or ShapeError for settings that do not fit."""
+    cls = catalogue.load(catalogue.problem(slug))
+    known = _parameters(cls)
+    for key in settings:
+        if key not in known:
+            raise UnknownNameError.among(f"setting of {slug}", key, known)
+    try:
+        problem = cls(**settings)
+    except TypeError as error:
+        raise ShapeError(f"The problem {slug} cannot be made with {settings}: {error}.") from error
+    assert isinstance(problem, Problem)
+    return problem
+
+
+def prepare(request: Request, existing: Plan | None = None) -> tuple[Plan, Problem, Data]:
+    """Resolve a request against the cards (and the plan that already stands in the folder). Loads the data once.
+
+    Raises UnknownNameError, PlanError, DataError, BudgetError.
+    """
+    card = catalogue.problem(request.problem)
+    budget = Budget.parse(request.budget or card.budget)
+    if request.seeds < 1 or request.trials < 1:
+        raise PlanError(f"A comparison expects at least 1 seed and 1 trial; received {request.seeds} and {request.trials}.")
+    settings = {**_parameters(catalogue.load(card)), **request.settings}
+    problem = build_problem(request.problem, settings)
+    sources = {key: settings.pop(key) for key in ("data",) if key in settings}
+    data = problem.load(0)
+    plan = Plan(
+        problem=request.problem,
+        settings=settings,
+        sources=sources,
+        data={"sha256": data.sha256, **data.facts},
+        budget=budget.text,
+        seeds=request.seeds,
+        trials=request.trials,
+        entries=_entries(request, card),
+    )
+    if existing is not None:
+        _extend(plan, existing)
+    return plan, problem, data
+
+
+def steps(plan: Plan, problem: Problem) -> dict[str, int]:
+    """The steps of each method from its calibration; those already in the plan stay."""
+    budget = Budget.parse(plan.budget)
+    return {
+        entry.address: plan.steps.get(entry.address)
+        or budget.steps(plan.calibration[entry.address]["step_seconds"], problem.tokens_per_step)
+        for entry in plan.entries
+    }
+
+
+def warnings(plan: Plan) -> list[str]:
+    """What a user should know before spending: too few seeds, or too few data, to show the difference that matters."""
+    from instar.bench import statistics
+
+    metric = plan.card.metric(plan.card.primary)
+    if plan.seeds < statistics.MINIMUM_SEEDS:
+        return [
+            f"{plan.seeds} seed(s): no interval and no verdict will be shown (that needs {statistics.MINIMUM_SEEDS} or more)."
+        ]
+    if metric.item_sd is None or metric.seed_sd is None or "test_items" not in plan.data:
+        return []
+    found = statistics.detectable(metric.seed_sd, metric.item_sd, plan.seeds, plan.data["test_items"])
+    if found <= metric.margin or math.isinf(found):
+        return []
+    return [
+        f"These data can probably not show the difference that matters: with {plan.seeds} seeds and {plan.data['test_items']} "
+        f"test items only differences of about {found:.3g} {metric.unit} are seen, and {metric.margin:g} is what counts. "
+        "More seeds or more data would help."
+    ]
+
+
+def _entries(request: Request, card: ProblemCard) -> list[Entry]:
+    added = {catalogue.add(location).slug: location for location in request.add}
+    default = card.baseline[card.accepts[0]]
+    baseline = catalogue.parse(request.baseline or default)
+    addresses = [catalogue.parse(a) for a in dict.fromkeys([str(baseline), *request.methods, *added])]
+    entries = []
+    for address in addresses:
+        method = address.card
+        if method.interface not in card.accepts:
+            raise PlanError(f"{card.slug} compares {', '.join(card.accepts)}; {address} is a {method.interface or method.kind}.")
+        cls = catalogue.load(method)
+        known = _parameters(cls)
+        arguments = {**known, **address.arguments}
+        for name, values in request.overrides.items():
+            if name in (str(address), address.slug):
+                for key in values:
+                    if key not in known:
+                        raise UnknownNameError.among(f"argument of {address.slug}", key, known)
+                arguments.update(values)
+        # `heads` is the problem's to choose unless the method was asked for its own.
+        if "heads" not in address.arguments and "heads" not in request.overrides.get(str(address), {}):
+            arguments.pop("heads", None)
+        location = added.get(address.slug)
+        file = Path(location.rpartition(":")[0]) if location else None
+        source = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file is not None and file.is_file() else None
+        entries.append(Entry(str(address), address.slug, arguments, address == baseline, location, source))
+    if len(entries) < 2:
+        others = ", ".join(slug for slug, c in catalogue.methods().items() if c.interface in card.accepts)
+        raise PlanError(f"Only the baseline {baseline} was named: there is nothing to compare. Methods: {others}.")
+    for name in request.overrides:
+        if name not in {n for e in entries for n in (e.address, e.slug)}:
+            raise UnknownNameError.among("method in --set", name, (e.address for e in entries))
+    return entries
+
+
+def _extend(plan: Plan, existing: Plan) -> None:
+    """Take over what an existing plan has fixed; refuse to mix two comparisons in one folder."""
+    for key, new, old in (
+        ("problem", plan.problem, existing.problem),
+        ("settings", plan.settings, existing.settings),
+        ("data", plan.data["sha256"], existing.data["sha256"]),
+        ("budget", plan.budget, existing.budget),
+        ("baseline", plan.baseline.address, existing.baseline.address),
+    ):
+        if new != old:
+            raise PlanError(f"This folder holds another comparison: its {key} is {old}, asked was {new}. Choose another --out.")
+    plan.calibration = dict(existing.calibration)
+    plan.steps = dict(existing.steps)
+    plan.seeds = max(plan.seeds, existing.seeds)
+    plan.trials = max(plan.trials, existing.trials)
+    asked = {entry.address: entry for entry in plan.entries}
+    plan.entries = [asked.pop(e.address, e) for e in existing.entries] + list(asked.values())
+
+
+def _parameters(cls: type) -> dict[str, Any]:
+    """Constructor arguments that have a default, with it."""
+    found: Sequence[inspect.Parameter] = list(inspect.signature(cls).parameters.values())
+    return {p.name: p.default for p in found if p.default is not inspect.Parameter.empty}
