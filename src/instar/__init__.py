@@ -15,13 +15,15 @@ _PUBLIC = {
     "InstarError": "instar.errors",
     "Mixer": "instar.interfaces",
     "Problem": "instar.interfaces",
+    "Request": "instar.bench.plan",
     "check": "instar.checks",
     "cite": "instar.catalogue",
-    "compare": "instar.bench",
+    "compare": "instar.bench.compare",
     "get": "instar.catalogue",
     "methods": "instar.catalogue",
     "problems": "instar.catalogue",
     "report": "instar.report",
+    "reproduce": "instar.bench.reproduce",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -172,7 +172,9 @@ def add(location: str) -> Card:
         cls, path = getattr(module, name), file.with_suffix(".toml")
     card = cards.read(path, Card) if path.is_file() else _minimal(cls, path)
     if card.slug in _discover("methods") and _discover("methods")[card.slug].path != card.path:
-        raise CardError(f"{location}: the slug '{card.slug}' is taken by {_discover('methods')[card.slug].path}; rename the file.")
+        raise CardError(
+            f"{location}: the slug '{card.slug}' is taken by {_discover('methods')[card.slug].path}; rename the file."
+        )
     _ADDED[card.slug] = (card, cls)
     return card
 
@@ -207,3 +209,9 @@ def claims(cards_: Iterable[Card] | None = None) -> Iterator[tuple[Card, Claim]]
     for card in methods().values() if cards_ is None else cards_:
         for claim in card.claims:
             yield card, claim
+
+
+def cite(*addresses: str) -> str:
+    """BibTeX of the named methods (all when none is named), each paper once."""
+    chosen = [parse(a).card for a in addresses] or list(methods().values())
+    return "\n\n".join(dict.fromkeys(card.paper.bibtex.strip() for card in chosen if card.paper)) + "\n"

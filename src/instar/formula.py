@@ -46,7 +46,7 @@ def names(text: str) -> set[str]:
 
 
 def evaluate(text: str, variables: Mapping[str, float]) -> float:
-    """The value of a formula. Raises FormulaError for anything but numbers, the given names, + - * / // % ** and a few functions."""
+    """The value of a formula. Raises FormulaError for anything but numbers, known names, + - * / // % ** and a few functions."""
 
     def visit(node: ast.expr) -> float:
         match node:

@@ -72,6 +72,7 @@ def compare(
     out: Path,
     *,
     jobs: int | None = None,
+    train: bool = True,
     timed: bool = True,
     metrics: Iterable[str] | None = None,
     dry_run: bool = False,
@@ -82,9 +83,11 @@ def compare(
     """Run what is missing of a comparison.
 
     request: problem, methods, seeds, budget, trials (see `instar.bench.plan.Request`).
-    out: folder of the plan and the records. jobs: runs at a time (default: one a core), each with its share of the threads.
-    timed: whether to make the timing pass; metrics: only these workloads. dry_run: plan and calibrate, write nothing.
-    retry_failed: forget records of failures. Guard a script's entry with `if __name__ == "__main__"`: runs are processes.
+    out: folder of the plan and the records.
+    jobs: runs at a time (default: one a core), each with its share of the threads.
+    train: whether to train and evaluate; timed: whether to make the timing pass; metrics: only these workloads.
+    dry_run: plan and calibrate, write nothing. retry_failed: forget records of failures.
+    Guard a script's entry with `if __name__ == "__main__"`: runs are processes.
 
     Raises PlanError, DataError, BudgetError, UnknownNameError before anything is spent. A failing run is a record, not an error.
     """
@@ -98,15 +101,16 @@ def compare(
     plan, problem, _ = planning.prepare(request, Plan.load(path) if path.exists() else None)
     if not dry_run:
         files.folder(out)
-    engine.calibrate(plan)
-    plan.steps = planning.steps(plan, problem)
+    if train:
+        engine.calibrate(plan)
+        plan.steps = planning.steps(plan, problem)
     if retry_failed:
         for old in list(engine.store.all()):
             if old["status"] != "ok":
                 engine.store.path(old["id"]).unlink()
     result = Comparison(plan, out, warnings=planning.warnings(plan))
-    trials = list(plan.trial_tasks(out))
-    final = list(plan.tasks(out))
+    trials = list(plan.trial_tasks(out)) if train else []
+    final = list(plan.tasks(out)) if train else []
     listener.plan(plan, sum(not engine.store.has(t.id) for t in (*trials, *final)), len(trials) + len(final))
     for text in result.warnings:
         listener.note(text)

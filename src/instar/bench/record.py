@@ -71,7 +71,7 @@ def load(path: Path) -> Record:
         raise RecordError(f"{path} cannot be read: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} is no complete record ({error}). Delete it and run the same command again.") from error
-    if not isinstance(record, dict) or not _REQUIRED <= record.keys():
+    if not isinstance(record, dict) or _REQUIRED - record.keys():
         raise RecordError(f"{path} is no record of Instar: it must hold {', '.join(sorted(_REQUIRED))}.")
     if record["schema"] != SCHEMA:
         raise RecordError(f"{path} has schema {record['schema']!r}; this version reads {SCHEMA}.")

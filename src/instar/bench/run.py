@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import resource
 import shutil
 import sys
@@ -121,7 +122,7 @@ def calibrate(task: Task, threads: int, progress: Progress, steps: int = 12) -> 
         return ticks[-1] - ticks[0] > 20 and len(ticks) > 4  # a slow method needs no dozen
 
     problem.fit(subject, data.train, steps=steps, seed=0, monitor=monitor)
-    each = [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    each = [b - a for a, b in itertools.pairwise(ticks)]
     return {"step_seconds": min(each[2:] or each), "peak_rss_bytes": float(peak_rss())}
 
 

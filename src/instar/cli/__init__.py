@@ -1,0 +1,24 @@
+"""The command line. `main` is the entry point; no command imports torch before it needs it."""
+
+from __future__ import annotations
+
+import sys
+
+from instar.errors import InstarError
+
+
+def main() -> None:
+    """Run the command line: an InstarError is one clear message and its exit code, an interrupt is 130."""
+    from instar.cli.app import app
+
+    try:
+        app(standalone_mode=True)
+    except InstarError as error:
+        sys.stderr.write(f"instar: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninstar: interrupted. What is finished is kept; the same command goes on from there.\n")
+        sys.exit(130)
+    except BrokenPipeError:  # `instar list | head`
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,275 @@
+"""Claims: sentences of papers, run and judged here. A verdict is computed from records; it is stored nowhere and typed nowhere.
+
+Claims that ask for the same problem under the same conditions share one folder of `results/` (and so their runs).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instar import catalogue
+from instar.bench import record, statistics
+from instar.bench.record import Record, Store
+from instar.bench.statistics import Estimate, Verdict
+from instar.cards import Card, Claim, Metric
+from instar.errors import PlanError, UnknownNameError
+
+QUICK_SEEDS = 3
+_PLAN_KEYS = ("budget", "data")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim with what was found. `value` and `interval` are the improvement in the claimed direction: a difference for quality,
+    a ratio for times and costs, the figure itself for slope, threshold and exact."""
+
+    method: str
+    claim: str
+    kind: str
+    measure: str
+    subject: str
+    against: str | float | None
+    direction: str
+    margin: float
+    verdict: Verdict
+    value: float | None
+    interval: tuple[float, float] | None
+    seeds: int
+    text: str
+    source: str
+    paper_value: str | None
+    reason: str | None
+    core_minutes: float
+    command: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """One folder of results: the runs that a set of claims needs."""
+
+    folder: str
+    problem: str
+    methods: tuple[str, ...]
+    settings: dict[str, Any]
+    budget: str
+    seeds: int
+    train: bool
+    timed: tuple[str, ...]
+
+
+def results_folder() -> Path:
+    """`results/` of the working folder, else the records that came with the package."""
+    local = Path("results")
+    return local if local.is_dir() else Path(__file__).resolve().parents[1] / "_results"
+
+
+def select(addresses: Iterable[str] = (), claim: str | None = None) -> list[tuple[Card, Claim]]:
+    """The claims of some methods (all when none is named); a preset keeps the claims that mention it."""
+    named = [catalogue.parse(a) for a in addresses]
+    chosen = list(catalogue.claims([a.card for a in named] if named else None))
+    for address in named:
+        if address.preset != "default":
+            chosen = [
+                (card, c) for card, c in chosen if card.slug != address.slug or str(address) in (subject(card, c), str(c.against))
+            ]
+    if claim is not None:
+        known = {c.id for _, c in chosen}
+        if claim not in known:
+            raise UnknownNameError.among("claim", claim, known)
+        chosen = [(card, c) for card, c in chosen if c.id == claim]
+    return chosen
+
+
+def subject(card: Card, claim: Claim) -> str:
+    """The address that the claim speaks of."""
+    return str(catalogue.parse(claim.subject or card.slug))
+
+
+def metric_of(claim: Claim) -> tuple[str, Metric]:
+    """The problem and metric that a claim measures."""
+    problem, _, metric = str(claim.measure).partition(".")
+    return problem, catalogue.problem(problem).metric(metric)
+
+
+def works(claims: Sequence[tuple[Card, Claim]], seeds: int | None = None, quick: bool = False) -> list[Work]:
+    """The runs that these claims need, those with equal conditions together."""
+    found: dict[str, Work] = {}
+    for card, claim in claims:
+        if claim.kind == "untestable":
+            continue
+        problem, metric = metric_of(claim)
+        settings = {k: v for k, v in claim.conditions.items() if k != "budget"}
+        budget = str(claim.conditions.get("budget", catalogue.problem(problem).budget))
+        timing = metric.kind == "time"
+        name = folder_name(claim, quick)
+        names = [subject(card, claim)]
+        if isinstance(claim.against, str) and not claim.against.startswith("self@"):
+            names.append(str(catalogue.parse(claim.against)))
+        wanted = [metric.id, *_conditions(claim)] if timing else []
+        old = found.get(name)
+        count = seeds or (QUICK_SEEDS if quick else 1 if metric.kind != "quality" else claim.seeds)
+        found[name] = Work(
+            folder=name,
+            problem=problem,
+            methods=tuple(dict.fromkeys([*(old.methods if old else ()), *names])),
+            settings=settings,
+            budget=_tenth(budget) if quick and not timing else budget,
+            seeds=max(count, old.seeds if old else 1),
+            train=not timing or bool(old and old.train),
+            timed=tuple(dict.fromkeys([*(old.timed if old else ()), *wanted])),
+        )
+    return list(found.values())
+
+
+def folder_name(claim: Claim, quick: bool = False) -> str:
+    """Readable, and the same for equal conditions: `text-tinyshakespeare-800steps-1a2b3c`."""
+    problem, metric = metric_of(claim)
+    readable = [str(v) for k, v in claim.conditions.items() if k in _PLAN_KEYS and isinstance(v, str)]
+    kind = "timing" if metric.kind == "time" else "runs"
+    digest = hashlib.sha256(json.dumps([problem, kind, claim.conditions], sort_keys=True).encode()).hexdigest()[:6]
+    words = ["quick"] if quick else []
+    words += [problem, *(["timing"] if kind == "timing" else sorted(readable, key=lambda w: w[0].isdigit()))]
+    return "-".join([*words, digest])
+
+
+def judge(card: Card, claim: Claim, results: Path, quick: bool = False) -> Judgement:
+    """The verdict of one claim from the records that are there."""
+    verdict: Verdict = "not testable at this scale"
+    estimate: Estimate | None = None
+    reason, minutes = claim.reason, 0.0
+    if claim.kind != "untestable":
+        records = list(Store(results / folder_name(claim, quick)).all())
+        minutes = sum(r.get("resources", {}).get("cpu_seconds", 0.0) for r in records) / 60
+        estimate, verdict, reason = _decide(card, claim, records)
+    return Judgement(
+        method=card.slug,
+        claim=claim.id,
+        kind=claim.kind,
+        measure=claim.measure or "",
+        subject=subject(card, claim),
+        against=claim.against,
+        direction=claim.direction,
+        margin=claim.margin,
+        verdict=verdict,
+        value=None if estimate is None else estimate.value,
+        interval=None if estimate is None else estimate.interval,
+        seeds=0 if estimate is None else estimate.seeds,
+        text=claim.text,
+        source=claim.source,
+        paper_value=claim.paper_value,
+        reason=reason,
+        core_minutes=round(minutes, 2),
+        command=f"instar reproduce {card.slug} --claim {claim.id}" + (" --quick" if quick else ""),
+    )
+
+
+def _decide(card: Card, claim: Claim, records: list[Record]) -> tuple[Estimate | None, Verdict, str | None]:
+    metric = metric_of(claim)[1]
+    if claim.kind == "slope":
+        return _slope(claim, subject(card, claim), records)
+    name = metric.id.partition("@")[0]
+    measures = [f"{name}@{condition}" for condition in claim.over] or [metric.id]
+    judged = [_one(claim, metric, measure, subject(card, claim), records) for measure in measures]
+    if any(estimate is None for estimate, _ in judged):
+        failures = [f"{r['address']}: {r['status']}: {r['reason']}" for r in records if r["status"] != "ok"]
+        return None, "undecided" if failures else "not run", "; ".join(failures[:3]) or None
+    verdict = statistics.together([v for _, v in judged])
+    return judged[-1][0], verdict, None
+
+
+def _one(claim: Claim, metric: Metric, measure: str, who: str, records: list[Record]) -> tuple[Estimate | None, Verdict]:
+    read: Callable[..., dict[Any, Any]] = {"quality": _items, "cost": _costs, "time": _rounds}[metric.kind]
+    mine = read(records, who, measure)
+    if isinstance(claim.against, float):
+        theirs: dict[Any, Any] | None = None
+    elif str(claim.against).startswith("self@"):
+        theirs = read(records, who, f"{measure.partition('@')[0]}@{str(claim.against).removeprefix('self@')}")
+    else:
+        theirs = read(records, str(catalogue.parse(str(claim.against))), measure)
+    keys = sorted(k for k in mine if theirs is None or k in theirs)
+    if not keys:
+        return None, "not run"
+    a = [mine[k] for k in keys]
+    b = None if theirs is None else [theirs[k] for k in keys]
+    if claim.kind in ("threshold", "exact"):
+        value = statistics.value(a) if metric.kind == "quality" else _spread(a)
+        target = float(claim.against) if isinstance(claim.against, float) else float(b[0]) if b else 0.0
+        if claim.kind == "exact":
+            return value, "holds" if all(x == target for x in a) else "does not hold here"
+        shifted = Estimate(value.value - target, *_shift(value, target), value.seeds, value.items)
+        return value, statistics.superior(statistics.improvement(shifted, claim.direction), claim.margin)
+    if b is None:
+        raise PlanError(f"The claim {claim.id} compares with a number; its kind must be threshold or exact.")
+    if claim.kind == "ratio":
+        ratio = statistics.ratio(b, a) if claim.direction == "lower" else statistics.ratio(a, b)
+        if metric.kind == "cost":
+            ratio = statistics.exact(ratio.value)
+        return ratio, statistics.superior(ratio, claim.margin)
+    difference = statistics.paired(a, b) if metric.kind == "quality" else statistics.exact(a[0] - b[0])
+    gain = statistics.improvement(difference, claim.direction)
+    return gain, statistics.equivalent(gain, claim.margin) if claim.kind == "parity" else statistics.superior(gain, claim.margin)
+
+
+def _slope(claim: Claim, who: str, records: list[Record]) -> tuple[Estimate | None, Verdict, str | None]:
+    metric = metric_of(claim)[1]
+    read = _costs if metric.kind == "cost" else _rounds
+    columns = [list(read(records, who, measure).values()) for measure in _conditions(claim)]
+    if not all(columns):
+        return None, "not run", None
+    found = statistics.slope([float(c) for c in claim.over], list(zip(*columns, strict=False)))
+    target = claim.against if isinstance(claim.against, float) else 1.0
+    shifted = Estimate(found.value - target, *_shift(found, target), found.seeds)
+    return found, statistics.superior(statistics.improvement(shifted, claim.direction), claim.margin), None
+
+
+def _items(records: list[Record], address: str, measure: str) -> dict[int, Any]:
+    """Items by seed."""
+    found = {}
+    for item in records:
+        if item["kind"] == "run" and item["status"] == "ok" and item["address"] == address:
+            entry = record.items(item, measure)
+            if entry is not None:
+                found[int(item["spec"]["seed"])] = entry
+    return found
+
+
+def _costs(records: list[Record], address: str, measure: str) -> dict[int, float]:
+    """A deterministic figure: every seed has the same."""
+    for item in records:
+        if item["kind"] == "run" and item["status"] == "ok" and item["address"] == address and measure in item["costs"]:
+            return {0: item["costs"][measure]}
+    return {}
+
+
+def _rounds(records: list[Record], address: str, measure: str) -> dict[int, float]:
+    """The rounds of the timing pass, which pair over methods and lengths."""
+    for item in reversed(records):
+        rounds = item.get("times", {}).get(address, {}).get(measure, {}).get("rounds")
+        if item["kind"] == "timing" and rounds:
+            return dict(enumerate(rounds))
+    return {}
+
+
+def _spread(values: Sequence[float]) -> Estimate:
+    return statistics.exact(values[0]) if len(set(values)) == 1 else statistics.student(values)
+
+
+def _shift(value: Estimate, by: float) -> tuple[float | None, float | None]:
+    return (None, None) if value.low is None or value.high is None else (value.low - by, value.high - by)
+
+
+def _conditions(claim: Claim) -> list[str]:
+    """The other metrics that a claim reads beside its measure."""
+    name = str(claim.measure).partition(".")[2].partition("@")[0]
+    against = str(claim.against)
+    return [f"{name}@{c}" for c in [*claim.over, *([against.removeprefix("self@")] if against.startswith("self@") else [])]]
+
+
+def _tenth(budget: str) -> str:
+    """A tenth of a budget given in steps."""
+    return f"{max(1, int(budget.removesuffix('steps')) // 10)}steps" if budget.endswith("steps") else budget
