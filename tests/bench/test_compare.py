@@ -1,0 +1,221 @@
+"""A comparison on a small real problem: resumable, all or nothing, failures recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instar.bench.compare import compare
+from instar.bench.plan import Plan, Request
+from instar.bench.record import Store
+from instar.bench.summary import summarise
+from instar.errors import BudgetError, DataError, OutputError, PlanError, RecordError, UnknownNameError
+
+SMALL = {"length": 24, "pairs": 2, "vocab": 16, "width": 16, "batch": 4, "test_sequences": 20}
+WORDS = [w for key, value in SMALL.items() for w in ("--set", f"{key}={value}")]
+
+
+def request(**changes: Any) -> Request:
+    values: dict[str, Any] = {"problem": "recall", "methods": ("gru",), "settings": SMALL, "seeds": 2, "budget": "4steps"}
+    return Request(**{**values, **changes})
+
+
+def run(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([sys.executable, "-m", "instar", *words], cwd=cwd, capture_output=True, text=True, env=env)
+
+
+def stamps(root: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in (root / "runs").glob("*.json")}
+
+
+def test_the_second_time_nothing_runs(tmp_path: Path) -> None:
+    first = compare(request(), tmp_path, timed=False)
+    before, plan = stamps(tmp_path), (tmp_path / "plan.json").read_bytes()
+    second = compare(request(), tmp_path, timed=False)
+    assert (first.ran, first.failed, second.ran) == (4, 0, 0)
+    assert stamps(tmp_path) == before
+    assert (tmp_path / "plan.json").read_bytes() == plan
+
+
+def test_a_plan_grows_by_methods_and_seeds_and_refuses_to_become_another(tmp_path: Path) -> None:
+    compare(request(), tmp_path, timed=False)
+    before = stamps(tmp_path)
+    grown = compare(request(seeds=3), tmp_path, timed=False)
+    assert grown.ran == 2
+    assert before.items() <= stamps(tmp_path).items()
+    for other in (request(budget="5steps"), request(settings={**SMALL, "pairs": 3}), request(problem="text", settings={})):
+        with pytest.raises(PlanError, match="another comparison"):
+            compare(other, tmp_path, timed=False)
+
+
+def test_the_records_say_everything(tmp_path: Path) -> None:
+    compare(request(seeds=3), tmp_path, timed=False)
+    for record in Store(tmp_path).all():
+        assert record["status"] == "ok"
+        assert record["curve"][-1][0] == record["spec"]["steps"] == 4
+        metric = record["metrics"]["accuracy"]
+        assert len(metric["totals"]) == len(metric["weights"]) == record["data"]["test_items"] == 20
+        assert record["costs"]["parameters"] > 0
+        assert record["costs"]["peak_train_bytes"] > record["costs"]["parameters"] * 4
+        assert record["resources"]["cpu_seconds"] > 0
+        assert record["environment"]["torch"]
+        assert record["command"].startswith("instar compare recall")
+    (group,) = summarise(list(Store(tmp_path).all()))
+    assert [row.address for row in group.rows] == ["softmax", "gru"]
+    cell = group.rows[1].cells["accuracy"]
+    assert cell.difference is not None
+    assert cell.difference.interval is not None
+    assert len(cell.by_seed) == 3
+
+
+def test_seeds_are_paired_and_runs_are_deterministic(tmp_path: Path) -> None:
+    """The same run in another folder gives the same figures to the last bit."""
+    compare(request(seeds=1), tmp_path / "a", timed=False)
+    compare(request(seeds=1), tmp_path / "b", timed=False)
+    a, b = ({r["id"]: r["metrics"] for r in Store(tmp_path / x).all()} for x in "ab")
+    assert a == b
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    result = compare(request(), tmp_path / "new", dry_run=True)
+    assert not (tmp_path / "new").exists()
+    assert result.plan.steps == {"softmax": 4, "gru": 4}
+
+
+def test_a_failing_method_is_a_record_with_a_reason(tmp_path: Path) -> None:
+    toy = Path(__file__).parents[1] / "fixtures/toy_package/src/toy_mixers/moving_average.py"
+    late = toy.read_text().replace(
+        "return self.out(mixed",
+        "self.calls = getattr(self, 'calls', 0) + 1\n        if self.calls > 13:\n            mixed = mixed * float('nan')\n        return self.out(mixed",
+    )
+    (tmp_path / "late.py").write_text(late)
+    result = compare(
+        request(methods=(), add=(f"{tmp_path}/late.py:MovingAverage",), seeds=1, budget="40steps"), tmp_path / "out", timed=False
+    )
+    assert (result.ran, result.failed) == (2, 1)
+    (bad,) = [r for r in Store(tmp_path / "out").all() if r["status"] != "ok"]
+    assert bad["status"] == "diverged"
+    assert "nan" in bad["reason"].lower()
+    (group,) = summarise(list(Store(tmp_path / "out").all()))
+    assert "diverged" in group.rows[1].failures[0]
+    assert "accuracy" not in group.rows[1].cells
+    again = compare(
+        request(methods=(), add=(f"{tmp_path}/late.py:MovingAverage",), seeds=1, budget="40steps"), tmp_path / "out", timed=False
+    )
+    assert again.ran == 0  # a failure is a finished run
+
+
+def test_tuning_gives_every_method_the_same_trials(tmp_path: Path) -> None:
+    result = compare(request(seeds=1, trials=3), tmp_path, timed=False)
+    records = list(Store(tmp_path).all())
+    trials = [r for r in records if r["kind"] == "trial"]
+    assert len(trials) == 6
+    assert {r["split"] for r in trials} == {"valid"}
+    assert {r["split"] for r in records if r["kind"] == "run"} == {"test"}
+    assert result.ran == 8
+    assert compare(request(seeds=1, trials=3), tmp_path, timed=False).ran == 0
+
+
+def test_the_timing_pass_is_interleaved_and_complete(tmp_path: Path) -> None:
+    result = compare(
+        request(problem="text", settings={"width": 16, "depth": 1}), tmp_path, train=False, metrics=["layer_seconds@256"]
+    )
+    (record,) = Store(tmp_path).all()
+    assert result.failed == 0
+    assert set(record["times"]) == {"softmax", "gru"}
+    for times in record["times"].values():
+        entry = times["layer_seconds@256"]
+        assert len(entry["rounds"]) >= 3
+        assert 0 < entry["minimum"] <= entry["median"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"methods": ("grus",)}, UnknownNameError, "gru"),
+        ({"methods": ()}, PlanError, "only the baseline|Only the baseline"),
+        ({"budget": "1e-9s"}, BudgetError, "Cannot read"),
+        ({"budget": "0.00001s"}, BudgetError, "one step"),
+        ({"budget": "1tok"}, BudgetError, "one step"),
+        ({"budget": "0steps"}, BudgetError, "one step"),
+        ({"seeds": 0}, PlanError, "1 seed"),
+        ({"settings": {"lenght": 24}}, UnknownNameError, "length"),
+        ({"overrides": {"gru": {"widht": 3}}}, UnknownNameError, "argument"),
+        ({"overrides": {"gla": {"heads": 3}}}, UnknownNameError, "gru"),
+        ({"problem": "text", "settings": {"data": "/nonexistent/file.txt"}}, DataError, "nonexistent"),
+        ({"add": ("/nonexistent/file.py:X",)}, DataError, "no file"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_spent(
+    tmp_path: Path, change: dict[str, Any], error: type, words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        compare(request(**change), tmp_path / "out", timed=False)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_an_unwritable_folder_and_damaged_files_are_clear_errors(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="--out"):
+        compare(request(), tmp_path / "file" / "out", timed=False)
+    out = tmp_path / "out"
+    compare(request(seeds=1), out, timed=False)
+    victim = next((out / "runs").glob("*.json"))
+    victim.write_bytes(victim.read_bytes()[:100])
+    done = run("report", str(out), "-o", "page.html", cwd=tmp_path)
+    assert done.returncode == 3
+    assert victim.name in done.stderr
+    assert "Delete it" in done.stderr
+    (out / "plan.json").write_text('{"schema": 1')
+    with pytest.raises(RecordError, match="plan"):
+        Plan.load(out / "plan.json")
+
+
+def test_kill_at_random_moments_then_only_what_is_missing_runs(tmp_path: Path) -> None:
+    words = [
+        "compare",
+        "recall",
+        "--methods",
+        "gru",
+        "--seeds",
+        "3",
+        "--budget",
+        "30steps",
+        "--no-timing",
+        *WORDS,
+        "--out",
+        "out",
+        "--json",
+    ]
+    generator, out, kills = random.Random(0), tmp_path / "out", 0
+    for _ in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "instar", *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=generator.uniform(2.0, 14.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        finished = stamps(out)
+        for path in (out / "runs").glob("*.json"):
+            json.loads(path.read_text())  # whole, or not there
+        time.sleep(0.2)
+        assert finished.items() <= stamps(out).items()
+    assert kills >= 1
+    before = stamps(out)
+    last = json.loads(run(*words, cwd=tmp_path).stdout)
+    assert last["ran"] == 6 - len(before)
+    assert last["failed"] == 0
+    assert before.items() <= stamps(out).items()
+    assert len(stamps(out)) == 6
