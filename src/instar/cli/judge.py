@@ -126,7 +126,8 @@ def reproduce(
 ) -> None:
     """Run the claims of a paper here and judge them: holds, does not hold here, undecided, partly, not testable at this scale.
 
-    Examples:  `instar reproduce gla`  ·  `instar reproduce aaren --claim cannot_recall --seeds 5`  ·  `instar reproduce gla --quick`
+    Examples:  `instar reproduce gla`  ·  `instar reproduce aaren --claim cannot_recall --seeds 5`
+    ·  `instar reproduce gla --quick`
     """
     from instar.bench.reproduce import reproduce as run
     from instar.cli.progress import Line
@@ -141,16 +142,24 @@ def claims(
     results: Annotated[
         Path | None, typer.Option(help="Folder of the records; default: results/ here, or the package's own.")
     ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Write them as a table between the ledger markers of this Markdown file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the claims with the verdicts that the records give.
 
-    Examples:  `instar claims`  ·  `instar claims gla --json`
+    Examples:  `instar claims`  ·  `instar claims gla --json`  ·  `instar claims --into README.md`
     """
     from instar.bench.claims import judge, results_folder, select
+    from instar.report import ledger
 
     folder = results or results_folder()
-    _print_claims([asdict(judge(card, claim, folder)) for card, claim in select(methods or ())], as_json)
+    rows = [asdict(judge(card, claim, folder)) for card, claim in select(methods or ())]
+    if into is not None:
+        ledger.insert(into, rows)
+    else:
+        _print_claims(rows, as_json)
 
 
 def report(

@@ -1,0 +1,48 @@
+"""The ledger of claims as Markdown, and its place in a README: between two marker lines, never typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from instar import files
+from instar.errors import OutputError
+
+BEGIN, END = "<!-- ledger: instar claims --into README.md -->", "<!-- end of ledger -->"
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a claim: what the paper says, what was found here, the verdict."""
+    lines = [
+        "| method | claim | verdict here | improvement [95 % interval] | needed | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        interval = "" if row["interval"] is None else f" [{row['interval'][0]:.3g}, {row['interval'][1]:.3g}]"
+        found = "" if row["value"] is None else f"{row['value']:.3g}{interval}"
+        needed = "" if row["kind"] == "untestable" else _needed(row)
+        cells = (row["method"], row["text"], f"**{row['verdict']}**", found, needed, str(row["seeds"] or ""))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _needed(row: dict[str, Any]) -> str:
+    if row["kind"] == "parity":
+        return f"within ±{row['margin']:g}"
+    if row["kind"] == "exact":
+        return f"= {row['against']}"
+    return f"> {row['margin']:g}"
+
+
+def insert(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Replace what stands between the markers of `path`. Raises OutputError when there are none."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise OutputError(f"Cannot read {path}: {error.strerror}.") from error
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise OutputError(f"{path} has no place for the ledger: put the lines '{BEGIN}' and '{END}' where it belongs.")
+    files.write(path, f"{before}{BEGIN}\n{markdown(rows)}\n{END}{after}")
