@@ -64,6 +64,12 @@ class CheckpointError(InstarError):
     """A checkpoint with missing keys, wrong shapes, or that is no safetensors file."""
 
 
+class ContractError(InstarError):
+    """A check of `instar.checks` that the method under test does not pass."""
+
+    exit_code = 1
+
+
 class DivergedError(InstarError):
     """Training or evaluation produced a value that is not finite."""
 

@@ -1,0 +1,155 @@
+"""Whether the numbers can be trusted: oracle, gradients, repeatability, extremes, half precision."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from instar.checks.sequence import LONG, ragged, starts
+from instar.checks.subject import Subject
+from instar.checks.trace import finite, in_pieces, observe, same, same_trace
+from instar.errors import ContractError
+from instar.state import State, leaves, tree_map
+
+
+def check_reference(subject: Subject) -> None:
+    """`forward` equals `reference`: outputs, final state, all gradients, with padding and packing too."""
+    mixer = subject.build()
+    because = "Decide which of the two is the paper's; the reference is the oracle."
+    for T, size, flags in (
+        (subject.tokens(12), 1.0, False),
+        (subject.tokens(LONG), 1.0, False),
+        (subject.tokens(LONG), 10.0, False),
+        (subject.tokens(40), 1.0, True),
+    ):
+        x, state = size * subject.x(4, T), subject.warm(mixer, 4)
+        mask, reset = (ragged(4, T), starts(4, T)) if flags else (None, None)
+        fast = observe(subject, mixer, mixer, x, state, mask=mask, reset=reset)
+        slow = observe(subject, mixer, mixer.reference, x, state, mask=mask, reset=reset)
+        kind = f"{T} tokens of size {size:g}{' with padding and packing' if flags else ''}"
+        what = f"reference: forward on {kind}, against reference"
+        same_trace(subject, fast, slow, what, because)
+
+
+def check_precision(subject: Subject) -> None:
+    """In float32, weak and strong inputs: `forward` stays near what `reference` computes in float64."""
+    mixer = subject.build(torch.float32)
+    exact = copy.deepcopy(mixer).double()
+    for size in (1.0, 10.0):
+        x = size * subject.x(2, subject.tokens(LONG), torch.float32)
+        got, want = mixer(x)[0].detach(), exact.reference(x.double())[0].detach()
+        what = f"precision: the float32 output for inputs of size {size:g}, against the float64 reference,"
+        same(got, want, 2e-3, what, "Look for differences of large numbers, and exponents that should be bounded.")
+
+
+def check_gradients(subject: Subject) -> None:
+    """Autograd agrees with central differences, along a random direction of each input, parameter and state tensor."""
+    mixer, T = subject.build(), subject.tokens(7)
+    x, state = subject.x(2, T), subject.warm(mixer, 2)
+    weights = [subject.x(2, T), subject.x(2, 2)]
+    tail = subject.x(2, 2)
+    x.requires_grad_()
+    state = tree_map(lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, state)
+
+    def loss() -> Tensor:
+        y, after = mixer(x, state)
+        total = (y * weights[0]).sum()
+        return total + (mixer(tail, after)[0] * weights[1]).sum() if subject.streaming else total
+
+    wanted = {"x": x, **{f"parameter {n}": p for n, p in mixer.named_parameters()}}
+    wanted |= {f"initial state leaf {i}": leaf for i, leaf in enumerate(leaves(state)) if leaf.requires_grad and leaf.numel()}
+    taken = torch.autograd.grad(loss(), list(wanted.values()), allow_unused=True)
+    step, allowed = (1e-5, 1e-6) if subject.dtype == torch.float64 else (1e-2, 2e-2)
+    for (name, tensor), gradient in zip(wanted.items(), taken, strict=True):
+        direction = torch.randn_like(tensor)
+        found = 0.0 if gradient is None else float((gradient * direction).sum())
+        measured = _slope(loss, tensor, direction, step)
+        if abs(found - measured) > allowed * max(1.0, abs(measured)):
+            raise ContractError(
+                f"gradients: along a random direction of {name} autograd says {found:.6g}, central differences {measured:.6g}. "
+                "Look for detach, no_grad, in-place writes or a custom backward."
+            )
+
+
+@torch.no_grad()
+def _slope(loss: Callable[[], Tensor], tensor: Tensor, direction: Tensor, step: float) -> float:
+    """Central difference of the loss along a direction; the tensor is put back to the bit."""
+    kept = tensor.clone()
+    tensor.copy_(kept + step * direction)
+    up = float(loss())
+    tensor.copy_(kept - step * direction)
+    down = float(loss())
+    tensor.copy_(kept)
+    return (up - down) / (2 * step)
+
+
+def check_deterministic(subject: Subject) -> None:
+    """The same call twice gives the same bits, whatever the global generator holds."""
+    for training in (False, True):
+        mixer = subject.build().train(training)
+        x, state = subject.x(2, subject.tokens(20)), subject.warm(mixer, 2)
+        if not torch.equal(mixer(x, state)[0], mixer(x, state)[0]):
+            mode = "training" if training else "eval"
+            raise ContractError(
+                f"deterministic: two equal calls in {mode} mode differ. Random numbers need the tag 'stochastic'."
+            )
+
+
+def check_seeded(subject: Subject) -> None:
+    """A stochastic mixer: fixed in eval mode; in training mode the generator's state decides, and it does decide."""
+    mixer = subject.build().eval()
+    x, state = subject.x(2, subject.tokens(20)), subject.warm(mixer, 2)
+    if not torch.equal(mixer(x, state)[0], mixer(x, state)[0]):
+        raise ContractError("seeded: two equal calls in eval mode differ; draw random numbers in training mode only.")
+    mixer.train()
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(mixer(x, state)[0])
+    if not torch.equal(outputs[0], outputs[1]):
+        raise ContractError("seeded: equal states of torch's generator gave two outputs; draw from torch's generator alone.")
+    if torch.equal(outputs[0], outputs[2]):
+        raise ContractError("seeded: tagged 'stochastic', but the generator changes nothing in training mode; drop the tag.")
+
+
+def check_extremes(subject: Subject) -> None:
+    """float32 values and gradients stay finite for huge inputs, long sequences and rows without a real token."""
+    mixer, T = subject.build(torch.float32), subject.tokens(LONG)
+    nothing = torch.zeros(2, T, dtype=torch.bool)
+    long = subject.x(1, subject.tokens(2048), torch.float32)
+    for name, x, mask in (
+        ("inputs of size 1000", 1e3 * subject.x(2, T, torch.float32), None),
+        ("inputs of size 1e-30", 1e-30 * subject.x(2, T, torch.float32), None),
+        ("inputs of zero", torch.zeros(2, T, subject.width), None),
+        (f"{long.shape[1]} tokens", long, None),
+        (f"{long.shape[1]} equal tokens of size 30", 30 * long[:, :1].sign().expand_as(long), None),
+        ("rows without a real token", subject.x(2, T, torch.float32), nothing),
+    ):
+        trace = observe(subject, mixer, mixer, x, mask=mask)
+        because = "Look for exp, log, division or square roots without a bound."
+        finite(trace.output, f"extremes: for {name} the output", because)
+        finite(trace.after, f"extremes: after {name} a later output", because)
+        for what, gradient in trace.gradients.items():
+            finite(gradient, f"extremes: for {name} the gradient with respect to {what}", because)
+
+
+def check_autocast(subject: Subject) -> None:
+    """Under bfloat16 autocast, in one call and in pieces: finite, and near float32, with finite gradients."""
+    mixer, T = subject.build(torch.float32), subject.tokens(40)
+    x = subject.x(2, T, torch.float32)
+    want = mixer(x)[0].detach()
+    ways: dict[str, list[int]] = {"in one call": []} | ({"in pieces": [T // 2, T // 2 + 1]} if subject.streaming else {})
+    for name, cuts in ways.items():
+
+        def half(*args: Tensor, cuts: list[int] = cuts, **flags: Tensor | None) -> tuple[Tensor, State]:
+            with torch.autocast("cpu", torch.bfloat16):
+                return in_pieces(mixer, cuts)(*args, **flags)
+
+        trace = observe(subject, mixer, half, x)
+        because = "A sum or an exponent that needs float32 runs in bfloat16."
+        same(trace.output.float(), want, 0.1, f"autocast: the output in bfloat16 {name}, against float32,", because)
+        for what, gradient in trace.gradients.items():
+            finite(gradient, f"autocast: {name} the gradient with respect to {what}", because)
