@@ -100,6 +100,8 @@ def prefix_attention(
             method = "sequential" if T == 1 else "block"
         if method == "block":
             x, end, x_end = _block(m, x, reset, state.m, _join(state), block)
+        elif method == "sequential":
+            x, end, x_end = _sequential(m, x, reset, state.m, _join(state))
         else:
             x, end, x_end = _scan(m, x, reset, state.m, _join(state), method)
         if age is not None:
@@ -176,16 +178,27 @@ def _fill(m: Tensor, x: Tensor, reset: Tensor | None, m_0: Tensor, x_0: Tensor, 
     return top.flatten(-2)[..., :T], x.flatten(-3, -2)[..., :T, :]
 
 
+def _sequential(m: Tensor, x: Tensor, reset: Tensor | None, m_t: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The recurrence: one merge a token."""
+    xs = []
+    for t in range(m.shape[-1]):
+        if reset is not None:
+            m_t = m_t.masked_fill(reset[:, t, None], -math.inf)
+        m_t, x_t = _merge(m_t, x_t, m[..., t], x[..., t, :])
+        xs.append(x_t)
+    return torch.stack(xs, dim=-2), m_t, x_t
+
+
 def _scan(m: Tensor, x: Tensor, reset: Tensor | None, m_0: Tensor, x_0: Tensor, method: Method) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's forms over the sequence (state, tokens…). `f` marks elements that forget what is before them."""
+    """The parallel scans over the sequence (state, tokens…). `f` marks elements that forget what is before them."""
     m = torch.cat([m_0.unsqueeze(-1), m], dim=-1)
     x = torch.cat([x_0.unsqueeze(-2), x], dim=-2)
     f = torch.zeros_like(m, dtype=torch.bool)
     if reset is not None:
         f = F.pad(reset, (1, 0)).unsqueeze(1).expand_as(m)
-    scans = {"sequential": _sequential, "hillis_steele": _hillis_steele, "blelloch": _blelloch}
+    scans = {"hillis_steele": _hillis_steele, "blelloch": _blelloch}
     if method not in scans:
-        raise ShapeError(f"method must be auto, block, {', '.join(scans)}; received '{method}'.")
+        raise ShapeError(f"method must be auto, sequential, block, {', '.join(scans)}; received '{method}'.")
     m, x = scans[method](m, x, f)
     return x[..., 1:, :], m[..., -1], x[..., -1, :]
 
@@ -193,15 +206,6 @@ def _scan(m: Tensor, x: Tensor, reset: Tensor | None, m_0: Tensor, x_0: Tensor, 
 def _after(m_a: Tensor, x_a: Tensor, m_b: Tensor, x_b: Tensor, f_b: Tensor) -> tuple[Tensor, Tensor]:
     """Merge a with the b that follows it, which forgets a where `f_b`."""
     return _merge(m_a.masked_fill(f_b, -math.inf), x_a, m_b, x_b)
-
-
-def _sequential(m: Tensor, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
-    ms, xs = [m[..., 0]], [x[..., 0, :]]
-    for t in range(1, m.shape[-1]):
-        m_t, x_t = _after(ms[-1], xs[-1], m[..., t], x[..., t, :], f[..., t])
-        ms.append(m_t)
-        xs.append(x_t)
-    return torch.stack(ms, dim=-1), torch.stack(xs, dim=-2)
 
 
 def _hillis_steele(m: Tensor, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:

@@ -103,7 +103,7 @@ class Aaren(Mixer):
         (W_q, W_k, W_v), (b_q, b_k, b_v) = self._projections()
         if self.learn_query:
             q = F.linear(self.query, W_q, b_q).view(R, H, K) * K**-0.5
-            score = torch.einsum("rhk,hkd->rhd", q, W_k.view(H, K, -1)).flatten(0, 1)  # W_kᵀ q
+            score = torch.bmm(q.transpose(0, 1), W_k.view(H, K, -1)).transpose(0, 1).flatten(0, 1)  # W_kᵀ q
             shift = None if b_k is None else (q * b_k.view(H, K)).sum(-1).flatten()
             s = F.linear(x, score, shift)
         else:
