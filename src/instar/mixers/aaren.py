@@ -64,7 +64,12 @@ class Aaren(Mixer):
             )
         self.width, self.heads, self.num_queries = width, heads, num_queries
         self.block, self.decay, self.learn_query = block, decay, learn_query
-        self.query = nn.Parameter(torch.empty(num_queries, width), requires_grad=learn_query)
+        query = torch.zeros(num_queries, width)
+        self.query: Tensor
+        if learn_query:
+            self.query = nn.Parameter(query)
+        else:
+            self.register_buffer("query", query)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width)) if bias else None
         self.out_proj = nn.Linear(num_queries * width, width, bias=bias)
@@ -73,7 +78,8 @@ class Aaren(Mixer):
     def reset_parameters(self) -> None:
         """As `nn.MultiheadAttention`, and the query from N(0, 0.02²): the layer starts near the mean of the prefix."""
         nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.normal_(self.query, std=0.02)
+        if self.learn_query:
+            nn.init.normal_(self.query, std=0.02)
         for bias in (self.in_proj_bias, self.out_proj.bias):
             if bias is not None:
                 nn.init.zeros_(bias)
