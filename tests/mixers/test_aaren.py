@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from instar.kernels.prefix_attention import merge_states
 from instar.mixers.aaren import Aaren, AarenEncoder, AarenEncoderLayer
 
 B, T, D, H = 3, 41, 16, 4
-CARD = cards.read(cards.Path(__file__).parents[2] / "src/instar/mixers/aaren.toml", cards.Card)
+CARD = cards.read(Path(__file__).parents[2] / "src/instar/mixers/aaren.toml", cards.Card)
 KNOBS: list[dict[str, Any]] = [{}, {"bias": False}, {"num_queries": 3}, {"decay": 0.1}, {"learn_query": False}, {"block": 5}]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from instar import cards, formula
 from instar import state as states
@@ -14,7 +16,7 @@ from instar.errors import ShapeError
 from instar.mixers.gru import GRU, GRUState
 
 B, T, D = 4, 17, 12
-CARD = cards.read(cards.Path(__file__).parents[2] / "src/instar/mixers/gru.toml", cards.Card)
+CARD = cards.read(Path(__file__).parents[2] / "src/instar/mixers/gru.toml", cards.Card)
 
 
 def make(seed: int = 0) -> tuple[GRU, Tensor]:
@@ -124,6 +126,13 @@ def test_empty_input_and_state_bytes() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         _, state = layer(torch.randn(1, 3, D), state)
     assert state.hidden.dtype == torch.float32
+
+
+def test_flops_follow_the_card() -> None:
+    assert CARD.cost is not None
+    with FlopCounterMode(display=False) as counter:
+        GRU(D).reference(torch.randn(1, T, D))
+    assert counter.get_total_flops() == formula.evaluate(CARD.cost.flops, {"T": T, "D": D, "H": 1})
 
 
 def test_impossible_widths_are_refused() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from instar import cards, formula
 from instar import state as states
@@ -16,7 +18,7 @@ from instar.errors import ShapeError
 from instar.mixers.softmax import BLOCK, Softmax, rotate
 
 B, T, D = 3, 19, 32
-CARD = cards.read(cards.Path(__file__).parents[2] / "src/instar/mixers/softmax.toml", cards.Card)
+CARD = cards.read(Path(__file__).parents[2] / "src/instar/mixers/softmax.toml", cards.Card)
 
 
 def make(seed: int = 0, **knobs: Any) -> tuple[Softmax, Tensor]:
@@ -187,6 +189,14 @@ def test_state_bytes_follow_the_card(length: int, kv_heads: int) -> None:
     with torch.no_grad():
         _, state = layer(torch.randn(1, length, D))
     assert states.nbytes(state) == formula.evaluate(CARD.cost.state, {"T": length, "D": D, "H": 4, "kv_heads": kv_heads})
+
+
+@pytest.mark.parametrize("kv_heads", [0, 2])
+def test_flops_follow_the_card(kv_heads: int) -> None:
+    assert CARD.cost is not None
+    with FlopCounterMode(display=False) as counter:
+        Softmax(D, kv_heads=kv_heads).reference(torch.randn(1, 40, D))  # the counter sees nothing of SDPA on a CPU
+    assert counter.get_total_flops() == formula.evaluate(CARD.cost.flops, {"T": 40, "D": D, "H": 4, "kv_heads": kv_heads})
 
 
 def test_compiles_in_one_graph_with_the_same_result() -> None:
