@@ -10,9 +10,11 @@ the card decide which are asked: one that takes a check away puts the opposite o
 
 from __future__ import annotations
 
+import inspect
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -71,7 +73,14 @@ def run(one: Check, subject: Subject) -> Outcome:
         except ContractError as error:
             message = str(error)
         except Exception as error:  # whatever a stranger's code raises is a finding
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            text = str(error).strip().splitlines() or [""]
-            message = f"raised {type(error).__name__}: {text[0][:300]} ({at.filename.rpartition('/')[2]}, line {at.lineno})"
+            message = _crash(error, subject)
     return Outcome(one.name, "failed" if message else "passed", message, time.perf_counter() - start)
+
+
+def _crash(error: Exception, subject: Subject) -> str:
+    """An exception in one line, with the last place in the subject's own file that led to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = inspect.getfile(subject.cls)
+    at = next((f for f in reversed(frames) if f.filename == own), frames[-1])
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"raised {type(error).__name__}: {first[:300]} ({Path(at.filename).name}, line {at.lineno})"

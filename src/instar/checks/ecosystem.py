@@ -34,13 +34,13 @@ def check_compile(subject: Subject) -> None:
         except torch._dynamo.exc.TorchDynamoException as error:
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ContractError(
-                f"compile: {name} is not one graph under torch.compile(fullgraph=True): {first[:300]} "
+                f"{name} is not one graph under torch.compile(fullgraph=True): {first[:300]} "
                 "Python decisions on tensor values are to be left out under torch.compiler.is_compiling()."
             ) from error
         finally:
             torch._dynamo.reset()
         want = observe(subject, mixer, mixer, x, state, mask=mask, reset=reset)
-        same_trace(subject, got, want, f"compile: {name}, against eager", "Compilation changed the result.")
+        same_trace(subject, got, want, f"{name}, against eager", "Compilation changed the result.")
 
 
 def check_copies(subject: Subject) -> None:
@@ -51,21 +51,22 @@ def check_copies(subject: Subject) -> None:
     fresh = subject.build(seed=subject.seed + 1).eval()
     fresh.load_state_dict(mixer.state_dict())
     because = "What decides the output must be a parameter or a persistent buffer."
-    same(twin(x)[0].detach(), want, subject.tolerance, "copies: the output of a deep copy", because)
-    same(fresh(x)[0].detach(), want, subject.tolerance, "copies: the output of a fresh instance with this state_dict", because)
+    same(twin(x)[0].detach(), want, subject.tolerance, "the output of a deep copy", because)
+    same(fresh(x)[0].detach(), want, subject.tolerance, "the output of a fresh instance with this state_dict", because)
     with torch.no_grad():
         for parameter in (*twin.parameters(), *fresh.parameters()):
             parameter.zero_()
-    same(mixer(x)[0].detach(), want, subject.tolerance, "copies: the output after the copies were set to zero", because)
+    same(mixer(x)[0].detach(), want, subject.tolerance, "the output after the copies were set to zero", because)
 
 
 def check_inference(subject: Subject) -> None:
-    """Decoding under torch.inference_mode, token by token with padding, gives what one training call gives."""
+    """Decoding under torch.inference_mode, token by token with padding, gives what it gives with gradients."""
     mixer, T = subject.build(), subject.tokens(20)
     x, mask, cuts = subject.x(2, T), ragged(2, T), range(1, T) if subject.streaming else ()
-    want = mixer(x, mask=mask)[0].detach()
+    decode = in_pieces(mixer, cuts)
+    want = decode(x, mask=mask)[0].detach()
     with torch.inference_mode():
-        got = in_pieces(mixer, cuts)(x, mask=mask)[0]
+        got = decode(x, mask=mask)[0]
     real = mask.unsqueeze(-1)
-    what = "inference: the output of decoding under torch.inference_mode"
+    what = "the output of decoding under torch.inference_mode"
     same(got.clone() * real, want * real, subject.tolerance, what, "The path without gradients computes something else.")

@@ -42,8 +42,8 @@ CONTRACT = (
     Check("padding", check_padding),
     Check("reset", check_reset),
     Check("rows", check_rows),
-    Check("reference", check_reference, unless="stochastic"),
-    Check("precision", check_precision, unless="stochastic"),
+    Check("reference", check_reference),
+    Check("precision", check_precision),
     Check("gradients", check_gradients, unless="surrogate_grad"),
     Check("deterministic", check_deterministic, unless="stochastic"),
     Check("seeded", check_seeded, needs="stochastic"),
@@ -53,7 +53,7 @@ CONTRACT = (
     Check("compile", check_compile),
     Check("copies", check_copies),
     Check("inference", check_inference),
-    Check("state_bytes", check_state_bytes),
+    Check("state_bytes", check_state_bytes, costs=True),
 )
-"""A surrogate gradient is held to its formula by `reference`; a state of partial chunks (`chunk_is_semantics`) is held to
-every split, as any other. `reset` has to hold for chunks and parallel forms alike, so no tag takes it away."""
+"""A stochastic mixer is held to everything in eval mode, and in training mode to `seeded`. A surrogate gradient is held to
+its formula by `reference`; a state of partial chunks (`chunk_is_semantics`) to every split, as any other."""

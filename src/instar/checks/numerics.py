@@ -30,7 +30,7 @@ def check_reference(subject: Subject) -> None:
         fast = observe(subject, mixer, mixer, x, state, mask=mask, reset=reset)
         slow = observe(subject, mixer, mixer.reference, x, state, mask=mask, reset=reset)
         kind = f"{T} tokens of size {size:g}{' with padding and packing' if flags else ''}"
-        what = f"reference: forward on {kind}, against reference"
+        what = f"forward on {kind}, against reference"
         same_trace(subject, fast, slow, what, because)
 
 
@@ -41,7 +41,7 @@ def check_precision(subject: Subject) -> None:
     for size in (1.0, 10.0):
         x = size * subject.x(2, subject.tokens(LONG), torch.float32)
         got, want = mixer(x)[0].detach(), exact.reference(x.double())[0].detach()
-        what = f"precision: the float32 output for inputs of size {size:g}, against the float64 reference,"
+        what = f"the float32 output for inputs of size {size:g}, against the float64 reference,"
         same(got, want, 2e-3, what, "Look for differences of large numbers, and exponents that should be bounded.")
 
 
@@ -69,21 +69,19 @@ def check_gradients(subject: Subject) -> None:
         measured = _slope(loss, tensor, direction, step)
         if abs(found - measured) > allowed * max(1.0, abs(measured)):
             raise ContractError(
-                f"gradients: along a random direction of {name} autograd says {found:.6g}, central differences {measured:.6g}. "
-                "Look for detach, no_grad, in-place writes or a custom backward."
+                f"Along a random direction of {name} autograd says {found:.6g}, central differences {measured:.6g}. "
+                "Look for detach, no_grad, in-place writes, a custom backward, or float32 inside."
             )
 
 
-@torch.no_grad()
 def _slope(loss: Callable[[], Tensor], tensor: Tensor, direction: Tensor, step: float) -> float:
     """Central difference of the loss along a direction; the tensor is put back to the bit."""
-    kept = tensor.clone()
-    tensor.copy_(kept + step * direction)
-    up = float(loss())
-    tensor.copy_(kept - step * direction)
-    down = float(loss())
-    tensor.copy_(kept)
-    return (up - down) / (2 * step)
+    kept = tensor.detach().clone()
+    values = []
+    for moved in (kept + step * direction, kept - step * direction, kept):
+        tensor.data.copy_(moved)
+        values.append(float(loss().detach()))  # the path with gradients is the one under test
+    return (values[0] - values[1]) / (2 * step)
 
 
 def check_deterministic(subject: Subject) -> None:
@@ -93,9 +91,7 @@ def check_deterministic(subject: Subject) -> None:
         x, state = subject.x(2, subject.tokens(20)), subject.warm(mixer, 2)
         if not torch.equal(mixer(x, state)[0], mixer(x, state)[0]):
             mode = "training" if training else "eval"
-            raise ContractError(
-                f"deterministic: two equal calls in {mode} mode differ. Random numbers need the tag 'stochastic'."
-            )
+            raise ContractError(f"Two equal calls in {mode} mode differ. Random numbers need the tag 'stochastic'.")
 
 
 def check_seeded(subject: Subject) -> None:
@@ -103,16 +99,16 @@ def check_seeded(subject: Subject) -> None:
     mixer = subject.build().eval()
     x, state = subject.x(2, subject.tokens(20)), subject.warm(mixer, 2)
     if not torch.equal(mixer(x, state)[0], mixer(x, state)[0]):
-        raise ContractError("seeded: two equal calls in eval mode differ; draw random numbers in training mode only.")
+        raise ContractError("Two equal calls in eval mode differ; draw random numbers in training mode only.")
     mixer.train()
     outputs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         outputs.append(mixer(x, state)[0])
     if not torch.equal(outputs[0], outputs[1]):
-        raise ContractError("seeded: equal states of torch's generator gave two outputs; draw from torch's generator alone.")
+        raise ContractError("Equal states of torch's generator gave two outputs; draw from torch's generator alone.")
     if torch.equal(outputs[0], outputs[2]):
-        raise ContractError("seeded: tagged 'stochastic', but the generator changes nothing in training mode; drop the tag.")
+        raise ContractError("Tagged 'stochastic', but the generator changes nothing in training mode; drop the tag.")
 
 
 def check_extremes(subject: Subject) -> None:
@@ -130,17 +126,16 @@ def check_extremes(subject: Subject) -> None:
     ):
         trace = observe(subject, mixer, mixer, x, mask=mask)
         because = "Look for exp, log, division or square roots without a bound."
-        finite(trace.output, f"extremes: for {name} the output", because)
-        finite(trace.after, f"extremes: after {name} a later output", because)
+        finite(trace.output, f"for {name} the output", because)
+        finite(trace.after, f"after {name} a later output", because)
         for what, gradient in trace.gradients.items():
-            finite(gradient, f"extremes: for {name} the gradient with respect to {what}", because)
+            finite(gradient, f"for {name} the gradient with respect to {what}", because)
 
 
 def check_autocast(subject: Subject) -> None:
     """Under bfloat16 autocast, in one call and in pieces: finite, and near float32, with finite gradients."""
     mixer, T = subject.build(torch.float32), subject.tokens(40)
     x = subject.x(2, T, torch.float32)
-    want = mixer(x)[0].detach()
     ways: dict[str, list[int]] = {"in one call": []} | ({"in pieces": [T // 2, T // 2 + 1]} if subject.streaming else {})
     for name, cuts in ways.items():
 
@@ -149,7 +144,8 @@ def check_autocast(subject: Subject) -> None:
                 return in_pieces(mixer, cuts)(*args, **flags)
 
         trace = observe(subject, mixer, half, x)
+        want = in_pieces(mixer, cuts)(x)[0].detach()
         because = "A sum or an exponent that needs float32 runs in bfloat16."
-        same(trace.output.float(), want, 0.1, f"autocast: the output in bfloat16 {name}, against float32,", because)
+        same(trace.output.float(), want, 0.1, f"the output in bfloat16 {name}, against float32,", because)
         for what, gradient in trace.gradients.items():
-            finite(gradient, f"autocast: {name} the gradient with respect to {what}", because)
+            finite(gradient, f"{name} the gradient with respect to {what}", because)

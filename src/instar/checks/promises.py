@@ -8,14 +8,14 @@ import torch
 
 from instar import formula
 from instar.checks.subject import Subject, variables
-from instar.errors import ContractError
+from instar.errors import CardError, ContractError
 from instar.state import nbytes
 
 
 def check_state_bytes(subject: Subject) -> None:
     """The state of one float32 sequence has exactly the bytes of the card's formula, at several lengths."""
     if subject.card.cost is None:
-        return  # a class without a card of its own promises nothing
+        raise CardError(f"The card of {subject.card.slug} states no costs, so there is nothing to hold its state to.")
     mixer = subject.build(torch.float32)
     for T in sorted({subject.tokens(n) for n in (1, 24, 200)}):
         with torch.no_grad():
@@ -23,7 +23,7 @@ def check_state_bytes(subject: Subject) -> None:
         promised = formula.evaluate(subject.card.cost.state, variables(subject, T))
         if measured != promised:
             raise ContractError(
-                f"state_bytes: after {T} tokens (D={subject.width}) the state has {measured} bytes; the card's formula "
+                f"After {T} tokens (D={subject.width}) the state has {measured} bytes; the card's formula "
                 f"'{subject.card.cost.state}' gives {promised:g}. Correct the formula, or what the state keeps."
             )
 
@@ -33,7 +33,7 @@ def check_arguments(subject: Subject) -> None:
     card = subject.card
     known = inspect.signature(subject.cls).parameters
     if "width" not in known or "heads" not in known:
-        raise ContractError(f"arguments: the constructor must read Mixer(width, *, heads=…); it has {', '.join(known)}.")
+        raise ContractError(f"The constructor must read Mixer(width, *, heads=…); it has {', '.join(known)}.")
     settings = {f"preset {name}": values for name, values in card.presets.items()}
     for name, knob in card.knobs.items():
         for value in knob.choices or knob.range or ():
@@ -43,8 +43,8 @@ def check_arguments(subject: Subject) -> None:
     for name, values in settings.items():
         for argument in values:
             if argument not in known:
-                raise ContractError(f"arguments: {name} is no argument of {subject.cls.__name__}; it has {', '.join(known)}.")
+                raise ContractError(f"{name} is no argument of {subject.cls.__name__}; it has {', '.join(known)}.")
         try:
             subject.cls(subject.width, **{**subject.arguments, **values})
         except Exception as error:
-            raise ContractError(f"arguments: {name} does not construct at width {subject.width}: {error}") from error
+            raise ContractError(f"{name} does not construct at width {subject.width}: {error}") from error

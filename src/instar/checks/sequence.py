@@ -51,7 +51,13 @@ def check_shapes(subject: Subject) -> None:
     if subject.streaming:
         x, state = subject.x(2, PROBE), subject.warm(mixer, 2)
         because = "A call with T = 0 must return the state as it was."
-        same(mixer(x, mixer(x[:, :0], state)[1])[0], mixer(x, state)[0], subject.tolerance, "After no token, the output", because)
+        same(
+            mixer(x, mixer(x[:, :0], state)[1])[0],
+            mixer(x, state)[0],
+            subject.tolerance,
+            "after a call without tokens the output",
+            because,
+        )
 
 
 def check_inputs(subject: Subject) -> None:
@@ -65,9 +71,7 @@ def check_inputs(subject: Subject) -> None:
             raise ContractError(f"forward changed its argument {name} in place; work on a copy.")
     strided = x.transpose(0, 2).contiguous().transpose(0, 2)
     got = mixer(strided, mask=mask.mT.contiguous().mT, reset=reset)[0]
-    same(
-        got, want, subject.tolerance, "inputs: the output for a transposed view of x", "Use reshape where view assumes a layout."
-    )
+    same(got, want, subject.tolerance, "the output for a transposed view of x", "Use reshape where view assumes a layout.")
 
 
 def check_split(subject: Subject) -> None:
@@ -84,7 +88,7 @@ def check_split(subject: Subject) -> None:
         whole = observe(subject, mixer, mixer, x, state, mask=mask, reset=reset)
         pieces = observe(subject, mixer, in_pieces(mixer, cuts), x, state, mask=mask, reset=reset)
         where = "token by token" if len(cuts) == T - 1 else f"cut before {', '.join(map(str, cuts))}"
-        what = f"split: {T} tokens {where}{' with padding and packing' if flags else ''}, against one call"
+        what = f"{T} tokens {where}{' with padding and packing' if flags else ''}, against one call"
         same_trace(subject, pieces, whole, what, because)
         for i, (a, b) in enumerate(zip(leaves(pieces.state), leaves(whole.state), strict=True)):
             if a.shape == b.shape and a.is_floating_point() and not flags:  # storage behind a mask is the method's own affair
@@ -104,7 +108,7 @@ def check_value(subject: Subject) -> None:
             later = mixer(a[:, 2:], middle)[0]
             mixer(b, held), mixer(b, middle)
             again, older, copy = decode(a, held)[0], mixer(a[:, 2:], middle)[0], decode(a, copied)[0]
-            swapped = mixer(a.flip(0), index_select(held, torch.tensor([1, 0])))[0].flip(0)
+            swapped = decode(a.flip(0), index_select(held, torch.tensor([1, 0])))[0].flip(0)
         mode = "with gradients" if training else "without gradients"
         because = "A call changed the tensors of the state that it was given; return new ones."
         for name, got, want in (
@@ -112,9 +116,9 @@ def check_value(subject: Subject) -> None:
             ("the continuation from an older state", older, later),
             ("the continuation from a state, against one from its copy", first, copy),
         ):
-            same(got, want, subject.tolerance, f"value ({mode}): {name}", because)
+            same(got, want, subject.tolerance, f"{mode}: {name}", because)
         because = "The batch must be the first axis of every tensor of the state, and rows must not share entries."
-        same(swapped, first, subject.tolerance, f"value ({mode}): rows taken from the state by index_select", because)
+        same(swapped, first, subject.tolerance, f"{mode}: rows taken from the state by index_select", because)
 
 
 def check_causality(subject: Subject) -> None:
@@ -128,12 +132,12 @@ def check_causality(subject: Subject) -> None:
         changed[:, t:] = 3.0 * torch.randn_like(changed[:, t:])
         seen = slice(0, max(0, t - ahead))
         because = f"Outputs may depend on tokens up to their own{f' and {ahead} beyond' if ahead else ''}: the future leaks."
-        what = f"causality: the output before token {t}, when the tokens from there on change,"
+        what = f"the output before token {t}, when the tokens from there on change,"
         same(mixer(changed, state)[0].detach()[:, seen], want[:, seen], subject.tolerance, what, because)
     x.requires_grad_()
     t = T // 2
     gradient = torch.autograd.grad(mixer(x, state)[0][:, t].square().sum(), x)[0][:, t + 1 + ahead :]
-    what = f"causality: the gradient of the output of token {t} with respect to later tokens"
+    what = f"the gradient of the output of token {t} with respect to later tokens"
     same(gradient, torch.zeros_like(gradient), subject.tolerance, what, "The future leaks.")
 
 
@@ -144,9 +148,9 @@ def check_mixing(subject: Subject) -> None:
     changed = torch.cat([-x[:, :1], x[:, 1:]], dim=1)
     with torch.no_grad():
         if torch.equal(mixer(x)[0][:, 1:], mixer(changed)[0][:, 1:]):
-            raise ContractError("mixing: changing the first token changes no later output; nothing moves between positions.")
+            raise ContractError("Changing the first token changes no later output; nothing moves between positions.")
         if subject.streaming and torch.equal(mixer(x)[0], mixer(x, subject.warm(mixer, 1))[0]):
-            raise ContractError("mixing: the output is the same with and without a state; forward ignores the state it is given.")
+            raise ContractError("The output is the same with and without a state; forward ignores the state it is given.")
 
 
 def check_future(subject: Subject) -> None:
@@ -156,7 +160,7 @@ def check_future(subject: Subject) -> None:
     changed = torch.cat([x[:, :-1], -x[:, -1:]], dim=1)
     with torch.no_grad():
         if torch.equal(mixer(x)[0][:, :-1], mixer(changed)[0][:, :-1]):
-            raise ContractError("future: tagged bidirectional, but the last token reaches no earlier output; tag it causal.")
+            raise ContractError("Tagged bidirectional, but the last token reaches no earlier output; tag it causal.")
 
 
 def check_padding(subject: Subject) -> None:
@@ -166,11 +170,11 @@ def check_padding(subject: Subject) -> None:
         mask = ragged(4, T)
         x = subject.x(4, T).masked_fill(~mask.unsqueeze(-1), 1e4)
         state = subject.warm(mixer, 4)
-        finite(mixer(x, state, mask=mask)[0].detach(), "padding: an output", "Outputs at padding must be finite.")
+        finite(mixer(x, state, mask=mask)[0].detach(), "an output", "Outputs at padding must be finite.")
         padded = observe(subject, mixer, mixer, x, state, mask=mask)
         alone = observe(subject, mixer, apart(mixer), x, state, mask=mask)
         kinds = "left, right, inner and mixed padding in rows 0, 1, 2, 3"
-        what = f"padding: {T} tokens with {kinds}, against the real tokens alone"
+        what = f"{T} tokens with {kinds}, against the real tokens alone"
         same_trace(subject, padded, alone, what, "Masked tokens must leave the state as it is and reach no real output.")
 
 
@@ -182,7 +186,7 @@ def check_reset(subject: Subject) -> None:
         mask = ragged(5, T)[1:] if padded else None
         packed = observe(subject, mixer, mixer, x, state, mask=mask, reset=reset)
         alone = observe(subject, mixer, apart(mixer), x, state, mask=mask, reset=reset)
-        what = f"reset: rows of {T} tokens packed from several sequences{' with padding' if padded else ''}, against each alone"
+        what = f"rows of {T} tokens packed from several sequences{' with padding' if padded else ''}, against each alone"
         same_trace(subject, packed, alone, what, "A reset must drop the state before its token, masked or not, and nothing else.")
 
 
@@ -193,10 +197,10 @@ def check_rows(subject: Subject) -> None:
     batch = observe(subject, mixer, mixer, x, state)
     alone = observe(subject, mixer, apart(mixer), x, state)
     because = "Rows of a batch must not influence each other: look for statistics or shapes taken over the batch."
-    same_trace(subject, batch, alone, "rows: a batch of 5, against each row alone", because)
+    same_trace(subject, batch, alone, "a batch of 5, against each row alone", because)
     order = torch.tensor([3, 0, 4, 1, 2])
     moved = mixer(x[order], index_select(state, order))[0].detach()
-    same(moved, batch.output[order], subject.tolerance, "rows: the output of a batch in another order", because)
+    same(moved, batch.output[order], subject.tolerance, "the output of a batch in another order", because)
 
 
 def check_refuses_state(subject: Subject) -> None:
@@ -210,7 +214,7 @@ def check_refuses_state(subject: Subject) -> None:
         mixer(x, state)
     except InstarError:
         return
-    raise ContractError("refuses_state: not tagged 'streaming', yet forward accepts a state. Raise an InstarError, or tag it.")
+    raise ContractError("Not tagged 'streaming', yet forward accepts a state. Raise an InstarError, or tag it.")
 
 
 def check_max_len(subject: Subject) -> None:
@@ -222,7 +226,7 @@ def check_max_len(subject: Subject) -> None:
             mixer(subject.x(1, longest + 1))
         except InstarError:
             return
-    raise ContractError(f"max_len: {longest + 1} tokens were accepted although the card says max_len={longest}.")
+    raise ContractError(f"{longest + 1} tokens were accepted although the card says max_len={longest}.")
 
 
 def _kind(tensor: Tensor) -> str:

@@ -49,7 +49,10 @@ class Subject:
         return min(wanted, longest - WARM - PROBE) if longest else wanted
 
     def build(self, dtype: torch.dtype | None = None, seed: int | None = None) -> Mixer:
-        """A module in training mode. Its parameters are moved off their start values, among which zeros hide mistakes."""
+        """A module in training mode (eval mode if it is stochastic).
+
+        Parameters are moved off their start values, among which zeros and ones hide mistakes.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed if seed is None else seed)
             mixer = self.cls(self.width, **self.arguments)
@@ -58,7 +61,7 @@ class Subject:
             with torch.no_grad():
                 for parameter in mixer.parameters():
                     parameter.add_(0.05 * torch.randn_like(parameter))
-        return mixer.to(dtype or self.dtype)
+        return mixer.to(dtype or self.dtype).train(not self.card.capability("stochastic"))
 
     def x(self, batch: int, tokens: int, dtype: torch.dtype | None = None) -> Tensor:
         """Random tokens [B, T, D]."""
@@ -82,11 +85,15 @@ class Check:
     """Asked only of cards with this tag."""
     unless: str = ""
     """Not asked of cards with this tag."""
+    costs: bool = False
+    """Asked only of cards that state their costs."""
 
     def not_asked(self, card: Card) -> str:
         """Why the card's tags do not ask for this check; empty when they do."""
         if self.needs and not card.capability(self.needs):
             return f"asked of methods tagged '{self.needs}'"
+        if self.costs and card.cost is None:
+            return "asked of cards with a table [cost]"
         if self.unless and card.capability(self.unless):
             return f"not asked of methods tagged '{self.unless}'"
         return ""

@@ -119,7 +119,7 @@ def finite(values: Tensor, what: str, because: str) -> None:
 def place(flat: int, tensor: Tensor) -> str:
     """A flat index in words: row and token for activations, the index otherwise."""
     index = [int(i) for i in torch.unravel_index(torch.tensor(flat), tensor.shape)]
-    return f"row {index[0]}, token {index[1]}" if len(index) == 3 else f"index {index}"
+    return f"row {index[0]}, token {index[1]}" if len(index) == 3 else f"index {index}" if index else "its only entry"
 
 
 def in_pieces(way: Way, cuts: Sequence[int]) -> Way:

@@ -1,0 +1,64 @@
+"""Every method of the catalogue passes the contract of its interface, and every card keeps to its class.
+
+A new method is tested here by existing.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from instar import catalogue, formula
+from instar.cards import Card
+from instar.checks import Check, contract, find, run
+from instar.checks.promises import check_arguments, check_state_bytes
+from instar.checks.subject import variables
+
+METHODS = [card for card in catalogue.methods().values() if card.interface]
+CONTRACTS = [(card, check) for card in METHODS for check in contract(card.interface) if not check.not_asked(card)]
+PRESETS = [(card, preset) for card in METHODS for preset in card.presets]
+
+
+@pytest.mark.parametrize(("card", "check"), CONTRACTS, ids=[f"{card.slug}-{check.name}" for card, check in CONTRACTS])
+def test_contract(card: Card, check: Check) -> None:
+    outcome = run(check, find(card))
+    assert outcome.status == "passed", outcome.message
+
+
+@pytest.mark.parametrize(("card", "preset"), PRESETS, ids=[f"{card.slug}-{preset}" for card, preset in PRESETS])
+def test_presets_keep_the_contract(card: Card, preset: str) -> None:
+    """All but compilation, which differs little between presets and takes longest."""
+    subject = find(f"{card.slug}:{preset}")
+    outcomes = [run(check, subject) for check in contract(card.interface) if check.name != "compile"]
+    assert [f"{o.name}: {o.message}" for o in outcomes if o.status == "failed"] == []
+
+
+@pytest.mark.parametrize("card", METHODS, ids=[card.slug for card in METHODS])
+def test_card_keeps_to_its_class(card: Card) -> None:
+    subject = find(card)
+    check_arguments(subject)
+    assert card.family == card.path.parent.name
+    assert card.slug == card.path.stem
+    known = {*inspect.signature(subject.cls).parameters, "T", "D", "H"}
+    if card.cost:
+        assert formula.names(card.cost.flops) | formula.names(card.cost.state) <= known
+        assert formula.evaluate(card.cost.flops, variables(subject, 64)) > 0
+        check_state_bytes(subject)
+
+
+CLAIMS = [(card, claim) for card, claim in catalogue.claims() if claim.kind != "untestable"]
+
+
+@pytest.mark.parametrize(("card", "claim"), CLAIMS, ids=[f"{card.slug}-{claim.id}" for card, claim in CLAIMS])
+def test_claim_names_what_exists(card: Card, claim: object) -> None:
+    """Subject and opponent are addresses of the catalogue; the measure is a metric of a problem."""
+    assert hasattr(claim, "measure")
+    problem, _, metric = str(claim.measure).partition(".")
+    catalogue.parse(claim.subject or card.slug)
+    if isinstance(claim.against, str) and not claim.against.startswith("self"):
+        catalogue.parse(claim.against)
+    known = {m.id for m in catalogue.problem(problem).metrics}
+    assert metric in known or metric.partition("@")[0] in {m.partition("@")[0] for m in known}
+    for condition in claim.over:
+        assert any(m == f"{metric}@{condition}" for m in known)
