@@ -197,9 +197,9 @@ class ProblemCard:
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def metric(self, name: str) -> Metric:
-        """The metric of that id."""
+        """The metric of that id; without an '@' the first one of that name (`bits_per_byte` is `bits_per_byte@T`)."""
         for metric in self.metrics:
-            if metric.id == name:
+            if name in (metric.id, metric.id.partition("@")[0]):
                 return metric
         raise UnknownNameError.among(f"metric of {self.slug}", name, (m.id for m in self.metrics))
 
