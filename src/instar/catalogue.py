@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from instar import cards
+from instar import cards, formula
 from instar.cards import Card, Claim, ProblemCard
 from instar.errors import CardError, DataError, UnknownNameError
 
@@ -134,6 +134,18 @@ def get(address: str) -> type:
     return load(parse(address).card)
 
 
+def of(cls: type) -> Card | None:
+    """The card of a class, or of the nearest of its bases that has one."""
+    by_entry = {card.entry: card for card in methods().values()}
+    for base in cls.__mro__:
+        for card, added in _ADDED.values():
+            if added is base:
+                return card
+        if card := by_entry.get(f"{base.__module__}:{base.__qualname__}"):
+            return card
+    return None
+
+
 def resolve(entry: str) -> type:
     """Import `package.module:Class`."""
     module, _, name = entry.partition(":")
@@ -162,7 +174,8 @@ def add(location: str) -> Card:
         if not file.is_file():
             raise DataError(f"There is no file {file}.")
         spec = importlib.util.spec_from_file_location(f"instar_added_{file.stem}", file)
-        assert spec is not None and spec.loader is not None  # a .py file always has a loader
+        assert spec is not None  # a .py file always has a loader
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
@@ -170,7 +183,7 @@ def add(location: str) -> Card:
             classes = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == spec.name]
             raise UnknownNameError.among(f"class in {file.name}", name, classes)
         cls, path = getattr(module, name), file.with_suffix(".toml")
-    card = cards.read(path, Card) if path.is_file() else _minimal(cls, path)
+    card = cards.read(path, Card) if path.is_file() else minimal(cls, path)
     if card.slug in _discover("methods") and _discover("methods")[card.slug].path != card.path:
         raise CardError(
             f"{location}: the slug '{card.slug}' is taken by {_discover('methods')[card.slug].path}; rename the file."
@@ -179,7 +192,7 @@ def add(location: str) -> Card:
     return card
 
 
-def _minimal(cls: type, path: Path) -> Card:
+def minimal(cls: type, path: Path) -> Card:
     """A card for a class that has none: enough to check and compare it, with no promise beyond its interface.
 
     Positions come from the host, which harms no mixer that has its own and gives the others a sense of order.
@@ -202,6 +215,32 @@ def _minimal(cls: type, path: Path) -> Card:
         interface="Mixer",
         tags=["causal", "streaming", "positions=host"],
     )
+
+
+@dataclass(frozen=True)
+class Build:
+    """How to make a method with chosen arguments: `build(width, heads=…)`; the chosen ones go before what a problem gives."""
+
+    card: Card
+    cls: type
+    arguments: dict[str, Any]
+
+    def __call__(self, width: int, **given: Any) -> Any:
+        return self.cls(width, **{**given, **self.arguments})
+
+    def cost(self, tokens: int, width: int, **given: Any) -> tuple[float, float] | None:
+        """Forward FLOPs and state bytes of one layer for one sequence, by the card's formulas; None when it states none."""
+        if self.card.cost is None:
+            return None
+        values = variables(self.cls, {**given, **self.arguments}, tokens, width)
+        return formula.evaluate(self.card.cost.flops, values), formula.evaluate(self.card.cost.state, values)
+
+
+def variables(cls: type, arguments: dict[str, Any], tokens: int, width: int) -> dict[str, float]:
+    """What the formulas of a card may use: T, D, H and every numeric argument of the constructor."""
+    values = {p.name: p.default for p in inspect.signature(cls).parameters.values()} | arguments
+    numbers = {name: float(v) for name, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    return {**numbers, "T": tokens, "D": width, "H": numbers.get("heads", 1)}
 
 
 def claims(cards_: Iterable[Card] | None = None) -> Iterator[tuple[Card, Claim]]:

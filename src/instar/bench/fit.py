@@ -1,139 +1,153 @@
-"""A plain training loop: any module, any batch function, resumable to the bit."""
+"""The training loop: plain, device-agnostic, and resumable to the bit."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from instar import files
+from instar.bench.seeds import derive
 from instar.errors import CheckpointError, DivergedError, ShapeError
 from instar.interfaces import Monitor
-from instar.models import checkpoint as files
+from instar.models import checkpoint as tensors_file
 
-B = TypeVar("B")
-M = TypeVar("M", bound=nn.Module)
+Schedule = Literal["cosine", "constant"]
+Precision = Literal["float32", "bf16"]
+FILE = "training.safetensors"
+_PREFIX = "optimiser/"
 
 
 def fit(
-    model: M,
-    batch: Callable[[int], B],
-    loss: Callable[[M, B], Tensor],
+    model: nn.Module,
+    batch: Callable[[int], Any],
+    loss: Callable[[nn.Module, Any], Tensor],
     *,
     steps: int,
     lr: float,
-    warmup: int | None = None,
-    schedule: Literal["cosine", "constant"] = "cosine",
-    final_lr: float = 0.1,
+    schedule: Schedule = "cosine",
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.95),
     clip: float = 1.0,
+    precision: Precision = "float32",
     accumulate: int = 1,
-    precision: Literal["float32", "bf16"] = "float32",
+    seed: int = 0,
     monitor: Monitor | None = None,
     checkpoint: Path | None = None,
-    every_seconds: float = 60.0,
-) -> int:
-    """Train `model` in place with AdamW for `steps` steps; returns the number of steps done (fewer if the monitor stops it).
+    checkpoint_every_seconds: float = 60.0,
+) -> None:
+    """Train `model` in place for `steps` steps of AdamW, with warm-up, cosine decay to a tenth, and gradient clipping.
 
     Args:
-        batch: `batch(i)` gives micro-batch i (step s uses s·accumulate …); a function of i alone, hence exact resumption.
+        batch: the data of micro-batch n; a pure function of n, so that a resumed run sees what an uninterrupted one sees.
+            Step s uses the micro-batches s · accumulate … (s + 1) · accumulate - 1.
         loss: the mean loss of a micro-batch.
-        lr: the peak, reached linearly over `warmup` steps (default: a twentieth, at most 100), then down to final_lr · lr.
-        weight_decay: of matrices only; vectors and scalars (norms, biases) have none.
-        clip: the largest norm of the gradient; 0 for none.
-        precision: "bf16" runs forward and loss under autocast; weights and optimiser stay float32.
-        monitor: told (step, loss) after each step, counted from 1; returning True stops.
-        checkpoint: a folder; progress is saved there at most every `every_seconds` and taken up again when it exists.
+        precision: "bf16" runs forward and loss under autocast; weights and optimiser stay as they are.
+        seed: of dropout and its like: each step draws from a stream of its own.
+        monitor: called with (steps done, loss) after each step; True stops training (and saves).
+        checkpoint: a folder; progress is saved there every `checkpoint_every_seconds` and at the end, and found there again.
+            Exact for parameters and buffers of `state_dict`, on the same build, threads and CPU.
 
-    Raises DivergedError for a loss that is not finite, CheckpointError for another run's checkpoint, ShapeError for bad settings.
+    Raises DivergedError for a loss that is not finite, CheckpointError for a checkpoint of another model or other settings.
     """
-    if steps < 0 or accumulate < 1 or lr <= 0:
-        raise ShapeError(f"fit expects steps ≥ 0, accumulate ≥ 1 and lr > 0; received {steps}, {accumulate} and {lr}.")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    # torch's `foreach` form does not depend on where tensors are cut.
-    optimiser = torch.optim.AdamW(groups, lr=lr, betas=betas, foreach=True)
-    warm = min(100, max(1, steps // 20)) if warmup is None else warmup
-    identity = {"steps": steps, "lr": lr, "warmup": warm, "schedule": schedule, "accumulate": accumulate, "precision": precision}
-    start = _resume(checkpoint, model, optimiser, trained, identity) if checkpoint is not None else 0
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    saved, training = time.monotonic(), model.training
+    if steps < 0 or accumulate < 1 or not lr > 0 or precision not in ("float32", "bf16"):
+        raise ShapeError(
+            "fit expects steps ≥ 0, accumulate ≥ 1, lr > 0 and precision float32 or bf16; received "
+            f"{steps}, {accumulate}, {lr}, {precision}."
+        )
+    settings = dict(steps=steps, lr=lr, schedule=schedule, weight_decay=weight_decay, betas=list(betas), clip=clip)
+    settings |= {"precision": precision, "accumulate": accumulate, "seed": seed}
+    optimiser = adamw(model, lr=lr, weight_decay=weight_decay, betas=betas)
+    path = files.folder(checkpoint) / FILE if checkpoint is not None else None
+    first = _resume(path, model, optimiser, settings) if path is not None and path.exists() else 0
+    device = next(model.parameters()).device
+    training, saved = model.training, time.monotonic()
     model.train()
     try:
-        for step in range(start, steps):
-            rate = lr * _factor(step, steps, warm, schedule, final_lr)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            total = 0.0
-            for part in range(accumulate):
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                    value = loss(model, batch(step * accumulate + part)) / accumulate
-                value.backward()
-                total += float(value.detach())
-            if not math.isfinite(total):
-                raise DivergedError(f"The loss is {total} at step {step + 1} of {steps} (learning rate {rate:.3g}).")
-            if clip:
-                nn.utils.clip_grad_norm_(trained, clip)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            if checkpoint is not None and time.monotonic() - saved >= every_seconds:
-                _save(checkpoint, model, optimiser, trained, {**identity, "step": step + 1})
-                saved = time.monotonic()
-            if monitor is not None and monitor(step + 1, total):
-                return step + 1
-        return steps
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for step in range(first, steps):
+                torch.manual_seed(derive(seed, f"step/{step}"))
+                for group in optimiser.param_groups:
+                    group["lr"] = lr * rate(step, steps, schedule)
+                value = 0.0
+                for part in range(accumulate):
+                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                        term = loss(model, batch(step * accumulate + part)) / accumulate
+                    term.backward()
+                    value += float(term.detach())
+                if not math.isfinite(value):
+                    raise DivergedError(f"The loss is {value} at step {step + 1} of {steps}. Try a smaller learning rate than {lr}.")
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimiser.step()
+                optimiser.zero_grad()
+                stop = monitor is not None and bool(monitor(step + 1, value))
+                due = time.monotonic() - saved > checkpoint_every_seconds
+                if path is not None and (stop or due or step + 1 == steps):
+                    _save(path, model, optimiser, step + 1, settings)
+                    saved = time.monotonic()
+                if stop:
+                    return
     finally:
         model.train(training)
 
 
-def _factor(step: int, steps: int, warmup: int, schedule: str, final: float) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
+def rate(step: int, steps: int, schedule: Schedule) -> float:
+    """The learning rate at `step`, relative to its peak: linear warm-up (a tenth of the steps, at most 100), then the schedule."""
+    warm = min(100, max(1, steps // 10))
+    rise = min(1.0, (step + 1) / warm)
     if schedule == "constant":
-        return 1.0
-    done = (step - warmup) / max(1, steps - warmup)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+        return rise
+    done = max(0.0, (step + 1 - warm) / max(1, steps - warm))
+    return rise * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
-def _save(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, trained: Sequence[Tensor], facts: dict[str, Any]
-) -> None:
-    """Model and optimiser in one file, and the step inside it, so that no two files can disagree."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, parameter in enumerate(trained):
-        for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser.{index}.{key}"] = torch.as_tensor(value)
-    seen: dict[int, str] = {}
-    tensors = {n: t.clone() if seen.setdefault(t.data_ptr(), n) != n else t for n, t in tensors.items()}  # tied weights
-    tensors["step"] = torch.tensor(facts["step"])
-    files.save(folder, facts, tensors)
+def adamw(model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW whose decay spares norms, biases and everything else of fewer than two axes."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, foreach=True)
 
 
-def _resume(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, trained: Sequence[Tensor], identity: dict[str, Any]
-) -> int:
-    """The step to go on from: 0 without a checkpoint. Raises CheckpointError for one of another run."""
-    if not (folder / files.CONFIG).exists():
-        return 0
-    config, tensors = files.read(folder)
-    different = {key: config.get(key) for key in identity if config.get(key) != identity[key]}
-    if different:
-        raise CheckpointError(f"{folder} holds another run's progress ({different}); delete it to start anew.")
-    own = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    files.load_into(model, own, str(folder))
-    for index, parameter in enumerate(trained):
-        prefix = f"optimiser.{index}."
-        state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        for key, value in state.items():
-            state[key] = value if key == "step" else value.to(parameter.device)
-        if state:
-            optimiser.state[parameter] = state
-    return int(tensors["step"])
+def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, settings: dict[str, Any]) -> None:
+    """One file, replaced at once: model, optimiser, and (as its metadata) the step and the settings."""
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, entries in optimiser.state_dict()["state"].items():
+        tensors |= {f"{_PREFIX}{index}/{name}": tensor for name, tensor in entries.items()}
+    tensors_file.write(path, tensors, {"step": str(step), "settings": json.dumps(settings, sort_keys=True)})
+
+
+def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, settings: dict[str, Any]) -> int:
+    """Load a checkpoint into model and optimiser, and return the steps done."""
+    tensors, metadata = tensors_file.read(path)
+    asked, found = json.dumps(settings, sort_keys=True), metadata.get("settings", "none")
+    if found != asked:
+        raise CheckpointError(f"{path} was made with other settings: {found}, asked were {asked}. Delete it to start again.")
+    step = metadata.get("step", "")
+    if not step.isdecimal() or not 0 < int(step) <= settings["steps"]:
+        raise CheckpointError(f"{path} says that {step!r} of {settings['steps']} steps are done. Delete it to start again.")
+    weights = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
+    tensors_file.compare(path, weights, model.state_dict())
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, entry = name.removeprefix(_PREFIX).partition("/")
+        if not name.startswith(_PREFIX):
+            continue
+        known = index.isdecimal() and int(index) < len(parameters) and entry in ("step", "exp_avg", "exp_avg_sq")
+        if not known or (entry != "step" and tensor.shape != parameters[int(index)].shape):
+            raise CheckpointError(f"{path}: '{name}' does not fit this model's optimiser. Delete it to start again.")
+        state.setdefault(int(index), {})[entry] = tensor
+    if any(len(entries) != 3 for entries in state.values()):
+        raise CheckpointError(f"{path}: the optimiser's state is incomplete. Delete it to start again.")
+    model.load_state_dict(weights)
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return int(step)

@@ -28,17 +28,15 @@ _CURVE_POINTS = 200
 
 def lift(problem: Problem, slug: str, arguments: dict[str, Any], data: Data, seed: int) -> Any:
     """The subject under test: the method, made into what the problem trains."""
-    cls = catalogue.load(catalogue.method(slug))
+    card = catalogue.method(slug)
+    cls = catalogue.load(card)
     name = next((name for interface, name in problem.accepts.items() if issubclass(cls, interface)), None)
     if name is None:
         wanted = ", ".join(interface.__name__ for interface in problem.accepts)
         raise DataError(f"{slug} is no {wanted}: {type(problem).__name__} cannot take it.")
 
-    def build(width: int, **given: Any) -> Any:
-        return cls(width, **{**given, **arguments})
-
     with initialising(seed):
-        return getattr(problem, name)(build, data, seed)
+        return getattr(problem, name)(catalogue.Build(card, cls, arguments), data, seed)
 
 
 def execute(task: Task, threads: int, progress: Progress) -> Record:

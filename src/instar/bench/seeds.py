@@ -1,4 +1,6 @@
-"""One seed a run; what is random draws from a stream of its own, by name, and never from the global generator."""
+"""Named random streams: what is drawn for one purpose never shifts what is drawn for another, and the global generator is left
+alone.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,18 @@ import torch
 
 
 def derive(seed: int, name: str) -> int:
-    """A 63-bit seed for the stream `name` of the run `seed`."""
+    """The seed (63 bits) of the stream `name`."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
 def stream(seed: int, name: str) -> torch.Generator:
-    """A generator of its own for one purpose: `stream(3, "data/17")`."""
+    """A fresh generator at the start of the stream `name`."""
     return torch.Generator().manual_seed(derive(seed, name))
 
 
 @contextlib.contextmanager
 def initialising(seed: int) -> Iterator[None]:
-    """Weights made inside depend on the seed alone; torch's initialisers know only the global generator, which is put back."""
+    """Modules built inside draw their weights from the stream "init"; afterwards the global generator is as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "init"))
         yield

@@ -1,7 +1,7 @@
-"""Text of any size as line-aligned blocks, split by their content; only an index is held in memory.
+"""Bytes of any amount, cut into blocks that are split by their content.
 
-A block is the unit of the split and of the bootstrap: neighbouring bytes are not independent, blocks of 4 KiB nearly are. A block
-belongs to a split by its SHA-256, so equal text always lands in the same split and adding a file moves no other block.
+A block is at most 4 KiB and ends at a newline where there is one. Its SHA-256 modulo 10 decides where it goes (0 test, 1 valid,
+the rest train), so a repeated block lands in one split and adding a file moves nothing.
 """
 
 from __future__ import annotations
@@ -12,124 +12,111 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from instar.errors import DataError
 
 SIZE = 4096
-TEST, VALID = 0, 1
-"""Blocks whose hash is 0 mod 10 are for testing, 1 mod 10 for validation, the others for training."""
+_PROBE = 1 << 20
+_CONTROL = np.array([c for c in range(32) if c not in (8, 9, 10, 12, 13, 27)] + [127], dtype=np.uint8)
+
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Blocks of one split: where they lie, and the bytes behind them (memory-mapped)."""
+class Blocks:
+    """Blocks of some sources, read when they are asked for: the index takes 20 bytes a block, the bytes stay on disk."""
 
-    texts: tuple[np.ndarray, ...]
-    source: np.ndarray
-    start: np.ndarray
-    length: np.ndarray
+    sources: Sequence[Bytes]
+    source: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.start)
+        return len(self.offset)
+
+    def __getitem__(self, index: int) -> Bytes:
+        start = self.offset[index]
+        return self.sources[self.source[index]][start : start + self.length[index]]
 
     @property
     def bytes(self) -> int:
+        """Bytes of all blocks."""
         return int(self.length.sum())
-
-    def block(self, index: int) -> np.ndarray:
-        """The bytes of one block."""
-        start = int(self.start[index])
-        return self.texts[int(self.source[index])][start : start + int(self.length[index])]
 
 
 @dataclass(frozen=True)
 class Split:
-    """A whole text, split."""
+    """What `split` returns; `found` counts blocks of each split before the caps."""
 
-    train: Corpus
-    valid: Corpus
-    test: Corpus
+    train: Blocks
+    valid: Blocks
+    test: Blocks
     sha256: str
+    found: dict[str, int]
 
 
-def split_files(paths: Sequence[Path], cap: int) -> Split:
-    """Index files. `cap` bounds the blocks of the validation and of the test split (those of smallest hash stay).
-
-    Raises DataError for what is missing, empty, or no text.
-    """
-    if not paths:
-        raise DataError("No files were given.")
-    texts = []
-    for path in paths:
-        try:
-            size = path.stat().st_size
-            if path.is_dir():
-                raise DataError(f"{path} is a folder; give the files in it.")
-            if size == 0:
-                raise DataError(f"{path} is empty.")
-            texts.append(np.memmap(path, dtype=np.uint8, mode="r"))
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-        _refuse_binary(path, texts[-1])
-    return _split(texts, cap)
-
-
-def split_text(text: str, cap: int) -> Split:
-    """The same for text in memory."""
-    return _split([np.frombuffer(text.encode(), dtype=np.uint8)], cap)
+def open_text(path: Path) -> Bytes:
+    """The bytes of a text file, mapped and not read. Raises DataError for what is no text."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name the text files in it.")
+    if not path.is_file():
+        raise DataError(f"There is no file {path}.")
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise DataError(f"{path} is empty.")
+        content = np.memmap(path, dtype=np.uint8, mode="r")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    head = np.asarray(content[:_PROBE])
+    nul, control = int((head == 0).sum()), float(np.isin(head, _CONTROL).mean())
+    if nul or control > 0.02:
+        raise DataError(
+            f"{path} is no plain text: {nul} NUL bytes and {control:.1%} control characters in its first {len(head)} bytes. "
+            "Unpack archives and convert UTF-16 to UTF-8 first."
+        )
+    return content
 
 
-def _refuse_binary(path: Path, text: np.ndarray) -> None:
-    head = np.asarray(text[: 1 << 20])
-    control = np.isin(head, [*range(9), *range(14, 27), *range(28, 32), 127])
-    if (head == 0).any() or control.mean() > 0.05:
-        raise DataError(f"{path} is binary, not text (NUL or control bytes in its first MiB). Extract its text first.")
+def cut(content: Bytes) -> Iterator[tuple[int, bytes]]:
+    """(offset, block) of every block: up to the last newline within 4096 bytes, or 4096 bytes when there is none."""
+    start = 0
+    while start < len(content):
+        window = content[start : start + SIZE].tobytes()
+        end = len(window)
+        if start + end < len(content):
+            end = window.rfind(b"\n") + 1 or end
+        yield start, window[:end]
+        start += end
 
 
-def _split(texts: Sequence[np.ndarray], cap: int) -> Split:
-    rows: list[tuple[int, int, int]] = []
-    hashes: list[bytes] = []
-    whole = hashlib.sha256()
-    for source, text in enumerate(texts):
-        for start, length in _cut(text):
-            digest = hashlib.sha256(text[start : start + length]).digest()
+def split(sources: Sequence[Bytes], cap: int) -> Split:
+    """Cut and split the sources; valid and test keep the `cap` blocks with the smallest hashes, each content once."""
+    held: dict[str, dict[bytes, tuple[int, int, int]]] = {"test": {}, "valid": {}}
+    train: list[tuple[int, int, int]] = []
+    found = {"train": 0, "valid": 0, "test": 0}
+    whole = hashlib.sha256(f"line blocks of {SIZE}, cap {cap}".encode())
+    parts: list[npt.NDArray[np.int64]] = []
+    for number, content in enumerate(sources):
+        for offset, block in cut(content):
+            digest = hashlib.sha256(block).digest()
             whole.update(digest)
-            rows.append((source, start, length))
-            hashes.append(digest)
-    table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-    digits = np.array([int.from_bytes(h, "big") % 10 for h in hashes], dtype=np.int64)
-    chosen = {
-        "train": np.flatnonzero((digits != TEST) & (digits != VALID)),
-        "valid": _capped(np.flatnonzero(digits == VALID), hashes, cap),
-        "test": _capped(np.flatnonzero(digits == TEST), hashes, cap),
-    }
-    for name, index in chosen.items():
-        if len(index) == 0:
-            total = sum(len(text) for text in texts)
-            raise DataError(
-                f"The text is too small: {total} bytes give {len(rows)} blocks and none for the {name} split. "
-                "About 100 kB are the least to split in three; a comparison needs a few MB."
-            )
-    whole.update(f"cap {cap}".encode())
-    corpora = {name: Corpus(tuple(texts), *(np.ascontiguousarray(c) for c in table[index].T)) for name, index in chosen.items()}
-    return Split(**corpora, sha256=whole.hexdigest())
-
-
-def _cut(text: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Start and length of each block: up to SIZE bytes, ending behind a line where there is one."""
-    start, total = 0, len(text)
-    while start < total:
-        window = text[start : start + SIZE]
-        length = len(window)
-        if start + length < total:
-            ends = np.flatnonzero(window == 10)
-            length = int(ends[-1]) + 1 if len(ends) else length
-        yield start, length
-        start += length
-
-
-def _capped(index: np.ndarray, hashes: list[bytes], cap: int) -> np.ndarray:
-    if len(index) <= cap:
-        return index
-    kept = sorted(index.tolist(), key=lambda i: hashes[i])[:cap]
-    return np.array(sorted(kept), dtype=np.int64)
+            place = (number, offset, len(block))
+            name = {0: "test", 1: "valid"}.get(int.from_bytes(digest, "big") % 10, "train")
+            found[name] += 1
+            if name == "train":
+                train.append(place)
+                if len(train) == 1 << 16:  # a list of tuples takes ten times the memory of the array
+                    parts.append(np.array(train, dtype=np.int64))
+                    train.clear()
+                continue
+            kept = held[name]
+            kept.setdefault(digest, place)
+            if len(kept) > 2 * cap + 1024:
+                held[name] = {d: kept[d] for d in sorted(kept)[:cap]}
+    parts.append(np.array(train, dtype=np.int64).reshape(-1, 3))
+    rest = {n: np.array(sorted(h[d] for d in sorted(h)[:cap]), dtype=np.int64).reshape(-1, 3) for n, h in held.items()}
+    tables = {"train": np.concatenate(parts), **rest}
+    made = {n: Blocks(sources, t[:, 0].astype(np.int32), t[:, 1].copy(), t[:, 2].copy()) for n, t in tables.items()}
+    return Split(**made, sha256=whole.hexdigest(), found=found)

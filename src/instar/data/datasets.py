@@ -1,76 +1,89 @@
-"""Public data sets by name: found under `INSTAR_DATA`, else fetched once from a pinned address; always checked by SHA-256."""
+"""Public data sets by name: found under INSTAR_DATA, or fetched once into a cache, and always held to their hash."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tomllib
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from instar.errors import DataError, UnknownNameError
-from instar.extras import require
+from instar import extras
+from instar.errors import DataError, MissingExtraError, UnknownNameError
+
+_LIST = Path(__file__).with_name("datasets.toml")
 
 
 @dataclass(frozen=True)
-class Source:
-    """One file of a data set."""
+class File:
+    """One file of a data set: where it lies, where it comes from, and what it must be."""
 
-    path: str
+    path: PurePosixPath
     url: str
     sha256: str
 
 
-@cache
-def known() -> dict[str, list[Source]]:
-    """The files of every named data set."""
-    table: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
-    return {name: [Source(**entry) for entry in value["files"]] for name, value in table.items()}
+def names() -> list[str]:
+    """The data sets that have a name."""
+    return sorted(_table(_LIST))
 
 
-def locate(name: str) -> list[Path]:
-    """The files of a data set, checked.
-
-    Raises UnknownNameError; DataError for a file that is not what it should be, or that cannot be had.
-    """
-    if name not in known():
-        raise UnknownNameError.among("data set", name, known())
-    return [_one(source) for source in known()[name]]
+def locate(name: str, listing: Path = _LIST) -> list[Path]:
+    """The files of a data set, verified. Raises UnknownNameError, DataError, MissingExtraError."""
+    table = _table(listing)
+    if name not in table:
+        raise UnknownNameError.among("data set", name, table)
+    return [_find(file, name) for file in _files(table[name], name)]
 
 
-def _one(source: Source) -> Path:
-    relative = PurePosixPath(source.path)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise DataError(f"'{source.path}' points outside the data folder.")
-    folder = os.environ.get("INSTAR_DATA")
-    if folder:
-        path = Path(folder) / relative
-        if path.is_file():
-            return _checked(path, source)
-    cache_folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "instar"
-    path = cache_folder / relative
-    if path.is_file():
-        return _checked(path, source)
-    return _fetch(source, path)
+def cache() -> Path:
+    """Where fetched files are kept: the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "instar"
 
 
-def _checked(path: Path, source: Source) -> Path:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != source.sha256:
-        raise DataError(f"{path} has the SHA-256 {found[:12]}…, expected {source.sha256[:12]}…. Delete it to fetch it again.")
-    return path
+def _table(listing: Path) -> dict[str, Any]:
+    return tomllib.loads(listing.read_text("utf-8"))
 
 
-def _fetch(source: Source, path: Path) -> Path:
-    pooch = require("pooch", extra="data")
+def _files(entry: dict[str, Any], name: str) -> list[File]:
+    """A listing is no more trusted than a download: its paths stay inside the folder and its addresses are https."""
+    found = []
+    for row in entry["files"]:
+        path = PurePosixPath(row["path"])
+        if path.is_absolute() or not re.fullmatch(r"[A-Za-z0-9_.\-/]+", row["path"]) or ".." in path.parts:
+            raise DataError(f"The data set {name} lists the path '{row['path']}', which could leave the data folder.")
+        if not row["url"].startswith("https://") or not re.fullmatch(r"[0-9a-f]{64}", row["sha256"]):
+            raise DataError(f"The data set {name} lists '{row['path']}' without an https address and a SHA-256.")
+        found.append(File(path, row["url"], row["sha256"]))
+    return found
+
+
+def _find(file: File, name: str) -> Path:
+    for folder in (os.environ.get("INSTAR_DATA"), str(cache())):
+        if folder and (path := Path(folder) / file.path).is_file():
+            received = _sha256(path)
+            if received != file.sha256:
+                raise DataError(
+                    f"{path} is not the pinned file of {name}: SHA-256 {received}, expected {file.sha256}. Remove it."
+                )
+            return path
+    path = cache() / file.path
     try:
-        pooch.retrieve(source.url, known_hash=f"sha256:{source.sha256}", fname=path.name, path=path.parent)
+        pooch = extras.require("pooch", "data")
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{error} Or fetch {file.url} yourself and {_hint(file)}") from error
+    try:
+        return Path(pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=path.name, path=path.parent))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong hash is a ValueError
-        raise DataError(
-            f"{source.url} cannot be fetched ({type(error).__name__}). Without a network, put the file at "
-            f"{source.path} under a folder and set INSTAR_DATA to it."
-        ) from error
-    return path
+        raise DataError(f"Cannot fetch {file.url}: {error}. Fetch it yourself and {_hint(file)}") from error
+
+
+def _hint(file: File) -> str:
+    return f"set INSTAR_DATA to a folder that holds it as {file.path}."
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
