@@ -74,8 +74,12 @@ def difference(cell: Cell, metric: Metric, base: str) -> tuple[str, str]:
         if found.interval is None:
             return short, f"{short} against {base}; too few seeds for an interval"
         return short, f"{word}{short} against {base} (95 % interval {units.interval(*found.interval, metric.unit, found.value)})"
+    if cell.verdict == "equal":
+        return "the same", f"the same as {base}"
     short = units.times(found.value)
-    around = "" if found.interval is None or found.low == found.high else f" ({' … '.join(units.times(v) for v in found.interval)})"
+    around = (
+        "" if found.interval is None or found.low == found.high else f" ({' … '.join(units.times(v) for v in found.interval)})"
+    )
     return short, f"{word}{short} of {base}{around}"
 
 
@@ -85,6 +89,10 @@ def why_missing(group: Group, row: Row, metric: Metric) -> str:
         if group.timing is None:
             return "no timing pass among the records"
         return "not in the timing pass" if row.address not in group.timing["times"] else "not measured by the timing pass"
+    if not row.runs and row.failures:
+        count = len(row.failures)
+        ways = dict.fromkeys(text.split(": ")[1] for text in row.failures)
+        return f"{'the run' if count == 1 else f'all {count} runs'} failed ({', '.join(ways)})"
     if not row.runs:
-        return "; ".join(row.failures) or "no run"
+        return "no run"
     return "not reported by the runs"

@@ -55,7 +55,7 @@ def tradeoff(group: Group, styles: Styles, prefix: str, kind: str) -> Plot | Non
             colour = styles.colour(row.address)
             seeds = seed_values(row, primary.id)
             axes.plot([x.value.value] * len(seeds), seeds, "o", ms=3.5, mew=0, color=colour, alpha=0.35, zorder=2)
-            axes.errorbar(x.value.value, y.value.value, xerr=_error(x), yerr=_error(y), color=colour, lw=1.3, zorder=3)
+            axes.errorbar(x.value.value, y.value.value, xerr=_ratio_error(x), yerr=_error(y), color=colour, lw=1.3, zorder=3)
             axes.plot(x.value.value, y.value.value, styles.marker(row.address), ms=7, mew=0, color=colour, zorder=4)
             if row.baseline:
                 axes.axhline(y.value.value, color=LIGHT["muted"], lw=0.9, ls=(0, (4, 3)), zorder=1)
@@ -67,11 +67,15 @@ def tradeoff(group: Group, styles: Styles, prefix: str, kind: str) -> Plot | Non
         _log_ticks(axes, "x", metric.unit, [x.value.value for _, x, _ in found])
         axes.set_xlabel(f"{_name(metric)} ({_better(metric)})")
         axes.set_ylabel(f"{_name(primary)} ({_better(primary)})")
-        labels.at_points(figure, axes, styles, [(r.address, x.value.value, y.value.value) for r, x, y in found])
+        points = [(r.address, x.value.value, y.value.value) for r, x, y in found]
+        labels.at_points(figure, axes, styles, points, [bar for _, x, y in found for bar in _bars(x, y)])
 
     rows = [[r.address, x.value.value, x.value.low, x.value.high, y.value.value, y.value.low, y.value.high] for r, x, y in found]
     csv = sheet(["method", metric.id, "low", "high", primary.id, "low", "high"], rows)
-    note = "Crosses are intervals, faint dots seeds, the dashed lines the baseline, the bold line the frontier of what is not beaten in both."
+    note = (
+        "Crosses are 95 % intervals of the distance from the baseline (dashed), faint dots are seeds; "
+        "the bold line joins what nothing beats in both."
+    )
     return draw(f"{prefix}-tradeoff-{kind}", f"Quality against {kind}", note, csv, paint)
 
 
@@ -98,8 +102,15 @@ def cost_against_length(group: Group, styles: Styles, prefix: str, family: Famil
         axes.set_yscale("log")
         for address, points in lines.items():
             dashed = (0, (5, 2)) if base and address == base.address else "-"
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, marker=styles.marker(address), ms=5, mew=0, lw=1.8, ls=dashed, color=styles.colour(address))
+            axes.plot(
+                *zip(*points, strict=True),
+                marker=styles.marker(address),
+                ms=5,
+                mew=0,
+                lw=1.8,
+                ls=dashed,
+                color=styles.colour(address),
+            )
         reference = lines.get(base.address, []) if base else []
         for address, crossing in crossings.items():
             for x in crossing.at:
@@ -181,9 +192,7 @@ def paired(group: Group, styles: Styles, prefix: str) -> Plot | None:
 
 def by_condition(group: Group, styles: Styles, prefix: str, family: Family) -> Plot | None:
     """A quality under each condition (the length it is evaluated at, …)."""
-    found = {
-        row.address: [(i, row.cells[m.id]) for i, m in enumerate(family.members) if m.id in row.cells] for row in group.rows
-    }
+    found = {row.address: [(i, row.cells[m.id]) for i, m in enumerate(family.members) if m.id in row.cells] for row in group.rows}
     found = {address: cells for address, cells in found.items() if len(cells) > 1}
     if not found:
         return None
@@ -191,18 +200,28 @@ def by_condition(group: Group, styles: Styles, prefix: str, family: Family) -> P
     def paint(figure: Any, axes: Any) -> None:
         for address, cells in found.items():
             x = [i for i, _ in cells]
-            axes.errorbar(x, [c.value.value for _, c in cells], yerr=np.hstack([_error(c) for _, c in cells]), lw=1.7, elinewidth=1.1,
-                          marker=styles.marker(address), ms=5.5, mew=0, color=styles.colour(address))  # fmt: skip
+            y = [c.value.value for _, c in cells]
+            bars = np.hstack([_error(c) for _, c in cells])
+            look: dict[str, Any] = {"marker": styles.marker(address), "ms": 5.5, "mew": 0, "color": styles.colour(address)}
+            axes.errorbar(x, y, yerr=bars, lw=1.7, elinewidth=1.1, **look)
         axes.set_xticks(range(len(family.members)), [label(scaling.condition(m), 10) for m in family.members])
         axes.set_xlabel(family.over)
         axes.set_ylabel(f"{family.title} ({_better(family.first)})")
         labels.at_ends(figure, axes, styles, [(a, float(c[-1][0]), c[-1][1].value.value) for a, c in found.items()])
 
     rows = [
-        [a, scaling.condition(family.members[i]), c.value.value, c.value.low, c.value.high] for a, cs in found.items() for i, c in cs
+        [a, scaling.condition(family.members[i]), c.value.value, c.value.low, c.value.high]
+        for a, cs in found.items()
+        for i, c in cs
     ]
     csv = sheet(["method", family.over, family.first.unit, "low", "high"], rows)
-    return draw(f"{prefix}-{family.name}", f"{family.title} by {family.over}", "Mean over seeds with its 95 % interval.", csv, paint)
+    return draw(
+        f"{prefix}-{family.name}",
+        f"{family.title} by {family.over}",
+        "Mean over seeds; the bars are 95 % intervals of the difference from the baseline.",
+        csv,
+        paint,
+    )
 
 
 def seed_values(row: Row, metric: str) -> list[float]:
@@ -223,12 +242,32 @@ def _curve(row: Row) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _error(cell: Cell) -> np.ndarray:
-    low, high = cell.value.interval or (cell.value.value, cell.value.value)
-    return np.maximum(np.array([[cell.value.value - low], [high - cell.value.value]]), 0.0)
+    """Lengths of a quality's error bar: the interval of its difference from the baseline, without what the items do to both."""
+    far = cell.difference
+    if far is None or far.interval is None:
+        return np.zeros((2, 1))
+    return np.array([[far.value - far.interval[0]], [far.interval[1] - far.value]])
+
+
+def _ratio_error(cell: Cell) -> np.ndarray:
+    """The same for a cost, of which the ratio is known."""
+    far = cell.difference
+    if far is None or far.interval is None:
+        return np.zeros((2, 1))
+    low, high = (v / far.value * cell.value.value for v in far.interval)
+    return np.array([[cell.value.value - low], [high - cell.value.value]])
+
+
+def _bars(x: Cell, y: Cell) -> list[tuple[float, float, float, float]]:
+    """The two lines of a cross, as boxes."""
+    (left,), (right,) = _ratio_error(x)
+    (low,), (high,) = _error(y)
+    at, up = x.value.value, y.value.value
+    return [(at - left, up, at + right, up), (at, up - low, at, up + high)]
 
 
 def _name(metric: Metric) -> str:
-    return metric.title if not metric.unit or metric.unit in metric.title else f"{metric.title}, {metric.unit}"
+    return metric.title if metric.unit.lower() in metric.title.lower() else f"{metric.title}, {metric.unit}"
 
 
 def _better(metric: Metric) -> str:
@@ -244,16 +283,22 @@ def _length_ticks(axes: Any, lengths: Sequence[float]) -> None:
 
 def _log_ticks(axes: Any, which: str, unit: str, values: Sequence[float]) -> None:
     """A handful of ticks in readable units."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
     powers = unit.startswith(("byte", "B"))
     ladder = [2.0**k for k in range(61)] if powers else [m * 10.0**e for e in range(-12, 18) for m in (1, 2, 5)]
     ticks = [t for t in ladder if low <= t <= high]
-    if not powers and len(ticks) > 5:
-        ticks = [t for t in ticks if f"{t:e}".startswith("1.0")] if len(ticks) > 8 else ticks
-    ticks = ticks[:: math.ceil(len(ticks) / 5)] if ticks else sorted({min(values), max(values)})
+    if len(ticks) > 8 and not powers:
+        ticks = [t for t in ticks if f"{t:e}".startswith("1.0")]
+    ticks = ticks[:: math.ceil(len(ticks) / 5)] if ticks else []
+    if len(ticks) < 3:  # less than a decade: even steps
+        factor = units.scale(unit, max(values))[0]
+        ticks = [t * factor for t in MaxNLocator(4).tick_values(low / factor, high / factor) if low <= t * factor <= high]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda v, _: units.quantity(v, unit, 3)))
+    # Rates would be long labels: their unit stands on the axis, and the labels keep "34 k".
+    axis.set_major_formatter(
+        FuncFormatter(lambda v, _: units.quantity(v, unit, 3).removesuffix(unit if "/" in unit else "").strip())
+    )

@@ -13,7 +13,7 @@ import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ _VARIABLES = {value: f"var(--{name})" for name, value in LIGHT.items()} | {
     value: f"var(--s{i})" for i, value in enumerate(SERIES_LIGHT)
 }
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "text.parse_math": False,
@@ -117,7 +117,7 @@ def draw(name: str, title: str, note: str, csv: str, paint: Callable[[Figure, An
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(cast(Any, _STYLE)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the reader's fonts show it; only the PNG cannot
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.add_subplot()

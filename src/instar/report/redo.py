@@ -70,7 +70,9 @@ def _facts(group: Group, runs: list[Record], every: list[Record]) -> list[tuple[
         facts.append(("data SHA-256", str(group.key["data"])))
     for key, value in next((r["data"] for r in runs if r.get("data")), {}).items():
         if key != "sha256":
-            facts.append((f"data: {key.replace('_', ' ')}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+            facts.append(
+                (f"data: {key.replace('_', ' ')}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+            )
     used = [r["resources"] for r in every if r.get("resources")]
     cpu = sum(u.get("cpu_seconds") or 0 for u in used)
     if cpu:

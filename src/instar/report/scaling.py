@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Family:
     @property
     def title(self) -> str:
         """What the titles of the members share."""
-        shared = os.path.commonprefix([m.title for m in self.members]) if len(self.members) > 1 else self.first.title
+        shared = _shared([m.title for m in self.members]) if len(self.members) > 1 else self.first.title
         shared = shared.rstrip(" 0123456789@(,:×=") if len(self.members) > 1 else shared
         words = shared.split(" ")
         while len(self.members) > 1 and words and words[-1] in ("at", "for", "with", "of", "after", "on", "over", "in", "to"):
@@ -105,7 +105,7 @@ def crossing(mine: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, 
     if not signed:
         return Crossing(False, (), *ends, same=True)
     at = []
-    for (x0, g0), (x1, g1) in zip(signed, signed[1:], strict=False):
+    for (x0, g0), (x1, g1) in itertools.pairwise(signed):
         if (g0 < 0) != (g1 < 0):
             at.append(math.exp(x0 + (x1 - x0) * g0 / (g0 - g1)))
     return Crossing(signed[0][1] < 0, tuple(at), *ends)
@@ -118,3 +118,9 @@ def crossings(group: Group, family: Family) -> dict[str, Crossing]:
         return {}
     found = {row.address: crossing(line(row, family), line(base, family)) for row in group.rows if row is not base}
     return {address: c for address, c in found.items() if c is not None}
+
+
+def _shared(texts: Sequence[str]) -> str:
+    """The letters that all texts begin with."""
+    equal = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    return "".join(letters[0] for letters in equal)

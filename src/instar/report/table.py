@@ -41,7 +41,9 @@ def table(group: Group) -> Table:
     from rich.text import Text
 
     metrics = columns.shown(group)
-    result = Table(title=Text(title(group)), caption=Text(LEGEND), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    result = Table(
+        title=Text(title(group)), caption=Text(LEGEND), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
+    )
     result.add_column("method")
     for metric in metrics:
         result.add_column(Text(columns.header(metric)), justify="right")
@@ -123,8 +125,10 @@ def figures(group: Group) -> list[dict[str, Any]]:
     return found
 
 
-_FIELDS = ("method baseline setting metric unit better value low high n against_baseline distance distance_low distance_high "
-           "verdict busy_machine missing").split()  # fmt: skip
+_FIELDS = [
+    *("method", "baseline", "setting", "metric", "unit", "better", "value", "low", "high", "n"),
+    *("against_baseline", "distance", "distance_low", "distance_high", "verdict", "busy_machine", "missing"),
+]
 
 
 def csv(group: Group) -> str:

@@ -66,7 +66,11 @@ def plot(group: Group, styles: Styles, prefix: str) -> Plot | None:
     metric = group.card.metric(group.card.primary)
     curves: dict[str, list[float]] = {}
     for row in group.rows:
-        good = [t["metrics"][metric.id]["value"] for t in group.trials if t["address"] == row.address and metric.id in t.get("metrics", {})]
+        good = [
+            t["metrics"][metric.id]["value"]
+            for t in group.trials
+            if t["address"] == row.address and metric.id in t.get("metrics", {})
+        ]
         if len(good) > 1:
             curves[row.address] = best_of(good, metric.direction)
     if not curves:

@@ -37,8 +37,9 @@ def number(value: float, digits: int = 4, *, signed: bool = False) -> str:
         return "∞" if value > 0 else "−∞" if value < 0 else "not a number"
     if value == 0:
         return "0"
-    if float(value).is_integer() and abs(value) < 10**digits:
-        return sign(f"{value:.0f}", signed)
+    if float(value).is_integer() and abs(value) < 1e9:
+        grouped = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.0f}"
+        return sign(grouped.replace(",", "\u202f"), signed)  # a narrow space parts the thousands
     places = digits - 1 - math.floor(math.log10(abs(value)))
     text = f"{value:.{max(0, min(places, 9))}f}" if 1e-5 <= abs(value) < 1e9 else f"{value:.{digits - 1}g}"
     return sign(text, signed)
@@ -88,8 +89,8 @@ def estimate(found: Estimate, unit: str, *, spread: bool = False) -> tuple[str, 
 
 
 def times(ratio: float) -> str:
-    """A ratio: 0.42×, 3.1×, 120×."""
-    return f"{number(ratio, 3 if ratio >= 1 else 2)}×"
+    """A ratio: 3.10×, 0.42×, and 1/64 where it is small."""
+    return f"1/{number(1 / ratio, 2)}" if 0 < ratio < 0.1 else f"{number(ratio, 3 if ratio >= 1 else 2)}×"
 
 
 def _places(value: float, low: float | None, high: float | None, factor: float, digits: int = 2) -> int:

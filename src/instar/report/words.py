@@ -60,7 +60,8 @@ def headline(group: Group) -> str:
     for address, cell in cells.items():
         said.setdefault(_state(cell), []).append(address)
     if set(said) == {"few"}:
-        return f"With fewer than {MINIMUM_SEEDS} seeds no interval can be given, so no method is called better or worse than {base.address}."
+        few = f"With fewer than {MINIMUM_SEEDS} seeds no interval can be given"
+        return f"{few}, so no method is called better or worse than {base.address}."
     order = {
         "better": "better",
         "worse": "worse",
@@ -80,7 +81,7 @@ def scope(group: Group) -> str:
     seeds = [len(row.runs) for row in group.rows if row.runs]
     items = next((c.value.items for row in group.rows if (c := row.cells.get(primary.id))), 0)
     budget = group.key.get("budget")
-    parts = [group.card.title]
+    parts = []
     if name := data_name(group):
         parts.append(f"data: {name}")
     if items:
@@ -122,7 +123,10 @@ def cautions(group: Group) -> list[str]:
     if failed:
         found.append(f"{failed} run{'s' if failed > 1 else ''} failed; the reasons stand below.")
     if any(cell.busy for row in group.rows for cell in row.cells.values()):
-        found.append("Some times were measured while other work held the machine; they are marked. Ratios within a row of rounds suffer less.")
+        found.append(
+            "Some times were measured while other work held the machine; they are marked. "
+            "Ratios, taken round by round, suffer less than the times."
+        )
     return found
 
 
@@ -140,7 +144,9 @@ def advice(group: Group) -> list[str]:
     for row in equal:
         cheaper = [columns.header(m) for m in columns.shown(group) if m.kind != "quality" and _verdict(row, m) == "better"]
         if cheaper:
-            found.append(f"{row.address} is equal to {base.address} within the margin and ahead in {_list([_lower(c) for c in cheaper])}.")
+            found.append(
+                f"{row.address} is equal to {base.address} within the margin and ahead in {_list([_lower(c) for c in cheaper])}."
+            )
     return found or [f"Nothing here is shown to be better than {base.address}: keep it."]
 
 
@@ -169,8 +175,8 @@ def _passage(group: Group, row: Row) -> Passage:
     cell = row.cells.get(primary.id)
     state = _state(cell)
     qualities = [m for m in columns.shown(group) if m.kind == "quality" and m.id != primary.id]
-    said = [_quality(group, row, primary)]
-    said += [_quality(group, row, m) for m in qualities if _conditions(group, m) is None]
+    wanted = [primary, *(m for m in qualities if _conditions(group, m) is None)]
+    said = [_quality(group, row, m) for m in wanted if row.failures or any(m.id in other.cells for other in group.rows)]
     verdict = {"few": "no verdict", "alone": "no verdict", "missing": "no result"}.get(state, state)
     return Passage(row.address, verdict, columns.GLYPHS.get(state, ""), said, _costs(group, row), _properties(group, row))
 
@@ -186,13 +192,20 @@ def _quality(group: Group, row: Row, metric: Metric) -> str:
         return f"{name}: {value}; there is no figure of the baseline with the same seeds to compare it with."
     short = units.signed(far.value, metric.unit, far.low, far.high)
     if far.interval is None:
-        return f"{name}: {value}, {short} against {base.address} with {far.seeds} seed{'s' if far.seeds > 1 else ''}: no interval below {MINIMUM_SEEDS}."
-    around = f"{name}: {value}, {short} against {base.address} (95 % interval {units.interval(*far.interval, metric.unit, far.value)})"
+        count = f"{far.seeds} seed{'s' if far.seeds > 1 else ''}"
+        return f"{name}: {value}, {short} against {base.address} with {count}: no interval below {MINIMUM_SEEDS}."
+    around = (
+        f"{name}: {value}, {short} against {base.address} (95 % interval {units.interval(*far.interval, metric.unit, far.value)})"
+    )
     if cell.verdict == "equal within the margin":
         return f"{around}: equal within the margin of {metric.margin:g}."
     if cell.verdict == "undecided":
         needed = seeds_needed(cell, metric.margin)
-        more = f"about {needed} seeds instead of {far.seeds} would decide it" if needed else "more test data, or very many seeds, would be needed"
+        more = (
+            f"about {needed} seeds instead of {far.seeds} would decide it"
+            if needed
+            else "more test data, or very many seeds, would be needed"
+        )
         return f"{around}: undecided; {more}."
     return f"{around}: {cell.verdict}."
 
@@ -224,7 +237,9 @@ def _ratio(cell: Cell, base: str) -> str:
     text = f"{units.times(far.value)} that of {base}"
     if far.interval is not None and far.low != far.high:
         text += f" ({' … '.join(units.times(v) for v in far.interval)})"
-    return text + (", undecided" if cell.verdict == "undecided" else ", equal within the margin" if cell.verdict.startswith("equal") else "")
+    return text + (
+        ", undecided" if cell.verdict == "undecided" else ", equal within the margin" if cell.verdict.startswith("equal") else ""
+    )
 
 
 def crossing(found: scaling.Crossing, family: scaling.Family, base: str) -> str:
@@ -249,7 +264,8 @@ def _properties(group: Group, row: Row) -> list[str]:
         mine = [m for m in family.members if m.id in row.cells]
         if len(mine) < 2:
             continue
-        text = f"{_sentence(family.title)} by {family.over}: {_chain(row, mine)}"
+        unit = f", in {family.first.unit}" if units.scale(family.first.unit, 1.0)[1] else ""
+        text = f"{_sentence(family.title)} by {family.over}{unit}: {_chain(row, mine)}"
         if base is not None and base is not row and all(m.id in base.cells for m in mine):
             text += f" ({base.address}: {_chain(base, mine)})"
         said.append(text + ".")
@@ -257,7 +273,7 @@ def _properties(group: Group, row: Row) -> list[str]:
 
 
 def _chain(row: Row, metrics: Sequence[Metric]) -> str:
-    return " → ".join(f"{units.quantity(row.cells[m.id].value.value, m.unit, 4)} at {scaling.condition(m)}" for m in metrics)
+    return " → ".join(f"{units.number(row.cells[m.id].value.value)} at {scaling.condition(m)}" for m in metrics)
 
 
 def _conditions(group: Group, metric: Metric) -> scaling.Family | None:
