@@ -23,6 +23,7 @@ from instar.cards import Card
 from instar.checks import mixer
 from instar.checks.subject import Check, Subject, find
 from instar.errors import CardError, ContractError
+from instar.interfaces import Mixer
 
 __all__ = ["Check", "Outcome", "Subject", "check", "contract", "find", "run"]
 
@@ -45,11 +46,11 @@ def contract(interface: str | None) -> tuple[Check, ...]:
     return known[interface]
 
 
-def check(target: str | Card | Subject, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Outcome]:
+def check(target: str | Card | type[Mixer] | Subject, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Outcome]:
     """Run the whole contract.
 
     Args:
-        target: `gla`, `gla:no_gate`, `package.module:Class`, `file.py:Class`, a Card, or a Subject.
+        target: `gla`, `gla:no_gate`, `package.module:Class`, `file.py:Class`, a Card, a class, or a Subject.
         seed: of weights, inputs and masks.
         dtype: in which equivalences are judged: float64 is the sharpest; float32 is for code that holds to it inside.
 

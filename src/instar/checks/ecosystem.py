@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import torch
@@ -29,18 +30,25 @@ def check_compile(subject: Subject) -> None:
         def way(x: Tensor, state: State, compiled: Any = compiled, **flags: Tensor | None) -> tuple[Tensor, State]:
             return (compiled if x.shape[1] == T else mixer)(x, state, **flags)  # later tokens run eagerly: one compilation
 
+        want = observe(subject, mixer, mixer, x, state, mask=mask, reset=reset)
         try:
             got = observe(subject, mixer, way, x, state, mask=mask, reset=reset)
         except torch._dynamo.exc.TorchDynamoException as error:
-            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ContractError(
-                f"{name} is not one graph under torch.compile(fullgraph=True): {first[:300]} "
+                f"{name} is not one graph under torch.compile(fullgraph=True): {_reason(error)} "
                 "Python decisions on tensor values are to be left out under torch.compiler.is_compiling()."
             ) from error
         finally:
             torch._dynamo.reset()
-        want = observe(subject, mixer, mixer, x, state, mask=mask, reset=reset)
         same_trace(subject, got, want, f"{name}, against eager", "Compilation changed the result.")
+
+
+def _reason(error: Exception) -> str:
+    """What Dynamo says, in one line: its first sentence, its explanation, and the last place in the traced code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    chosen = lines[:1] + [line for line in lines if line.startswith("Explanation:")][:1]
+    place = [re.sub(r'^File ".*[/\\\\]', 'File "', line) for line in lines if line.startswith('File "')][-1:]
+    return " ".join(line[:300] for line in chosen + place) or type(error).__name__
 
 
 def check_copies(subject: Subject) -> None:
@@ -60,13 +68,14 @@ def check_copies(subject: Subject) -> None:
 
 
 def check_inference(subject: Subject) -> None:
-    """Decoding under torch.inference_mode, token by token with padding, gives what it gives with gradients."""
+    """Decoding under torch.inference_mode, token by token, with padding too, gives what it gives with gradients."""
     mixer, T = subject.build(), subject.tokens(20)
-    x, mask, cuts = subject.x(2, T), ragged(2, T), range(1, T) if subject.streaming else ()
-    decode = in_pieces(mixer, cuts)
-    want = decode(x, mask=mask)[0].detach()
-    with torch.inference_mode():
-        got = decode(x, mask=mask)[0]
-    real = mask.unsqueeze(-1)
-    what = "the output of decoding under torch.inference_mode"
-    same(got.clone() * real, want * real, subject.tolerance, what, "The path without gradients computes something else.")
+    x = subject.x(2, T)
+    decode = in_pieces(mixer, range(1, T) if subject.streaming else ())
+    for mask in (None, ragged(2, T)):
+        want = decode(x, mask=mask)[0].detach()
+        with torch.inference_mode():
+            got = decode(x, mask=mask)[0].clone()
+        real = torch.ones(2, T, 1) if mask is None else mask.unsqueeze(-1)
+        what = f"the output of decoding under torch.inference_mode{'' if mask is None else ' with padding'}"
+        same(got * real, want * real, subject.tolerance, what, "The path without gradients computes something else.")

@@ -62,7 +62,7 @@ def check_gradients(subject: Subject) -> None:
     wanted = {"x": x, **{f"parameter {n}": p for n, p in mixer.named_parameters()}}
     wanted |= {f"initial state leaf {i}": leaf for i, leaf in enumerate(leaves(state)) if leaf.requires_grad and leaf.numel()}
     taken = torch.autograd.grad(loss(), list(wanted.values()), allow_unused=True)
-    step, allowed = (1e-5, 1e-6) if subject.dtype == torch.float64 else (1e-2, 2e-2)
+    step, allowed = (1e-6, 1e-6) if subject.dtype == torch.float64 else (1e-3, 2e-2)
     for (name, tensor), gradient in zip(wanted.items(), taken, strict=True):
         direction = torch.randn_like(tensor)
         found = 0.0 if gradient is None else float((gradient * direction).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,13 +100,15 @@ class Check:
         return ""
 
 
-def find(target: str | Card, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Subject:
-    """The subject behind an address of the catalogue, `package.module:Class`, `file.py:Class`, or a card.
+def find(target: str | Card | type[Mixer], *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Subject:
+    """The subject behind an address of the catalogue, `package.module:Class`, `file.py:Class`, a card, or a class itself.
 
     Raises UnknownNameError, CardError.
     """
     if isinstance(target, Card):
         return Subject(catalogue.load(target), target, {}, seed, dtype)
+    if isinstance(target, type):
+        return Subject(target, catalogue.minimal(target, Path(f"{target.__name__.lower()}.toml")), {}, seed, dtype)
     head = target.partition(":")[0]
     if head not in catalogue.methods() and ("." in head or "/" in head):
         card = catalogue.add(target)

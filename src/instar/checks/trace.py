@@ -127,7 +127,7 @@ def in_pieces(way: Way, cuts: Sequence[int]) -> Way:
 
     def run(x: Tensor, state: State = None, *, mask: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
         outputs = []
-        for begin, end in itertools.pairwise([0, *(c for c in cuts if c <= x.shape[1]), x.shape[1]]):
+        for begin, end in itertools.pairwise([0, *(c for c in cuts if c < x.shape[1]), x.shape[1]]):
             part = slice(begin, end)
             y, state = way(x[:, part], state, mask=_cut(mask, part), reset=_cut(reset, part))
             outputs.append(y)
@@ -149,6 +149,8 @@ def apart(way: Way) -> Way:
             real = torch.arange(begin, end)
             if mask is not None:
                 real = real[mask[0, begin:end]]
+            if not len(real):
+                continue
             part, state = way(x[:, real], state, mask=None, reset=None)
             y = y.index_copy(1, real, part)
         return y, state

@@ -1,0 +1,47 @@
+"""The contract finds what is known of public mixers, through the adapters of the example."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    out = tmp_path_factory.mktemp("outside") / "findings.json"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "check_outside_mixers.py"), "--out", str(out)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return {row["mixer"]: row for row in json.loads(out.read_text("utf-8"))}
+
+
+def findings(row: dict) -> set[str]:
+    if "skipped" in row:
+        pytest.skip(row["skipped"])
+    return {item["check"] for item in row["found"]}
+
+
+def test_state_sent_through_its_activation_twice_is_found(rows: dict[str, dict]) -> None:
+    assert {"split", "reference"} <= findings(rows["minLSTM"])
+    assert "split" not in findings(rows["minGRU"])
+
+
+def test_pads_that_decay_the_state_are_found(rows: dict[str, dict]) -> None:
+    found = findings(rows["Qwen3NextGatedDeltaNet on CPU"])
+    assert "padding" in found
+    assert not found & {"split", "reference", "causality", "rows", "gradients"}
+
+
+def test_every_finding_is_recorded_with_its_cause(rows: dict[str, dict]) -> None:
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "outside_mixers.json").read_text("utf-8"))
+    for row in recorded:
+        same = rows[row["mixer"]]
+        if "skipped" not in same and same["version"] == row["version"] and same["torch"] == row["torch"]:
+            assert findings(same) == findings(row)
