@@ -21,7 +21,7 @@ METRICS = [
         Metric(f"bits_per_byte@{c}", f"Bits per byte at {c}", "bits", "lower", "quality", 0.02, over="evaluation length")
         for c in ("T", "2T", "4T")
     ),
-    Metric("accuracy", "Next-byte accuracy", "fraction", "higher", "quality", 0.01),
+    Metric("accuracy", "next-byte accuracy", "fraction", "higher", "quality", 0.01),
     Metric("parameters", "Parameters", "", "lower", "cost"),
     *(
         Metric(f"state_bytes@{n}", f"State after {n} tokens", "bytes", "lower", "cost", over="context length")

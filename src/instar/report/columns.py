@@ -46,10 +46,10 @@ def shown(group: Group, everything: bool = False) -> list[Metric]:
     return sorted(chosen, key=lambda m: (order.index(m.kind), m.id != primary))
 
 
-def header(metric: Metric) -> str:
-    """The title of a column, with its condition where the title does not say it."""
-    where = condition(metric)
-    return metric.title if not where or where in metric.title else f"{metric.title} @ {where}"
+def header(group: Group, metric: Metric) -> str:
+    """The title of a column, with its condition where several metrics have the same title."""
+    same = sum(other.title == metric.title for other in group.metrics)
+    return units.sentence(metric.title if same == 1 else f"{metric.title} @ {condition(metric)}")
 
 
 def text(group: Group, row: Row, metric: Metric) -> Text:

@@ -29,8 +29,11 @@ def all_plots(group: Group, styles: Styles, prefix: str) -> dict[str, list[Plot]
 
 
 def axis_metric(group: Group, kind: str) -> Metric | None:
-    """The time or memory of the trade-off: of the first such cost on the card, the longest condition that was measured."""
-    for family in scaling.families(group.metrics):
+    """The time or memory of the trade-off: of the first such cost on the card, the longest condition that was measured.
+
+    Memory that was measured at several lengths (a state) comes before memory that was not.
+    """
+    for family in sorted(scaling.families(group.metrics), key=lambda f: kind == "memory" and len(f.members) == 1):
         first = family.first
         if (first.kind == "time") if kind == "time" else (first.kind == "cost" and first.unit.startswith(("byte", "B"))):
             members = [m for m in family.members if any(m.id in row.cells for row in group.rows)]
@@ -119,12 +122,18 @@ def cost_against_length(group: Group, styles: Styles, prefix: str, family: Famil
         _length_ticks(axes, family.lengths or [])
         _log_ticks(axes, "y", family.first.unit, [y for points in lines.values() for _, y in points])
         axes.set_xlabel(family.over)
-        axes.set_ylabel(f"{family.title} ({_better(family.first)})")
+        axes.set_ylabel(f"{units.sentence(family.title)} ({_better(family.first)})")
         labels.at_ends(figure, axes, styles, [(a, *points[-1]) for a, points in lines.items()])
 
     rows = [[address, x, y] for address, points in lines.items() for x, y in points]
     note = "Both axes are logarithmic. Rings mark where a line crosses the baseline's (dashed)."
-    return draw(f"{prefix}-{family.name}", family.title, note, sheet(["method", family.over, family.first.unit], rows), paint)
+    return draw(
+        f"{prefix}-{family.name}",
+        units.sentence(family.title),
+        note,
+        sheet(["method", family.over, family.first.unit], rows),
+        paint,
+    )
 
 
 def learning(group: Group, styles: Styles, prefix: str) -> Plot | None:
@@ -206,7 +215,7 @@ def by_condition(group: Group, styles: Styles, prefix: str, family: Family) -> P
             axes.errorbar(x, y, yerr=bars, lw=1.7, elinewidth=1.1, **look)
         axes.set_xticks(range(len(family.members)), [label(scaling.condition(m), 10) for m in family.members])
         axes.set_xlabel(family.over)
-        axes.set_ylabel(f"{family.title} ({_better(family.first)})")
+        axes.set_ylabel(f"{units.sentence(family.title)} ({_better(family.first)})")
         labels.at_ends(figure, axes, styles, [(a, float(c[-1][0]), c[-1][1].value.value) for a, c in found.items()])
 
     rows = [
@@ -217,7 +226,7 @@ def by_condition(group: Group, styles: Styles, prefix: str, family: Family) -> P
     csv = sheet(["method", family.over, family.first.unit, "low", "high"], rows)
     return draw(
         f"{prefix}-{family.name}",
-        f"{family.title} by {family.over}",
+        f"{units.sentence(family.title)} by {family.over}",
         "Mean over seeds; the bars are 95 % intervals of the difference from the baseline.",
         csv,
         paint,
@@ -267,7 +276,8 @@ def _bars(x: Cell, y: Cell) -> list[tuple[float, float, float, float]]:
 
 
 def _name(metric: Metric) -> str:
-    return metric.title if metric.unit.lower() in metric.title.lower() else f"{metric.title}, {metric.unit}"
+    title = units.sentence(metric.title)
+    return title if metric.unit.lower() in title.lower() else f"{title}, {metric.unit}"
 
 
 def _better(metric: Metric) -> str:

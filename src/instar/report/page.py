@@ -133,7 +133,7 @@ def _lengths(group: Group, family: scaling.Family) -> dict[str, Any]:
         word = words.crossing(crossings[row.address], family, base) if row.address in crossings else ""
         rows.append((row.address, [units.quantity(c.value.value, family.first.unit) if c else "missing" for c in cells], word))
     heads = [units.number(x, 6) for x in family.lengths or []]
-    return {"title": family.title, "over": family.over, "heads": heads, "rows": rows, "base": base}
+    return {"title": units.sentence(family.title), "over": family.over, "heads": heads, "rows": rows, "base": base}
 
 
 def _downloads(group: Group) -> list[tuple[str, str, str]]:

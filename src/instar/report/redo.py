@@ -87,7 +87,7 @@ def _source(address: str, runs: list[Record]) -> Source:
     arguments = _distinct("; ".join(f"{k} = {v}" for k, v in r["spec"]["method"]["arguments"].items()) for r in runs)
     text = " | ".join(a for a in arguments if a)
     try:
-        card = catalogue.parse(address).card
+        card = catalogue.method(address.partition(":")[0])
     except UnknownNameError:
         return Source(address, False, arguments=text)
     paper = card.paper

@@ -46,7 +46,7 @@ def table(group: Group) -> Table:
     )
     result.add_column("method")
     for metric in metrics:
-        result.add_column(Text(columns.header(metric)), justify="right")
+        result.add_column(Text(columns.header(group, metric)), justify="right")
     for row in group.rows:
         cells = [Text(row.address, style="bold")]
         cells[0].append("\nbaseline" if row.baseline else "", style="dim")
@@ -71,7 +71,7 @@ def title(group: Group) -> str:
 def grid(group: Group) -> list[list[str]]:
     """The score card as plain strings, with its header."""
     metrics = columns.shown(group)
-    rows = [["method", *(columns.header(m) for m in metrics)]]
+    rows = [["method", *(columns.header(group, m) for m in metrics)]]
     for row in group.rows:
         line = [row.address + (" (baseline)" if row.baseline else "")]
         for metric in metrics:

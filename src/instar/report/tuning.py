@@ -84,7 +84,7 @@ def plot(group: Group, styles: Styles, prefix: str) -> Plot | None:
                       color=styles.colour(address))  # fmt: skip
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("trials")
-        axes.set_ylabel(f"{metric.title}, validation ({metric.direction} is better)")
+        axes.set_ylabel(f"{units.sentence(metric.title)}, validation ({metric.direction} is better)")
         labels.at_ends(figure, axes, styles, [(a, float(len(v)), v[-1]) for a, v in curves.items()])
 
     rows = [[a, k, v] for a, values in curves.items() for k, v in enumerate(values, 1)]

@@ -10,6 +10,8 @@ _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _BYTES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
 _COUNTS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _PLAIN = ("", "1", "fraction", "ratio")
+_COUNTED = ("parameters", "items", "count")
+"""Counts whose name the title says already."""
 
 
 def scale(unit: str, value: float) -> tuple[float, str]:
@@ -27,8 +29,15 @@ def scale(unit: str, value: float) -> tuple[float, str]:
         return 1.0, ""
     if size >= 10_000:
         factor, prefix = next(s for s in _COUNTS if size >= s[0])
+        if unit in _COUNTED:
+            return factor, prefix
         return factor, f"{prefix}{unit}" if len(unit) <= 2 or unit.isupper() or unit == "FLOPs" else f"{prefix} {unit}"
-    return 1.0, unit
+    return 1.0, "" if unit in _COUNTED else unit
+
+
+def sentence(text: str) -> str:
+    """A title at the start of a line."""
+    return text[:1].upper() + text[1:]
 
 
 def number(value: float, digits: int = 4, *, signed: bool = False) -> str:

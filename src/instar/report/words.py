@@ -55,7 +55,7 @@ def headline(group: Group) -> str:
     if not cells:
         return f"Only the baseline {base.address} was run: there is nothing to compare it with."
     if not any(cells.values()) and primary.id not in base.cells:
-        return f"{_sentence(primary.title)} was not measured: this page shows costs only."
+        return f"{units.sentence(primary.title)} was not measured: this page shows costs only."
     said: dict[str, list[str]] = {}
     for address, cell in cells.items():
         said.setdefault(_state(cell), []).append(address)
@@ -142,7 +142,7 @@ def advice(group: Group) -> list[str]:
     if better:
         found.append(f"Shown to be better than {base.address} here: {_list(better)}.")
     for row in equal:
-        cheaper = [columns.header(m) for m in columns.shown(group) if m.kind != "quality" and _verdict(row, m) == "better"]
+        cheaper = [columns.header(group, m) for m in columns.shown(group) if m.kind != "quality" and _verdict(row, m) == "better"]
         if cheaper:
             found.append(
                 f"{row.address} is equal to {base.address} within the margin and ahead in {_list([_lower(c) for c in cheaper])}."
@@ -183,7 +183,7 @@ def _passage(group: Group, row: Row) -> Passage:
 
 def _quality(group: Group, row: Row, metric: Metric) -> str:
     cell, base = row.cells.get(metric.id), group.baseline
-    name = _sentence(columns.header(metric))
+    name = columns.header(group, metric)
     if cell is None:
         return f"{name}: no figure ({columns.why_missing(group, row, metric)})."
     value = " ".join(units.estimate(cell.value, metric.unit)).strip()
@@ -220,7 +220,7 @@ def _costs(group: Group, row: Row) -> list[str]:
         cell = row.cells.get(metric.id)
         if metric.kind == "quality" or cell is None or cell.difference is None:
             continue
-        text = f"{_sentence(columns.header(metric))}: {_ratio(cell, base.address)}"
+        text = f"{columns.header(group, metric)}: {_ratio(cell, base.address)}"
         family = families.get(metric.id.partition("@")[0])
         found = scaling.crossings(group, family).get(row.address) if family else None
         if family and found:
@@ -265,7 +265,7 @@ def _properties(group: Group, row: Row) -> list[str]:
         if len(mine) < 2:
             continue
         unit = f", in {family.first.unit}" if units.scale(family.first.unit, 1.0)[1] else ""
-        text = f"{_sentence(family.title)} by {family.over}{unit}: {_chain(row, mine)}"
+        text = f"{units.sentence(family.title)} by {family.over}{unit}: {_chain(row, mine)}"
         if base is not None and base is not row and all(m.id in base.cells for m in mine):
             text += f" ({base.address}: {_chain(base, mine)})"
         said.append(text + ".")
@@ -300,10 +300,6 @@ def _others(group: Group) -> list[Row]:
 
 def _list(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _lower(text: str) -> str:
