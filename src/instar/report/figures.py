@@ -11,7 +11,7 @@ import numpy as np
 from instar.bench import record
 from instar.bench.summary import Cell, Group, Row
 from instar.cards import Metric
-from instar.report import labels, scaling, units
+from instar.report import labels, scaling, ticks, units
 from instar.report.plots import LIGHT, Plot, Styles, draw, label
 from instar.report.scaling import Family
 from instar.report.table import sheet
@@ -67,11 +67,16 @@ def tradeoff(group: Group, styles: Styles, prefix: str, kind: str) -> Plot | Non
         if len(best) > 1:
             axes.plot(*zip(*best, strict=True), color=LIGHT["ink"], lw=2.2, alpha=0.55, zorder=1.5)
         axes.margins(0.14, 0.14)
-        _log_ticks(axes, "x", metric.unit, [x.value.value for _, x, _ in found])
-        axes.set_xlabel(f"{_name(metric)} ({_better(metric)})")
-        axes.set_ylabel(f"{_name(primary)} ({_better(primary)})")
+        ticks.log_ticks(axes, "x", metric.unit, [x.value.value for _, x, _ in found])
+        axes.set_xlabel(f"{ticks.name(metric)} ({ticks.better(metric)})")
+        axes.set_ylabel(f"{ticks.name(primary)} ({ticks.better(primary)})")
         points = [(r.address, x.value.value, y.value.value) for r, x, y in found]
-        labels.at_points(figure, axes, styles, points, [bar for _, x, y in found for bar in _bars(x, y)])
+        bars = [bar for _, x, y in found for bar in _bars(x, y)]
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        for row, x, y in found:
+            if row.baseline:
+                bars += [(left, y.value.value, right, y.value.value), (x.value.value, low, x.value.value, high)]
+        labels.at_points(figure, axes, styles, points, bars)
 
     rows = [[r.address, x.value.value, x.value.low, x.value.high, y.value.value, y.value.low, y.value.high] for r, x, y in found]
     csv = sheet(["method", metric.id, "low", "high", primary.id, "low", "high"], rows)
@@ -95,7 +100,7 @@ def frontier(points: Sequence[tuple[float, float]], x_direction: str, y_directio
 
 def cost_against_length(group: Group, styles: Styles, prefix: str, family: Family) -> Plot:
     """A cost at every length, log-log, with the crossings of the baseline's line."""
-    lines = {row.address: scaling.line(row, family) for row in group.rows}
+    lines = {row.address: [(x, y) for x, y in scaling.line(row, family) if y > 0] for row in group.rows}
     lines = {address: points for address, points in lines.items() if points}
     crossings = scaling.crossings(group, family)
     base = group.baseline
@@ -119,10 +124,10 @@ def cost_against_length(group: Group, styles: Styles, prefix: str, family: Famil
             for x in crossing.at:
                 y = math.exp(np.interp(math.log(x), *np.log(np.array(reference)).T))
                 axes.plot(x, y, "o", ms=10, mew=1.4, mfc="none", color=styles.colour(address), zorder=5)
-        _length_ticks(axes, family.lengths or [])
-        _log_ticks(axes, "y", family.first.unit, [y for points in lines.values() for _, y in points])
+        ticks.length_ticks(axes, family.lengths or [])
+        ticks.log_ticks(axes, "y", family.first.unit, [y for points in lines.values() for _, y in points])
         axes.set_xlabel(family.over)
-        axes.set_ylabel(f"{units.sentence(family.title)} ({_better(family.first)})")
+        axes.set_ylabel(f"{units.sentence(family.title)} ({ticks.better(family.first)})")
         labels.at_ends(figure, axes, styles, [(a, *points[-1]) for a, points in lines.items()])
 
     rows = [[address, x, y] for address, points in lines.items() for x, y in points]
@@ -153,7 +158,7 @@ def learning(group: Group, styles: Styles, prefix: str) -> Plot | None:
         axes.set_ylim(low - 0.04 * (top - low or 1), top + 0.02 * (top - low or 1))
         axes.set_xlim(0, None)
         axes.set_xlabel("training step")
-        axes.set_ylabel("training loss")
+        axes.set_ylabel("Training loss")
         labels.at_ends(figure, axes, styles, [(a, float(s[-1]), float(np.median(y, axis=0)[-1])) for a, (s, y) in found.items()])
 
     rows = [
@@ -187,9 +192,10 @@ def paired(group: Group, styles: Styles, prefix: str) -> Plot | None:
         axes.set_yticks(list(heights), [label(row.address) for row, _ in found], color=LIGHT["ink"])
         axes.set_ylim(-0.6, len(found) - 0.2)
         axes.grid(False, axis="y")
+        axes.locator_params(axis="x", nbins=5)
         axes.margins(x=0.08)
         base = group.baseline
-        axes.set_xlabel(f"{_name(primary)}, minus {label(base.address) if base else 'baseline'} ({_better(primary)})")
+        axes.set_xlabel(f"{ticks.name(primary)}, minus {label(base.address) if base else 'baseline'} ({ticks.better(primary)})")
 
     rows = [
         [row.address, c.difference.value, c.difference.low, c.difference.high, *c.by_seed] for row, c in found if c.difference
@@ -215,7 +221,7 @@ def by_condition(group: Group, styles: Styles, prefix: str, family: Family) -> P
             axes.errorbar(x, y, yerr=bars, lw=1.7, elinewidth=1.1, **look)
         axes.set_xticks(range(len(family.members)), [label(scaling.condition(m), 10) for m in family.members])
         axes.set_xlabel(family.over)
-        axes.set_ylabel(f"{units.sentence(family.title)} ({_better(family.first)})")
+        axes.set_ylabel(f"{units.sentence(family.title)} ({ticks.better(family.first)})")
         labels.at_ends(figure, axes, styles, [(a, float(c[-1][0]), c[-1][1].value.value) for a, c in found.items()])
 
     rows = [
@@ -273,42 +279,3 @@ def _bars(x: Cell, y: Cell) -> list[tuple[float, float, float, float]]:
     (low,), (high,) = _error(y)
     at, up = x.value.value, y.value.value
     return [(at - left, up, at + right, up), (at, up - low, at, up + high)]
-
-
-def _name(metric: Metric) -> str:
-    title = units.sentence(metric.title)
-    return title if metric.unit.lower() in title.lower() else f"{title}, {metric.unit}"
-
-
-def _better(metric: Metric) -> str:
-    return f"{metric.direction} is better"
-
-
-def _length_ticks(axes: Any, lengths: Sequence[float]) -> None:
-    from matplotlib.ticker import NullLocator
-
-    axes.set_xticks(list(lengths), [units.number(x, 6) for x in lengths], rotation=0 if len(lengths) < 6 else 35)
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _log_ticks(axes: Any, which: str, unit: str, values: Sequence[float]) -> None:
-    """A handful of ticks in readable units."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-
-    axis = getattr(axes, f"{which}axis")
-    low, high = getattr(axes, f"get_{which}lim")()
-    powers = unit.startswith(("byte", "B"))
-    ladder = [2.0**k for k in range(61)] if powers else [m * 10.0**e for e in range(-12, 18) for m in (1, 2, 5)]
-    ticks = [t for t in ladder if low <= t <= high]
-    if len(ticks) > 8 and not powers:
-        ticks = [t for t in ticks if f"{t:e}".startswith("1.0")]
-    ticks = ticks[:: math.ceil(len(ticks) / 5)] if ticks else []
-    if len(ticks) < 3:  # less than a decade: even steps
-        factor = units.scale(unit, max(values))[0]
-        ticks = [t * factor for t in MaxNLocator(4).tick_values(low / factor, high / factor) if low <= t * factor <= high]
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    # Rates would be long labels: their unit stands on the axis, and the labels keep "34 k".
-    axis.set_major_formatter(
-        FuncFormatter(lambda v, _: units.quantity(v, unit, 3).removesuffix(unit if "/" in unit else "").strip())
-    )

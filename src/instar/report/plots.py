@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import textwrap
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
@@ -123,6 +124,10 @@ def draw(name: str, title: str, note: str, csv: str, paint: Callable[[Figure, An
         axes = figure.add_subplot()
         axes.tick_params(length=0)
         paint(figure, axes)
+        # A level line above the axis is read more easily than an upright one beside it, and has room for a long title.
+        axes.set_title(_wrapped(axes.get_ylabel()), loc="left", size=10, color=LIGHT["muted"])
+        axes.set_ylabel("")
+        axes.set_xlabel(_wrapped(axes.get_xlabel()))
         svg, png = io.BytesIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Title": label(title, 80)})
         figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
@@ -149,6 +154,14 @@ def inline(svg: bytes, name: str, description: str) -> str:
     root.set("role", "img")
     root.set("aria-label", description)
     return ET.tostring(root, encoding="unicode")
+
+
+def _wrapped(text: str, width: int = 52) -> str:
+    """A long title on two lines, its closing bracket together."""
+    if len(text) <= width:
+        return text
+    head, bracket, rest = text.rpartition(" (")
+    return f"{textwrap.fill(head, width)}\n{bracket.strip()}{rest}" if head else textwrap.fill(text, width)
 
 
 def _attribute(key: str, value: str, name: str) -> str:

@@ -214,11 +214,14 @@ def _costs(group: Group, row: Row) -> list[str]:
     base = group.baseline
     if base is None:
         return []
-    said = []
+    said, same = [], []
     families = {f.name: f for f in scaling.scaled(group)}
     for metric in columns.shown(group):
         cell = row.cells.get(metric.id)
         if metric.kind == "quality" or cell is None or cell.difference is None:
+            continue
+        if cell.verdict == "equal":
+            same.append(metric.title)
             continue
         text = f"{columns.header(group, metric)}: {_ratio(cell, base.address)}"
         family = families.get(metric.id.partition("@")[0])
@@ -226,14 +229,14 @@ def _costs(group: Group, row: Row) -> list[str]:
         if family and found:
             text += f"; {crossing(found, family, base.address)}"
         said.append(text + ("; measured on a busy machine." if cell.busy else "."))
+    if same:
+        said.append(f"The same as {base.address}: {_list(same)}.")
     return said
 
 
 def _ratio(cell: Cell, base: str) -> str:
     far = cell.difference
     assert far is not None
-    if far.value == 1:
-        return f"the same as {base}"
     text = f"{units.times(far.value)} that of {base}"
     if far.interval is not None and far.low != far.high:
         text += f" ({' … '.join(units.times(v) for v in far.interval)})"
