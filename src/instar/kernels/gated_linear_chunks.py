@@ -158,7 +158,7 @@ def _split(x: Tensor, N: int, C: int) -> Tensor:
     """[B, T, H, X] to [N · B · H, C, X], with zeros after the last token."""
     B, T, H, X = x.shape
     if T != N * C:
-        x = F.pad(x, (0, 0, 0, 0, 0, N * C - T))
+        x = F.pad(x.reshape(B, T, H * X), (0, 0, 0, N * C - T))  # in 3 axes, lest pad keep a channels-last layout
     return x.reshape(B, N, C, H, X).permute(1, 0, 3, 2, 4).reshape(N * B * H, C, X)
 
 
