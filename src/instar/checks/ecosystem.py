@@ -38,6 +38,11 @@ def check_compile(subject: Subject) -> None:
                 f"{name} is not one graph under torch.compile(fullgraph=True): {_reason(error)} "
                 "Python decisions on tensor values are to be left out under torch.compiler.is_compiling()."
             ) from error
+        except RuntimeError as error:
+            raise ContractError(
+                f"{name} compiles, but its graph fails when it runs: {str(error).splitlines()[0]} For a 'view', the backward "
+                "of an activation met a transposed gradient, whose memory order torch mistakes: apply it before splitting heads."
+            ) from error
         finally:
             torch._dynamo.reset()
         same_trace(subject, got, want, f"{name}, against eager", "Compilation changed the result.")

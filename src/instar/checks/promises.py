@@ -7,7 +7,7 @@ import inspect
 import torch
 
 from instar import formula
-from instar.checks.subject import Subject, variables
+from instar.checks.subject import Subject
 from instar.errors import CardError, ContractError
 from instar.state import nbytes
 
@@ -20,7 +20,7 @@ def check_state_bytes(subject: Subject) -> None:
     for T in sorted({subject.tokens(n) for n in (1, 24, 200)}):
         with torch.no_grad():
             measured = nbytes(mixer(subject.x(1, T, torch.float32))[1])
-        promised = formula.evaluate(subject.card.cost.state, variables(subject, T))
+        promised = formula.evaluate(subject.card.cost.state, subject.variables(T))
         if measured != promised:
             raise ContractError(
                 f"After {T} tokens (D={subject.width}) the state has {measured} bytes; the card's formula "
@@ -38,13 +38,13 @@ def check_arguments(subject: Subject) -> None:
     for name, knob in card.knobs.items():
         for value in knob.choices or knob.range or ():
             settings[f"knob {name} = {value:g}" if isinstance(value, float) else f"knob {name} = {value}"] = {
-                name: int(value) if knob.integer else value
+                **subject.arguments,
+                name: int(value) if knob.integer else value,
             }
     for name, values in settings.items():
-        for argument in values:
-            if argument not in known:
-                raise ContractError(f"{name} is no argument of {subject.cls.__name__}; it has {', '.join(known)}.")
+        if unknown := values.keys() - known.keys():
+            raise ContractError(f"{name}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
         try:
-            subject.cls(subject.width, **{**subject.arguments, **values})
+            subject.cls(subject.width, **values)
         except Exception as error:
             raise ContractError(f"{name} does not construct at width {subject.width}: {error}") from error

@@ -146,7 +146,7 @@ def check_mixing(subject: Subject) -> None:
     """The mixer moves information: a changed first token shows in later outputs, and so does a carried state."""
     mixer, T = subject.build(), subject.tokens(8)
     x = subject.x(1, T)
-    changed = torch.cat([-x[:, :1], x[:, 1:]], dim=1)
+    changed = torch.cat([subject.x(1, 1), x[:, 1:]], dim=1)
     with torch.no_grad():
         if torch.equal(mixer(x)[0][:, 1:], mixer(changed)[0][:, 1:]):
             raise ContractError("Changing the first token changes no later output; nothing moves between positions.")
@@ -158,7 +158,7 @@ def check_future(subject: Subject) -> None:
     """A bidirectional mixer reads both sides; otherwise its tag should be `causal`."""
     mixer, T = subject.build(), subject.tokens(8)
     x = subject.x(1, T)
-    changed = torch.cat([x[:, :-1], -x[:, -1:]], dim=1)
+    changed = torch.cat([x[:, :-1], subject.x(1, 1)], dim=1)
     with torch.no_grad():
         if torch.equal(mixer(x)[0][:, :-1], mixer(changed)[0][:, :-1]):
             raise ContractError("Tagged bidirectional, but the last token reaches no earlier output; tag it causal.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +47,10 @@ class Subject:
         """A sequence length that leaves room for WARM and PROBE tokens under `max_len`."""
         longest = self.card.capability("max_len")
         return min(wanted, longest - WARM - PROBE) if longest else wanted
+
+    def variables(self, tokens: int) -> dict[str, float]:
+        """What the card's formulas may use, as this subject has it."""
+        return catalogue.variables(self.cls, self.arguments, tokens, self.width)
 
     def build(self, dtype: torch.dtype | None = None, seed: int | None = None) -> Mixer:
         """A module in training mode (eval mode if it is stochastic).
@@ -115,11 +118,3 @@ def find(target: str | Card | type[Mixer], *, seed: int = 0, dtype: torch.dtype 
         return Subject(catalogue.load(card), card, {}, seed, dtype)
     address = catalogue.parse(target)
     return Subject(catalogue.load(address.card), address.card, address.arguments, seed, dtype)
-
-
-def variables(subject: Subject, tokens: int) -> dict[str, float]:
-    """What a card's formulas may use: T, D, H, and the constructor's numeric arguments as this subject has them."""
-    signature = inspect.signature(subject.cls)
-    values = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty} | subject.arguments
-    numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    return {**numbers, "T": tokens, "D": subject.width, "H": numbers.get("heads", 1), "width": subject.width}
