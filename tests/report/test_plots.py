@@ -92,6 +92,14 @@ def test_control_characters_cannot_break_an_svg() -> None:
     ET.fromstring(plot.inline)
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script_are_drawn_without_complaint() -> None:
+    group = group_of([run(a, s) for a in ("softmax", "注意力", "внимание") for s in range(3)])
+    plot = figures.paired(group, Styles.of([r.address for r in group.rows]), "c1")
+    assert plot is not None
+    assert "注意力" in plot.inline
+
+
 def test_frontier_is_what_nothing_beats() -> None:
     points = [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0), (3.0, 3.0), (2.0, 2.5)]
     assert figures.frontier(points, "lower", "lower") == [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]

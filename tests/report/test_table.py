@@ -30,6 +30,12 @@ def test_a_name_with_markup_is_printed_as_it_is() -> None:
     assert "[bold]gla[/nothing]" in out.getvalue()
 
 
+def test_no_name_steers_the_terminal() -> None:
+    out = io.StringIO()
+    Console(file=out, width=200, color_system=None).print(table.table(group_of([run("softmax", 0), run("a\x1b[2Jb", 0)])))
+    assert "\x1b" not in out.getvalue()
+
+
 def test_few_columns_are_shown_and_all_are_exported() -> None:
     group = group_of(full())
     assert [m.id for m in columns.shown(group)] == [

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from instar.report import units
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -109,7 +111,7 @@ class Styles:
 
 def label(text: str, longest: int = 22) -> str:
     """A name as a label: printable and short."""
-    text = "".join(c if c.isprintable() else "�" for c in text)
+    text = units.printable(text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from instar.bench.summary import Group
-from instar.report import columns
+from instar.report import columns, units
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,7 +48,7 @@ def table(group: Group) -> Table:
     for metric in metrics:
         result.add_column(Text(columns.header(group, metric)), justify="right")
     for row in group.rows:
-        cells = [Text(row.address, style="bold")]
+        cells = [Text(units.printable(row.address), style="bold")]
         cells[0].append("\nbaseline" if row.baseline else "", style="dim")
         cells[0].append(f"\n{len(row.failures)} failed" if row.failures else "", style="red")
         for metric in metrics:

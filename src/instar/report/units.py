@@ -35,6 +35,11 @@ def scale(unit: str, value: float) -> tuple[float, str]:
     return 1.0, "" if unit in _COUNTED else unit
 
 
+def printable(text: str) -> str:
+    """Text from a record without what would steer a terminal or break an XML file."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
 def sentence(text: str) -> str:
     """A title at the start of a line."""
     return text[:1].upper() + text[1:]
