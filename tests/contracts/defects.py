@@ -126,6 +126,29 @@ class MutatesState(Spoilt):
         return y, after
 
 
+class AppendsBlindly(Mixer):
+    """A cache written behind the columns of whichever handle comes: two continuations overwrite each other."""
+
+    def __init__(self, width: int, *, heads: int = 1) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.enter = nn.Linear(width, width)
+
+    def init_state(self, batch: int) -> Any:
+        return self.enter.weight.new_zeros(batch, 64, self.width), torch.zeros(batch, dtype=torch.int64)
+
+    def forward(self, x: Tensor, state: Any = None, *, mask: Any = None, reset: Any = None) -> tuple[Tensor, Any]:
+        buffer, length = self.init_state(x.shape[0]) if state is None else state
+        begin, end = int(length[0]), int(length[0]) + x.shape[1]
+        if torch.is_grad_enabled():
+            buffer = buffer.clone()
+        buffer[:, begin:end] = self.enter(x)
+        return buffer[:, :end].cumsum(1)[:, begin:], (buffer, length + x.shape[1])
+
+    def reference(self, x: Tensor, *args: Any, **flags: Any) -> tuple[Tensor, Any]:
+        return self.forward(x, *args, **flags)
+
+
 class BatchLast(Spoilt):
     """A state that is not batch first."""
 

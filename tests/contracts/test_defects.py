@@ -11,7 +11,7 @@ import torch
 from instar import catalogue
 from instar.cards import Knob
 from instar.checks import Outcome, Subject, check, contract, run
-from instar.checks.sequence import check_causality
+from instar.checks.sequence import check_causality, check_value
 from instar.errors import CardError, ContractError, UnknownNameError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -91,6 +91,11 @@ def test_float32_is_judged_by_its_own_tolerance() -> None:
     assert failures(Subject(correct.cls, correct.card, width=8, dtype=torch.float32)) == {}
     spoilt = subject(d.PadsDecayState)
     assert "padding" in failures(Subject(spoilt.cls, spoilt.card, width=8, dtype=torch.float32))
+
+
+def test_cache_that_appends_blindly_is_caught() -> None:
+    with pytest.raises(ContractError, match="without gradients: the continuation from an older state"):
+        check_value(subject(d.AppendsBlindly))
 
 
 def test_crash_is_a_finding_with_its_place() -> None:

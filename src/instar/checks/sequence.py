@@ -107,8 +107,9 @@ def check_value(subject: Subject) -> None:
             decode = in_pieces(mixer, range(1, PROBE))
             first, middle = decode(a, held)[0], mixer(a[:, :2], held)[1]
             later = mixer(a[:, 2:], middle)[0]
-            mixer(b, held), mixer(b, middle)
-            again, older, copy = decode(a, held)[0], mixer(a[:, 2:], middle)[0], decode(a, copied)[0]
+            mixer(b, held)  # a cache that appends in place without looking now holds b where the handle `middle` holds a
+            older = mixer(a[:, 2:], middle)[0]
+            again, copy = decode(a, held)[0], decode(a, copied)[0]
             swapped = decode(a.flip(0), index_select(held, torch.tensor([1, 0])))[0].flip(0)
         mode = "with gradients" if training else "without gradients"
         because = "A call changed the tensors of the state that it was given; return new ones."
