@@ -94,10 +94,11 @@ def test_control_characters_cannot_break_an_svg() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_names_in_any_script_are_drawn_without_complaint() -> None:
-    group = group_of([run(a, s) for a in ("softmax", "注意力", "внимание") for s in range(3)])
+    group = group_of([run(a, s) for a in ("softmax", "注意力", "$x^2$") for s in range(3)])
     plot = figures.paired(group, Styles.of([r.address for r in group.rows]), "c1")
     assert plot is not None
     assert "注意力" in plot.inline
+    assert "$x^2$" in plot.inline  # a name, not mathematics
 
 
 def test_frontier_is_what_nothing_beats() -> None:
