@@ -39,9 +39,11 @@ def test_pads_that_decay_the_state_are_found(rows: dict[str, dict]) -> None:
     assert not found & {"split", "reference", "causality", "rows", "gradients"}
 
 
-def test_every_finding_is_recorded_with_its_cause(rows: dict[str, dict]) -> None:
+def test_record_says_what_is_found_with_its_versions(rows: dict[str, dict]) -> None:
     recorded = json.loads((ROOT / "benchmarks" / "results" / "outside_mixers.json").read_text("utf-8"))
-    for row in recorded:
-        same = rows[row["mixer"]]
-        if "skipped" not in same and same["version"] == row["version"] and same["torch"] == row["torch"]:
-            assert findings(same) == findings(row)
+    now = {(r["mixer"], r.get("version"), r.get("torch")): r for r in rows.values()}
+    alike = [(now[key], row) for row in recorded if (key := (row["mixer"], row["version"], row["torch"])) in now]
+    if not alike:
+        pytest.skip("none of the recorded versions is installed")
+    for here, row in alike:
+        assert findings(here) == findings(row)
