@@ -167,6 +167,7 @@ def test_downloads_open(page: Reader) -> None:
         "c1-paired.svg",
         "c1-paired.png",
     } <= set(files)
+    assert files["instar-prose.bib"].decode().count("@article{gla,") == 1  # gla and gla:no_gate are one paper
     rows = list(csv.DictReader(io.StringIO(files["instar-prose.csv"].decode())))
     assert {row["method"] for row in rows} >= {"softmax", "gla", HOSTILE}
 

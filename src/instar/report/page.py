@@ -49,6 +49,7 @@ class Section:
     tuned: list[tuning.Tuned]
     redo: redo.Redo
     downloads: list[tuple[str, str, str]]
+    references: str
 
 
 def render(records: Sequence[Record], judgements: Sequence[Any] = ()) -> str:
@@ -86,6 +87,8 @@ def _section(group: Group, styles: Styles, name: str) -> Section:
     metrics = columns.shown(group)
     drawn = figures.all_plots(group, styles, name)
     best = tuning.plot(group, styles, name)
+    facts = redo.redo(group)
+    bibtex = list(dict.fromkeys(source.bibtex for source in facts.sources if source.bibtex))
     return Section(
         id=name,
         group=group,
@@ -97,8 +100,9 @@ def _section(group: Group, styles: Styles, name: str) -> Section:
         plots={**drawn, "tuning": [best] if best else []},
         lengths=[_lengths(group, family) for family in scaling.scaled(group)],
         tuned=tuning.tuned(group),
-        redo=redo.redo(group),
+        redo=facts,
         downloads=_downloads(group),
+        references=plots.data_uri("text/plain", ("\n\n".join(bibtex) + "\n").encode()) if bibtex else "",
     )
 
 
