@@ -94,6 +94,8 @@ class GLA(Mixer):
                 "conv_size must be at least 0, gate_rank at least 1, gate_temperature positive and gate_floor at most 0; "
                 f"received {conv_size}, {gate_rank}, {gate_temperature} and {gate_floor}."
             )
+        if chunk < 1 or chunk & (chunk - 1):
+            raise ShapeError(f"chunk must be a power of two; received {chunk}.")
         self.width, self.heads, self.kv_heads, self.groups = width, heads, kv_heads, heads // kv_heads
         self.key_width, self.value_width = keys // heads, values // heads
         self.gate, self.gate_temperature, self.gate_floor = gate, gate_temperature, gate_floor

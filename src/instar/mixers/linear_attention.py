@@ -44,6 +44,8 @@ class LinearAttention(Mixer):
         super().__init__()
         if heads < 1 or width < heads or width % heads:
             raise ShapeError(f"width must be a positive multiple of heads; received width={width}, heads={heads}.")
+        if chunk < 1 or chunk & (chunk - 1):
+            raise ShapeError(f"chunk must be a power of two; received {chunk}.")
         self.width, self.heads, self.key_width, self.chunk = width, heads, width // heads, chunk
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width, bias=bias) for _ in range(4))
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
