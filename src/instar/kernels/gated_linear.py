@@ -7,7 +7,7 @@ of a head the state-space dual of Mamba-2.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from instar.kernels.gated_linear_chunks import ChunkedGatedLinear
 from instar.kernels.gated_linear_reference import recurrent
 
 Form = Literal["auto", "recurrent", "two_level", "factorised"]
+FORMS = get_args(Form)
 
 RANGE = -40.0
 """The factorised form holds e^{-b} of a chunk: e^40 leaves float32 room for keys, queries and their products of 1e10 each."""
@@ -54,10 +55,12 @@ def gated_linear_attention(
         chunk: C, a power of two; it changes the speed only.
 
     Returns o [B, T, H, V] in the type of `v` and S after the last token, float32 (float64 for float64 inputs), as is all inside.
-    Raises ShapeError, also for positive gates where looking is cheap (eager, on the CPU); elsewhere they may overflow.
+    Raises ShapeError, also for positive gates where looking is cheap (chunks, eager, on the CPU); elsewhere they may overflow.
     O(T (C (K + V) + K V) H) time, O(T (C + K V / C) H) memory to train, in chunks.
     With CUDA tensors and `fla` installed, "auto" uses its kernel unless there are resets. That door has never been run by us.
     """
+    if form not in FORMS:
+        raise ShapeError(f"form must be one of {', '.join(FORMS)}; received '{form}'.")
     B, T, H, K = _sizes(q, k, v, log_gate, state, chunk)
     dtype = torch.promote_types(q.dtype, torch.float32)
     scale = K**-0.5 if scale is None else scale
@@ -76,13 +79,12 @@ def gated_linear_attention(
             found = _fla(q, k, v, g, scale, S)
             if found is not None:
                 return found
-        chunk = min(chunk, 1 << (T - 1).bit_length())
-        factorised = _factorised(g, form, chunk)
         inputs = q.to(dtype), k.to(dtype), v.to(dtype), g, S
         if form == "recurrent" or (form == "auto" and T == 1):
             o, S = recurrent(*inputs, scale, reset)
         else:
-            o, S = ChunkedGatedLinear.apply(*inputs, reset, scale, chunk, factorised)
+            chunk = min(chunk, 1 << (T - 1).bit_length())
+            o, S = ChunkedGatedLinear.apply(*inputs, reset, scale, chunk, _factorised(g, form, chunk))
     return o.to(v.dtype), S
 
 
@@ -106,8 +108,6 @@ def _sizes(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor | No
 
 def _factorised(g: Tensor | None, form: Form, chunk: int) -> bool:
     """Whether e^{-b} stays in range in every chunk; also where positive gates are found."""
-    if form not in ("auto", "recurrent", "two_level", "factorised"):
-        raise ShapeError(f"form must be auto, recurrent, two_level or factorised; received '{form}'.")
     if g is None:
         return True
     if torch.compiler.is_compiling() or g.device.type != "cpu":
@@ -115,7 +115,7 @@ def _factorised(g: Tensor | None, form: Form, chunk: int) -> bool:
     least, most = (float(x) for x in g.detach().aminmax())
     if most > 0:
         raise ShapeError(f"log_gate must not be positive; received {most:g}. It is the logarithm of a factor in [0, 1].")
-    if form in ("recurrent", "two_level"):
+    if form == "two_level":
         return False
     return least * chunk >= RANGE or _lowest(g.detach(), chunk) >= RANGE
 
