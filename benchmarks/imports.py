@@ -1,6 +1,6 @@
 """How long the command line takes before any work: whole processes, interleaved with bare Python, minimum and median.
 
-    python benchmarks/imports.py
+python benchmarks/imports.py
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
     bare = min(seconds["python -c pass"])
     for name, values in seconds.items():
-        print(f"{name:<20} min {min(values):.3f} s  median {statistics.median(values):.3f} s  over bare Python {min(values) - bare:+.3f} s")
+        print(
+            f"{name:<20} min {min(values):.3f} s  median {statistics.median(values):.3f} s  over bare Python {min(values) - bare:+.3f} s"
+        )
 
 
 if __name__ == "__main__":

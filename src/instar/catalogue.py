@@ -141,8 +141,9 @@ def of(cls: type) -> Card | None:
         for card, added in _ADDED.values():
             if added is base:
                 return card
-        if card := by_entry.get(f"{base.__module__}:{base.__qualname__}"):
-            return card
+        found = by_entry.get(f"{base.__module__}:{base.__qualname__}")
+        if found is not None:
+            return found
     return None
 
 

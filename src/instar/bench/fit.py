@@ -61,7 +61,7 @@ def fit(
             "fit expects steps ≥ 0, accumulate ≥ 1, lr > 0 and precision float32 or bf16; received "
             f"{steps}, {accumulate}, {lr}, {precision}."
         )
-    settings = dict(steps=steps, lr=lr, schedule=schedule, weight_decay=weight_decay, betas=list(betas), clip=clip)
+    settings: dict[str, Any] = dict(steps=steps, lr=lr, schedule=schedule, weight_decay=weight_decay, betas=list(betas), clip=clip)
     settings |= {"precision": precision, "accumulate": accumulate, "seed": seed}
     optimiser = adamw(model, lr=lr, weight_decay=weight_decay, betas=betas)
     path = files.folder(checkpoint) / FILE if checkpoint is not None else None

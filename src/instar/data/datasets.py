@@ -13,7 +13,7 @@ from typing import Any
 from instar import extras
 from instar.errors import DataError, MissingExtraError, UnknownNameError
 
-_LIST = Path(__file__).with_name("datasets.toml")
+_LIST = Path(__file__).with_name("pinned.toml")
 
 
 @dataclass(frozen=True)

@@ -1,69 +1,50 @@
-"""Checkpoints: `config.json` + `model.safetensors`. Read strictly, written at once; nothing is ever unpickled."""
+"""Reading tensors from untrusted safetensors files. Nothing is unpickled."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
-import safetensors.torch
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import Tensor
 
 from instar import files
 from instar.errors import CheckpointError
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_SHOWN = 8
 
 
-def save(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write both files; a reader that comes in between finds the old pair or a mismatch that `read` refuses."""
-    files.folder(folder)
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    files.write(folder / WEIGHTS, safetensors.torch.save(whole))
-    files.write_json(folder / CONFIG, config)
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Replace `path` at once by these tensors. Raises OutputError."""
+    files.write(path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata))
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and the tensors. Raises CheckpointError for anything that is not such a pair."""
-    return read_config(folder / CONFIG), read_tensors(folder / WEIGHTS)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError."""
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors (on the CPU) and the metadata of a safetensors file. Raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}.")
     try:
-        config = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} must hold an object, received {type(config).__name__}.")
-    return config
+        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is no safetensors file, or a truncated one ({error}). Nothing was loaded.") from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file. Raises CheckpointError for a pickle of that name, a cut-off file and the like."""
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is no safetensors file ({error}). Files of other kinds are not opened.") from error
-
-
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy tensors into a module of exactly their names and shapes. Raises CheckpointError, and then changes nothing."""
-    own = module.state_dict()
-    problems = [f"missing {name}" for name in own if name not in tensors]
-    problems += [f"unknown {name}" for name in tensors if name not in own]
-    problems += [
-        f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+def compare(path: Path, received: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError that lists every missing or unexpected key and every wrong shape."""
+    wrong = [f"{name} is missing" for name in expected if name not in received]
+    wrong += [f"{name} is unexpected" for name in received if name not in expected]
+    wrong += [
+        f"{name} has shape {tuple(received[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in received and received[name].shape != tensor.shape
     ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems[:5])}{more}.")
-    module.load_state_dict(dict(tensors))
+    wrong += [
+        f"{name} holds {received[name].dtype} instead of {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in received and received[name].is_floating_point() != tensor.is_floating_point()
+    ]
+    if wrong:
+        more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise CheckpointError(f"{path} does not fit this model: {'; '.join(wrong[:_SHOWN])}{more}. Nothing was loaded.")

@@ -1,81 +1,70 @@
-"""One decoder for every mixer: pre-norm blocks of mixer × SwiGLU × RMSNorm, a tied head, positions by the mixer's tag."""
+"""One pre-norm decoder for every token mixer: mixer and SwiGLU under RMSNorm, tied head."""
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar import catalogue
-from instar.errors import CheckpointError, InstarError, ShapeError
+from instar.errors import ShapeError
 from instar.interfaces import Mixer
-from instar.models import checkpoint
+from instar.models import generation
 from instar.state import State
 
-
-class DecoderState(NamedTuple):
-    """The states of all layers, and how many real tokens each row has seen since its last reset."""
-
-    position: Tensor
-    """int64 [B]"""
-    layers: tuple[State, ...]
+BuildMixer = Callable[..., Mixer]
 
 
 class SwiGLU(nn.Module):
-    """W_o (silu(W_g x) ∘ W_i x) (Shazeer 2020, arXiv 2002.05202); hidden width 8/3 D rounded up to a multiple of `multiple`."""
+    """y = W_down (silu(W_gate x) ⊙ W_up x) on [B, T, D] (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, width: int, *, multiple: int = 64) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        hidden = multiple * math.ceil(8 * width / 3 / multiple)
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
-        for linear in (self.gate_proj, self.up_proj, self.down_proj):
-            nn.init.normal_(linear.weight, std=0.02)
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):
     """x ← x + mixer(RMSNorm(x)); x ← x + SwiGLU(RMSNorm(x))."""
 
-    def __init__(self, width: int, mixer: Mixer, multiple: int) -> None:
+    def __init__(self, mixer: Mixer, width: int, hidden: int) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(width, eps=1e-5)
+        self.mixer_norm = nn.RMSNorm(width, eps=1e-6)
         self.mixer = mixer
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-5)
-        self.mlp = SwiGLU(width, multiple=multiple)
+        self.feed_norm = nn.RMSNorm(width, eps=1e-6)
+        self.feed = SwiGLU(width, hidden)
 
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
         mixed, state = self.mixer(self.mixer_norm(x), state, mask=mask, reset=reset)
         x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), state
+        return x + self.feed(self.feed_norm(x)), state
 
 
 class Decoder(nn.Module):
-    """A causal language model over any token mixer.
+    r"""A causal language model: logits = E · RMSNorm(block_L(… block_1(E[tokens] + positions))).
 
-    tokens [B, T] → logits [B, T, vocabulary]; logits at t predict token t + 1. Pre-norm blocks (LLaMA-like), final RMSNorm.
-    Mixers whose tag says `positions=host` get sinusoidal positions (Vaswani et al. 2017) added to the embeddings, counting
-    real tokens since the row's last reset; all others get none.
+    Positions follow the `positions` tag of the mixer's card: with `host` (and for a mixer without a card) a sinusoid with one
+    learned amplitude is added to the embeddings, counting real tokens since the last reset; otherwise nothing is added.
 
     Args:
         vocabulary: number of tokens.
-        width, depth, heads: D, number of blocks, H.
-        mixer: an address of the catalogue (`gla:no_gate`), or a function `build(width, heads=…)` that makes one.
-        mixer_arguments: further constructor arguments of the mixer.
-        positions: "none" or "host" instead of what the mixer's card says; needed when `mixer` is a function.
+        width: D. depth: number of blocks. heads: given to the mixer.
+        mixer: an address of the catalogue ("gla:no_gate"), or a callable `build(width, heads=…) -> Mixer`. Only a decoder with
+            an address can be saved.
+        mixer_arguments: further arguments of the mixer, over those of the address's preset.
+        hidden: width of the SwiGLU; 0 means 8/3 D rounded up to a multiple of 64.
         tied: whether the head is the embedding.
-        multiple: the hidden width of SwiGLU is rounded up to a multiple of it.
 
-    Raises ShapeError and UnknownNameError. Embeddings start from N(0, 0.02²).
+    Shapes: tokens int64 [B, T] -> logits [B, T, vocabulary]; state {"position": int64 [B], "layers": one state a block}.
+    Raises ShapeError, UnknownNameError. Sources: Vaswani et al. 2017 (sinusoids), Xiong et al. 2020 (pre-norm, 2002.04745).
     """
 
     def __init__(
@@ -83,201 +72,109 @@ class Decoder(nn.Module):
         vocabulary: int,
         width: int = 128,
         depth: int = 2,
-        mixer: str | Callable[..., Mixer] = "softmax",
+        mixer: str | BuildMixer = "softmax",
         *,
         heads: int = 4,
         mixer_arguments: dict[str, Any] | None = None,
-        positions: str | None = None,
+        hidden: int = 0,
         tied: bool = True,
-        multiple: int = 64,
     ) -> None:
         super().__init__()
-        if vocabulary < 1 or width < 2 or width % 2 or depth < 1:
+        if min(vocabulary, width, depth, heads) < 1 or hidden < 0:
             raise ShapeError(
-                "A decoder expects vocabulary ≥ 1, an even width ≥ 2 and depth ≥ 1; "
-                f"received vocabulary={vocabulary}, width={width}, depth={depth}."
+                "A decoder expects vocabulary, width, depth and heads of at least 1 and hidden of at least 0; received "
+                f"{vocabulary}, {width}, {depth}, {heads} and {hidden}."
             )
-        build, tag = _mixer(mixer)
-        self.config: dict[str, Any] = {
-            "vocabulary": vocabulary,
-            "width": width,
-            "depth": depth,
-            "mixer": mixer if isinstance(mixer, str) else None,
-            "heads": heads,
-            "mixer_arguments": dict(mixer_arguments or {}),
-            "positions": positions,
-            "tied": tied,
-            "multiple": multiple,
-        }
-        self.host_positions = (positions or tag) == "host"
+        self.config: dict[str, Any] | None = None
         arguments = {"heads": heads, **(mixer_arguments or {})}
+        if isinstance(mixer, str):
+            address = catalogue.parse(mixer)
+            arguments = {"heads": heads, **address.arguments, **(mixer_arguments or {})}
+            self.config = dict(vocabulary=vocabulary, width=width, depth=depth, mixer=str(address), heads=heads, tied=tied)
+            self.config |= {"mixer_arguments": dict(mixer_arguments or {}), "hidden": hidden}
+            mixer = catalogue.load(address.card)
+        self.vocabulary, self.width, self.depth, self.tied = vocabulary, width, depth, tied
+        self.hidden = hidden or -(-8 * width // (3 * 64)) * 64
         self.embedding = nn.Embedding(vocabulary, width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        self.blocks = nn.ModuleList(Block(width, build(width, **arguments), multiple) for _ in range(depth))
-        self.norm = nn.RMSNorm(width, eps=1e-5)
-        self.head = nn.Linear(width, vocabulary, bias=False)
-        nn.init.normal_(self.head.weight, std=0.02)
-        if tied:
-            self.head.weight = self.embedding.weight
+        self.blocks = nn.ModuleList(Block(mixer(width, **arguments), width, self.hidden) for _ in range(depth))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.head = None if tied else nn.Linear(width, vocabulary, bias=False)
+        card = catalogue.of(type(self.mixer))
+        hosted = card is None or card.capability("positions") == "host"
+        # The sinusoid starts with the variance of the embeddings, or it would drown them.
+        self.amplitude = nn.Parameter(torch.tensor(0.02 * 2**0.5)) if hosted else None
+        own: list[nn.Module] = [self.embedding, *([self.head] if self.head is not None else [])]
+        own += [layer for block in self.blocks for layer in block.feed.children()]  # type: ignore[union-attr]
+        for layer in own:
+            nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
 
-    def init_state(self, batch: int) -> DecoderState:
+    @property
+    def mixer(self) -> Mixer:
+        """The mixer of the first block."""
+        return self.blocks[0].mixer  # type: ignore[return-value]
+
+    def init_state(self, batch: int) -> State:
         """The state before the first token."""
         position = torch.zeros(batch, dtype=torch.int64, device=self.embedding.weight.device)
-        return DecoderState(position, tuple(block.mixer.init_state(batch) for block in self._blocks()))
+        return {"position": position, "layers": tuple(block.mixer.init_state(batch) for block in self.blocks)}  # type: ignore[operator,union-attr]
 
     def forward(
-        self,
-        tokens: Tensor,
-        state: DecoderState | None = None,
-        *,
-        mask: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, DecoderState]:
-        """Logits and the state after the last token; `mask` and `reset` as in `Mixer.forward`."""
-        hidden, state = self.hidden(tokens, state, mask=mask, reset=reset)
-        return self.head(hidden), state
-
-    def hidden(
-        self,
-        tokens: Tensor,
-        state: DecoderState | None = None,
-        *,
-        mask: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, DecoderState]:
-        """What the head reads [B, T, D], and the state."""
-        if tokens.dim() != 2:
-            raise ShapeError(f"tokens must be [B, T]; received {list(tokens.shape)}.")
+        self, tokens: Tensor, state: State = None, *, mask: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Logits [B, T, vocabulary] of tokens [B, T], and the state after them; `state`, `mask`, `reset` as in `Mixer`."""
+        if tokens.dim() != 2 or tokens.is_floating_point():
+            raise ShapeError(f"A decoder expects integer tokens [B, T]; received {tuple(tokens.shape)} of {tokens.dtype}.")
         state = self.init_state(tokens.shape[0]) if state is None else state
+        where, position = positions(state["position"], tokens.shape[1], mask, reset)
         x = self.embedding(tokens)
-        position = state.position
-        if self.host_positions:
-            places, position = _positions(position, tokens.shape[1], mask, reset)
-            x = x + sinusoid(places, x.shape[-1]).to(x.dtype)
+        if self.amplitude is not None:
+            x = x + self.amplitude * sinusoid(where, self.width).to(x.dtype)
         layers = []
-        for block, inner in zip(self._blocks(), state.layers, strict=True):
-            x, inner = block(x, inner, mask, reset)
-            layers.append(inner)
-        return self.norm(x), DecoderState(position, tuple(layers))
+        for block, layer in zip(self.blocks, state["layers"], strict=True):
+            x, layer = block(x, layer, mask, reset)
+            layers.append(layer)
+        x = self.norm(x)
+        logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        return logits, {"position": position, "layers": tuple(layers)}
 
-    @torch.no_grad()
-    def stream(
-        self,
-        prompts: Tensor,
-        *,
-        mask: Tensor | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        generator: torch.Generator | None = None,
-        state: DecoderState | None = None,
-    ) -> Iterator[Tensor]:
-        """Yield the next token [B] of each row, without end. `mask` marks the real tokens of left-padded prompts.
+    def stream(self, prompts: Tensor, **settings: Any) -> Iterator[Tensor]:
+        """New tokens [B], one step at a time; arguments as `generate`."""
+        return generation.stream(self, prompts, **settings)
 
-        temperature 0 takes the likeliest token; top_k keeps that many before sampling.
-        """
-        if prompts.dim() != 2 or prompts.shape[1] < 1:
-            raise ShapeError(f"A prompt needs at least one token: prompts must be [B, T ≥ 1]; received {list(prompts.shape)}.")
-        if mask is not None and not bool(mask[:, -1].all()):
-            raise ShapeError("Prompts must be padded on the left: the last token of each row must be real.")
-        if temperature < 0 or (top_k is not None and top_k < 1):
-            raise ShapeError(f"temperature must be ≥ 0 and top_k ≥ 1; received {temperature} and {top_k}.")
-        hidden, state = self.hidden(prompts, state, mask=mask)
-        while True:
-            token = _choose(self.head(hidden[:, -1]), temperature, top_k, generator)
-            yield token
-            hidden, state = self.hidden(token.unsqueeze(1), state)
-
-    def generate(self, prompts: Tensor, *, max_new_tokens: int, stop: int | None = None, **options: Any) -> Tensor:
-        """Prompts [B, T] continued to [B, T + N], N ≤ max_new_tokens; options as in `stream`.
-
-        After its `stop` token a row is filled with `stop`; generation ends when all rows have stopped.
-        """
-        if max_new_tokens < 0:
-            raise ShapeError(f"max_new_tokens must be ≥ 0; received {max_new_tokens}.")
-        training = self.training
-        self.eval()
-        try:
-            columns, done = [prompts], torch.zeros(prompts.shape[0], dtype=torch.bool, device=prompts.device)
-            for _, token in zip(range(max_new_tokens), self.stream(prompts, **options), strict=False):
-                if stop is not None:
-                    token = torch.where(done, stop, token)
-                    done = done | (token == stop)
-                columns.append(token.unsqueeze(1))
-                if stop is not None and bool(done.all()):
-                    break
-            return torch.cat(columns, dim=1)
-        finally:
-            self.train(training)
+    def generate(self, prompts: Tensor, **settings: Any) -> Tensor:
+        """Continue `prompts` [B, T] and return the new tokens [B, ≤ max_new_tokens]; see `generation.stream`."""
+        found = list(self.stream(prompts, **settings))
+        return torch.stack(found, 1) if found else prompts.new_zeros(prompts.shape[0], 0)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`. Raises OutputError, and CheckpointError for a mixer without an address."""
-        if self.config["mixer"] is None:
-            raise CheckpointError("This decoder was made from a function; give `mixer` as an address to save it.")
-        tensors = self.state_dict()
-        if self.config["tied"]:
-            del tensors["head.weight"]
-        checkpoint.save(Path(folder), self.config, tensors)
+        """Write `config.json` and `model.safetensors`. Raises CheckpointError, OutputError."""
+        from instar.models import pretrained
+
+        pretrained.save(self, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Decoder:
-        """Read what `save_pretrained` wrote. Raises CheckpointError."""
-        folder = Path(folder)
-        config, tensors = checkpoint.read(folder)
-        known = set(inspect.signature(cls).parameters)
-        if set(config) != known:
-            wanted, received = (", ".join(sorted(keys)) for keys in (known, config))
-            raise CheckpointError(f"{folder / checkpoint.CONFIG} must have the keys {wanted}; received {received}.")
-        try:
-            model = cls(**config)
-        except (InstarError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{folder / checkpoint.CONFIG} makes no decoder: {error}") from error
-        if config["tied"] and "embedding.weight" in tensors:
-            tensors = {**tensors, "head.weight": tensors["embedding.weight"]}
-        checkpoint.load_into(model, tensors, str(folder / checkpoint.WEIGHTS))
-        return model
+        """Read what `save_pretrained` wrote. Raises CheckpointError; nothing is unpickled."""
+        from instar.models import pretrained
 
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
+        return pretrained.load(Path(folder))
 
 
-def sinusoid(positions: Tensor, width: int) -> Tensor:
-    """Sinusoidal positions [B, T] → [B, T, width]: sines, then cosines, of position · 10000^(-2i/width); any length."""
-    half = width // 2
-    frequency = torch.exp(torch.arange(half, device=positions.device, dtype=torch.float32) * (-math.log(10000.0) / half))
-    angle = positions.to(torch.float32).unsqueeze(-1) * frequency
-    # Scaled to the size of the embeddings, which start at 0.02; at full size they would drown the tokens.
-    return 0.02 * torch.cat([angle.sin(), angle.cos()], dim=-1)
-
-
-def _positions(position: Tensor, T: int, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Positions [B, T] of the new tokens and the count [B] after them: real tokens since the last reset."""
-    B = position.shape[0]
+def positions(before: Tensor, T: int, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positions [B, T], counting real tokens since the last reset from `before` [B], and the count [B] after them."""
     if T == 0:
-        return position.new_zeros(B, 0), position
-    real = position.new_ones(B, T) if mask is None else mask.to(position.dtype)
-    counted = position.unsqueeze(1) + real.cumsum(1)
-    before = counted - real
-    if reset is None:
-        return before, counted[:, -1]
-    dropped = torch.where(reset, before, 0).cummax(1).values  # counts only grow, so the largest is the last reset's
-    return before - dropped, counted[:, -1] - dropped[:, -1]
+        return before.unsqueeze(1)[:, :0], before
+    real = torch.ones(before.shape[0], T, dtype=torch.int64, device=before.device) if mask is None else mask.to(torch.int64)
+    after = before.unsqueeze(1) + real.cumsum(1)
+    if reset is not None:
+        # Counts only grow: the largest count seen at a reset is that of the last reset.
+        after = after - torch.where(reset, after - real, 0).cummax(1).values
+    return after - real, after[:, -1]
 
 
-def _mixer(mixer: str | Callable[..., Mixer]) -> tuple[Callable[..., Mixer], str | None]:
-    """How to build the mixer, and where its card says positions come from."""
-    if not isinstance(mixer, str):
-        return mixer, None
-    address = catalogue.parse(mixer)
-    cls, preset = catalogue.load(address.card), address.arguments
-    if not issubclass(cls, Mixer):
-        raise ShapeError(f"A decoder needs a Mixer; {mixer} is a {address.card.interface}.")
-    return lambda width, **given: cls(width, **{**given, **preset}), address.card.capability("positions")
-
-
-def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    if temperature == 0:
-        return logits.argmax(-1)
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    return torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1, generator=generator).squeeze(-1)
+def sinusoid(position: Tensor, width: int) -> Tensor:
+    """sin and cos of position / 10000^(2j / D): [B, T] -> [B, T, D], float32."""
+    half = (width + 1) // 2
+    frequency = 10000.0 ** (-torch.arange(half, device=position.device, dtype=torch.float32) / half)
+    angle = position.to(torch.float32).unsqueeze(-1) * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)[..., :width]

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from instar.bench.fit import Precision, fit
 from instar.bench.seeds import stream
 from instar.catalogue import Build
 from instar.errors import ShapeError
 from instar.interfaces import Data, Items, Mixer, Monitor, Problem
-from instar.problems import language
 from instar.problems.language import Subject, device_of
 
 IGNORED = -100
@@ -47,7 +47,7 @@ class RecallProblem(Problem):
         depth: int = 2,
         heads: int = 2,
         lr: float = 3e-3,
-        precision: str = "float32",
+        precision: Precision = "float32",
         test_sequences: int = 500,
     ) -> None:
         if min(vocab, pairs, length, batch, width, depth, heads, test_sequences) < 1:
@@ -111,18 +111,19 @@ class RecallProblem(Problem):
         def batch(index: int) -> tuple[Tensor, Tensor]:
             return self.rows(self.batch, stream(seed, f"data/{index}"))
 
-        def loss(model: Subject, rows: tuple[Tensor, Tensor]) -> Tensor:
+        def loss(model: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:
             inputs, targets = (part.to(device_of(model)) for part in rows)
             logits, _ = model(inputs)
             return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
-        language.train(
+        fit(
             subject,
             batch,
             loss,
             steps=steps,
             lr=self.lr,
             precision=self.precision,
+            seed=seed,
             monitor=monitor,
             checkpoint=checkpoint,
         )

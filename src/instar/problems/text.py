@@ -6,20 +6,20 @@ import math
 import pydoc_data.topics
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from instar.bench.fit import Precision, fit
 from instar.bench.seeds import stream
 from instar.catalogue import Build
 from instar.data import blocks, datasets
-from instar.data.blocks import Corpus
-from instar.errors import ShapeError
+from instar.data.blocks import Blocks
+from instar.errors import DataError, ShapeError
 from instar.interfaces import Data, Items, Mixer, Monitor, Problem, Workload
-from instar.problems import language
 from instar.problems.language import Subject, device_of
 
 BOS = 256
@@ -59,7 +59,7 @@ class TextProblem(Problem):
         depth: int = 2,
         heads: int = 4,
         lr: float = 2e-3,
-        precision: str = "float32",
+        precision: Precision = "float32",
         test_blocks: int = 64,
     ) -> None:
         if min(length, batch, width, depth, heads, test_blocks) < 1 or 4 * length > blocks.SIZE:
@@ -75,12 +75,20 @@ class TextProblem(Problem):
         """The same split for every seed."""
         if self.data is None:
             name = "pydoc_data.topics"
-            split = blocks.split_text("\n".join(text for _, text in sorted(pydoc_data.topics.topics.items())), self.test_blocks)
+            text = "\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
+            sources = [np.frombuffer(text.encode(), dtype=np.uint8)]
         else:
             given = [self.data] if isinstance(self.data, str) else list(self.data)
-            paths = datasets.locate(given[0]) if len(given) == 1 and given[0] in datasets.known() else [Path(p) for p in given]
+            paths = datasets.locate(given[0]) if len(given) == 1 and given[0] in datasets.names() else [Path(p) for p in given]
             name = ", ".join(Path(g).name for g in given)
-            split = blocks.split_files(paths, self.test_blocks)
+            sources = [blocks.open_text(path) for path in paths]
+        split = blocks.split(sources, self.test_blocks)
+        if min(len(split.train), len(split.valid), len(split.test)) == 0:
+            raise DataError(
+                f"The text is too small: its {sum(map(len, sources))} bytes are {sum(split.found.values())} blocks of 4 KiB, and "
+                f"train, valid and test get {len(split.train)}, {len(split.valid)} and {len(split.test)} of them. About 100 kB "
+                "are the least; a comparison that shows anything needs a few MB."
+            )
         facts = {
             "name": name,
             "item": "block of at most 4 KiB",
@@ -99,7 +107,7 @@ class TextProblem(Problem):
     def fit(
         self,
         subject: Subject,
-        train: Corpus,
+        train: Blocks,
         *,
         steps: int,
         seed: int,
@@ -113,27 +121,28 @@ class TextProblem(Problem):
             draw = torch.rand(2, self.batch, generator=stream(seed, f"data/{index}"), dtype=torch.float64).numpy()
             rows = []
             for block, place in zip(np.searchsorted(ends, draw[0] * ends[-1], side="right"), draw[1], strict=True):
-                text = train.block(int(block))
+                text = train[int(block)]
                 start = int(place * (max(len(text) - self.length, 0) + 1))
                 rows.append(text[start : start + self.length])
             return _pad(rows, self.length)
 
-        def loss(model: Subject, targets: Tensor) -> Tensor:
+        def loss(model: nn.Module, targets: Tensor) -> Tensor:
             return _cross_entropy(model, targets.to(device_of(model)), "mean")
 
-        language.train(
+        fit(
             subject,
             batch,
             loss,
             steps=steps,
             lr=self.lr,
             precision=self.precision,
+            seed=seed,
             monitor=monitor,
             checkpoint=checkpoint,
         )
 
     @torch.no_grad()
-    def evaluate(self, subject: Subject, split: Corpus) -> dict[str, Items]:
+    def evaluate(self, subject: Subject, split: Blocks) -> dict[str, Items]:
         """Bits of every block at windows of T, 2T and 4T."""
         training = subject.training
         subject.eval()
@@ -147,8 +156,7 @@ class TextProblem(Problem):
 
     def costs(self, subject: Subject) -> dict[str, float]:
         """Closed forms: training is counted as three forward passes."""
-        mixer: Any = subject.blocks[0].mixer
-        figures = {"mixer_parameters": float(sum(p.numel() for p in mixer.parameters()))}
+        figures = {"mixer_parameters": float(sum(p.numel() for p in subject.mixer.parameters()))}
         forward = subject.forward_flops(self.length)
         if forward is not None:
             figures["train_flops_per_token"] = 3 * forward / self.length
@@ -186,7 +194,7 @@ def _pad(rows: list[np.ndarray], length: int) -> Tensor:
     return targets
 
 
-def _cross_entropy(model: Subject, targets: Tensor, reduction: str) -> Tensor:
+def _cross_entropy(model: nn.Module, targets: Tensor, reduction: str) -> Tensor:
     """Nats of each byte given BOS and the bytes before it in its row."""
     inputs = torch.cat([torch.full_like(targets[:, :1], BOS), targets[:, :-1]], dim=1).masked_fill_(
         torch.cat([torch.zeros_like(targets[:, :1], dtype=torch.bool), targets[:, :-1] == IGNORED], dim=1), BOS
@@ -195,14 +203,14 @@ def _cross_entropy(model: Subject, targets: Tensor, reduction: str) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
-def _bits(model: Subject, split: Corpus, length: int) -> np.ndarray:
+def _bits(model: Subject, split: Blocks, length: int) -> np.ndarray:
     """Bits of each block, cut into windows of `length` bytes."""
     windows = [(i, at) for i in range(len(split)) for at in range(0, int(split.length[i]), length)]
     bits = np.zeros(len(split))
     rows = max(1, _EVALUATION_TOKENS // length)
     for first in range(0, len(windows), rows):
         chosen = windows[first : first + rows]
-        targets = _pad([split.block(i)[at : at + length] for i, at in chosen], length).to(device_of(model))
+        targets = _pad([split[i][at : at + length] for i, at in chosen], length).to(device_of(model))
         nats = _cross_entropy(model, targets, "none").view(targets.shape).double().sum(1).cpu().numpy()
         np.add.at(bits, [i for i, _ in chosen], nats / math.log(2))
     return bits
@@ -214,8 +222,8 @@ def _random_bytes(rows: int, length: int, model: Subject) -> Tensor:
 
 
 def _layer(model: Subject, length: int) -> Callable[[], object]:
-    mixer: Any = model.blocks[0].mixer
-    x = torch.randn(1, length, model.config["width"], generator=torch.Generator().manual_seed(0)).to(device_of(model))
+    mixer = model.mixer
+    x = torch.randn(1, length, model.width, generator=torch.Generator().manual_seed(0)).to(device_of(model))
     x.requires_grad_()
 
     def call() -> None:
@@ -231,7 +239,7 @@ def _prefill(model: Subject, length: int) -> Callable[[], object]:
 
     @torch.no_grad()
     def call() -> None:
-        model.hidden(tokens)
+        model(tokens)
 
     return call
 
@@ -240,7 +248,7 @@ def _decode(model: Subject, context: int) -> Callable[[], object]:
     """One more token after `context` of them; the state moves on from call to call, as in generation."""
     tokens = _random_bytes(1, context, model)
     with torch.no_grad():
-        state = model.hidden(tokens)[1]
+        state = model(tokens)[1]
 
     @torch.no_grad()
     def call() -> None:
