@@ -48,7 +48,7 @@ def gated_linear_attention(
         mask: bool [B, T], False leaves a token out (neither k vᵀ nor g of it counts).
         reset: bool [B, T], True drops the state before that token, exactly.
         form: "recurrent" token by token; "two_level" in chunks, for any gate; "factorised" in chunks by one product less, used
-            only where no chunk's gates sum to less than -40 and two_level otherwise (as in a compiled graph and off the CPU, where
+            only where no chunk's gates sum to less than -40 and two_level otherwise (as in a compiled graph or off the CPU, where
             the sum is not looked at); "auto" the recurrence for one token, else the cheapest that applies. All are equal in
             values and gradients but for rounding (so that with "auto" an extreme gate can change earlier outputs by rounding);
             "recurrent" alone has second derivatives.
