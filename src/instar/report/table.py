@@ -35,23 +35,23 @@ LEGEND = "▲ better  ▼ worse  = equal within the margin  ? undecided, against
 
 
 def table(group: Group) -> Table:
-    """The score card as a rich table, the baseline first."""
+    """The score card as a rich table: a line a metric, a column a method, the baseline first (a terminal is narrow)."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    metrics = columns.shown(group)
     result = Table(
         title=Text(title(group)), caption=Text(LEGEND), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
     )
-    result.add_column("method")
-    for metric in metrics:
-        result.add_column(Text(columns.header(group, metric)), justify="right")
+    result.add_column("")
     for row in group.rows:
-        cells = [Text(units.printable(row.address), style="bold")]
-        cells[0].append("\nbaseline" if row.baseline else "", style="dim")
-        cells[0].append(f"\n{len(row.failures)} failed" if row.failures else "", style="red")
-        for metric in metrics:
+        head = Text(units.printable(row.address), style="bold")
+        head.append("\nbaseline" if row.baseline else "", style="dim")
+        head.append(f"\n{len(row.failures)} failed" if row.failures else "", style="red")
+        result.add_column(head, justify="right")
+    for metric in columns.shown(group):
+        cells = [Text(columns.header(group, metric))]
+        for row in group.rows:
             found = columns.text(group, row, metric)
             cell = Text(found.value or "missing", style=_STYLES.get(found.verdict, "") if found.value else "dim")
             cell.append(f" {found.spread}" if found.spread else "", style="dim")
