@@ -17,7 +17,7 @@ def main() -> None:
         sys.stderr.write(f"instar: {error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("\ninstar: interrupted. What is finished is kept; the same command goes on from there.\n")
+        sys.stderr.write("instar: interrupted\n")
         sys.exit(130)
     except BrokenPipeError:  # `instar list | head`
         sys.stderr.close()

@@ -40,6 +40,8 @@ class Line:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
+        if kind is KeyboardInterrupt:
+            self.console.print("Interrupted. What is finished is kept; the same command goes on from there.")
 
     def plan(self, plan: Plan, missing: int, total: int) -> None:
         """Say what will be done before it is done."""
