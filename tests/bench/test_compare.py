@@ -93,10 +93,11 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_failing_method_is_a_record_with_a_reason(tmp_path: Path) -> None:
     toy = Path(__file__).parents[1] / "fixtures/toy_package/src/toy_mixers/moving_average.py"
-    late = toy.read_text().replace(
-        "return self.out(mixed",
-        "self.calls = getattr(self, 'calls', 0) + 1\n        if self.calls > 13:\n            mixed = mixed * float('nan')\n        return self.out(mixed",
+    # Thirteen steps of calibration pass; then the output is not finite.
+    broken = (
+        "self.calls = getattr(self, 'calls', 0) + 1\n        mixed = mixed * float('nan') if self.calls > 13 else mixed\n        "
     )
+    late = toy.read_text().replace("return self.out(mixed", broken + "return self.out(mixed")
     (tmp_path / "late.py").write_text(late)
     result = compare(
         request(methods=(), add=(f"{tmp_path}/late.py:MovingAverage",), seeds=1, budget="40steps"), tmp_path / "out", timed=False

@@ -78,7 +78,20 @@ def test_show_and_cite() -> None:
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
-    words = ["compare", "recall", "--methods", "gru", "--seeds", "2", "--budget", "3000steps", "--no-timing", *SMALL, "--out", "out"]
+    words = [
+        "compare",
+        "recall",
+        "--methods",
+        "gru",
+        "--seeds",
+        "2",
+        "--budget",
+        "3000steps",
+        "--no-timing",
+        *SMALL,
+        "--out",
+        "out",
+    ]
     process = subprocess.Popen([sys.executable, "-m", "instar", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
     while not (tmp_path / "out" / "plan.json").exists():

@@ -61,8 +61,10 @@ def fit(
             "fit expects steps ≥ 0, accumulate ≥ 1, lr > 0 and precision float32 or bf16; received "
             f"{steps}, {accumulate}, {lr}, {precision}."
         )
-    settings: dict[str, Any] = dict(steps=steps, lr=lr, schedule=schedule, weight_decay=weight_decay, betas=list(betas), clip=clip)
-    settings |= {"precision": precision, "accumulate": accumulate, "seed": seed}
+    settings = {
+        **{"steps": steps, "lr": lr, "schedule": schedule, "weight_decay": weight_decay, "betas": list(betas), "clip": clip},
+        **{"precision": precision, "accumulate": accumulate, "seed": seed},
+    }
     optimiser = adamw(model, lr=lr, weight_decay=weight_decay, betas=betas)
     path = files.folder(checkpoint) / FILE if checkpoint is not None else None
     first = _resume(path, model, optimiser, settings) if path is not None and path.exists() else 0
@@ -82,7 +84,7 @@ def fit(
                     term.backward()
                     value += float(term.detach())
                 if not math.isfinite(value):
-                    raise DivergedError(f"The loss is {value} at step {step + 1} of {steps}. Try a smaller learning rate than {lr}.")
+                    raise DivergedError(f"The loss is {value} at step {step + 1} of {steps}; a smaller rate than {lr} may help.")
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimiser.step()
                 optimiser.zero_grad()
@@ -98,7 +100,7 @@ def fit(
 
 
 def rate(step: int, steps: int, schedule: Schedule) -> float:
-    """The learning rate at `step`, relative to its peak: linear warm-up (a tenth of the steps, at most 100), then the schedule."""
+    """The learning rate at `step` over its peak: linear warm-up (a tenth of the steps, at most 100), then the schedule."""
     warm = min(100, max(1, steps // 10))
     rise = min(1.0, (step + 1) / warm)
     if schedule == "constant":

@@ -90,8 +90,10 @@ class Decoder(nn.Module):
         if isinstance(mixer, str):
             address = catalogue.parse(mixer)
             arguments = {"heads": heads, **address.arguments, **(mixer_arguments or {})}
-            self.config = dict(vocabulary=vocabulary, width=width, depth=depth, mixer=str(address), heads=heads, tied=tied)
-            self.config |= {"mixer_arguments": dict(mixer_arguments or {}), "hidden": hidden}
+            self.config = {
+                **{"vocabulary": vocabulary, "width": width, "depth": depth, "heads": heads, "hidden": hidden, "tied": tied},
+                **{"mixer": str(address), "mixer_arguments": dict(mixer_arguments or {})},
+            }
             mixer = catalogue.load(address.card)
         self.vocabulary, self.width, self.depth, self.tied = vocabulary, width, depth, tied
         self.hidden = hidden or -(-8 * width // (3 * 64)) * 64

@@ -56,9 +56,10 @@ def load(folder: Path) -> Decoder:
             model = Decoder(**config)
     except (InstarError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{folder / CONFIG} describes no decoder: {error}") from error
+    model = model.to(embedding.dtype)  # before loading, which would otherwise round to float32
     checkpoint.compare(path, tensors, model.state_dict())
     model.load_state_dict(tensors)
-    return model.to(embedding.dtype).eval()
+    return model.eval()
 
 
 def _config(path: Path) -> dict[str, Any]:
