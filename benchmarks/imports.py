@@ -5,12 +5,16 @@ python benchmarks/imports.py
 
 from __future__ import annotations
 
+import json
+import platform
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 ROUNDS = 15
+RESULT = Path(__file__).parent / "results" / "imports.json"
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "import instar": [sys.executable, "-c", "import instar"],
@@ -28,9 +32,11 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
     bare = min(seconds["python -c pass"])
     for name, values in seconds.items():
-        print(
-            f"{name:<20} min {min(values):.3f} s  median {statistics.median(values):.3f} s  over bare Python {min(values) - bare:+.3f} s"
-        )
+        least, middle = min(values), statistics.median(values)
+        print(f"{name:<20} min {least:.3f} s  median {middle:.3f} s  over bare Python {least - bare:+.3f} s")
+    figures = {name: {"min": min(v), "median": statistics.median(v)} for name, v in seconds.items()}
+    facts = {"python": platform.python_version(), "machine": platform.machine(), "rounds": ROUNDS, "seconds": figures}
+    RESULT.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

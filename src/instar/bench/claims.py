@@ -104,8 +104,8 @@ def works(claims: Sequence[tuple[Card, Claim]], seeds: int | None = None, quick:
             continue
         problem, metric = metric_of(claim)
         settings = {k: v for k, v in claim.conditions.items() if k != "budget"}
-        budget = str(claim.conditions.get("budget", catalogue.problem(problem).budget))
         timing = metric.kind == "time"
+        budget = str(claim.conditions.get("budget", catalogue.problem(problem).budget if metric.kind == "quality" else "1steps"))
         name = folder_name(claim, quick)
         names = [subject(card, claim)]
         if isinstance(claim.against, str) and not claim.against.startswith("self@"):
@@ -118,7 +118,7 @@ def works(claims: Sequence[tuple[Card, Claim]], seeds: int | None = None, quick:
             problem=problem,
             methods=tuple(dict.fromkeys([*(old.methods if old else ()), *names])),
             settings=settings,
-            budget=_tenth(budget) if quick and not timing else budget,
+            budget=_tenth(budget) if quick and metric.kind == "quality" else budget,
             seeds=max(count, old.seeds if old else 1),
             train=not timing or bool(old and old.train),
             timed=tuple(dict.fromkeys([*(old.timed if old else ()), *wanted])),
@@ -130,10 +130,10 @@ def folder_name(claim: Claim, quick: bool = False) -> str:
     """Readable, and the same for equal conditions: `text-tinyshakespeare-800steps-1a2b3c`."""
     problem, metric = metric_of(claim)
     readable = [str(v) for k, v in claim.conditions.items() if k in _PLAN_KEYS and isinstance(v, str)]
-    kind = "timing" if metric.kind == "time" else "runs"
+    kind = {"time": "timing", "cost": "costs", "quality": "runs"}[metric.kind]
     digest = hashlib.sha256(json.dumps([problem, kind, claim.conditions], sort_keys=True).encode()).hexdigest()[:6]
     words = ["quick"] if quick else []
-    words += [problem, *(["timing"] if kind == "timing" else sorted(readable, key=lambda w: w[0].isdigit()))]
+    words += [problem, *([kind] if kind != "runs" else sorted(readable, key=lambda w: w[0].isdigit()))]
     return "-".join([*words, digest])
 
 

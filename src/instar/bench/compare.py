@@ -216,6 +216,7 @@ class _Engine:
                 "resources": {"threads": 1, "load_before": before, "load_after": environment.load()},
                 "environment": environment.describe(),
                 "command": plan.command(),
+                "finished": run.now(),
             }
         )
         result.ran += 1

@@ -59,8 +59,8 @@ class Store:
         return load(self.path(name))
 
     def all(self) -> Iterator[Record]:
-        for path in sorted(self.runs.glob("*.json")):
-            yield load(path)
+        """Every record, the oldest first."""
+        yield from sorted(map(load, self.runs.glob("*.json")), key=lambda r: (r.get("finished", ""), r["id"]))
 
 
 def load(path: Path) -> Record:

@@ -42,7 +42,7 @@ def lift(problem: Problem, slug: str, arguments: dict[str, Any], data: Data, see
 def execute(task: Task, threads: int, progress: Progress) -> Record:
     """Run a task and return its record; errors propagate (the parent turns them into records)."""
     torch.set_num_threads(threads)
-    started, load_before, clock = _now(), environment.load(), time.perf_counter()
+    started, load_before, clock = now(), environment.load(), time.perf_counter()
     if task.added:
         catalogue.add(task.added)
     problem, data = _problem(task)
@@ -76,7 +76,7 @@ def execute(task: Task, threads: int, progress: Progress) -> Record:
             "load_after": environment.load(),
         },
         "started": started,
-        "finished": _now(),
+        "finished": now(),
     }
     shutil.rmtree(task.checkpoint, ignore_errors=True)
     return result
@@ -100,7 +100,7 @@ def blank(task: Task) -> Record:
         "sources": task.sources,
         "command": task.command,
         "environment": environment.describe(),
-        "finished": _now(),
+        "finished": now(),
     }
 
 
@@ -146,5 +146,6 @@ def _metric(name: str, items: Items) -> dict[str, Any]:
     return {"value": value, "totals": [float(f"{t:.7g}") for t in items.totals], "weights": list(items.weights)}
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, for records."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
