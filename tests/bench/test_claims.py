@@ -1,0 +1,168 @@
+"""Verdicts are computed from records: planted effects give the verdict that they should, and nothing is said without records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from instar import catalogue
+from instar.bench import claims
+from instar.bench.record import Store
+from instar.bench.reproduce import reproduce
+from instar.cards import Claim
+from instar.errors import UnknownNameError
+
+CARD = catalogue.method("gla")
+CLAIM = Claim(
+    id="planted",
+    text="t",
+    source="s",
+    kind="compare",
+    measure="text.bits_per_byte",
+    against="softmax",
+    direction="lower",
+    margin=0.02,
+)
+TIMED = replace(CLAIM, kind="ratio", measure="text.decode_seconds@16384", against="self@256", margin=1 / 1.1)
+
+
+def run(address: str, seed: int, metrics: dict[str, list[float]], costs: dict[str, float] | None = None) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "id": f"{address.replace(':', '-')}-{seed}",
+        "kind": "run",
+        "status": "ok",
+        "reason": None,
+        "spec": {"seed": seed},
+        "address": address,
+        "metrics": {k: {"value": float(np.mean(v)), "totals": v, "weights": [1.0] * len(v)} for k, v in metrics.items()},
+        "costs": costs or {},
+        "resources": {"cpu_seconds": 30.0},
+    }
+
+
+def timing(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    table = {a: {m: {"rounds": r} for m, r in metrics.items()} for a, metrics in times.items()}
+    return {"schema": 1, "id": "timing", "kind": "timing", "status": "ok", "spec": {}, "address": "", "times": table}
+
+
+def judged(root: Path, claim: Claim, *records: dict[str, Any]) -> claims.Judgement:
+    store = Store(root / claims.folder_name(claim))
+    for record in records:
+        store.put(record)
+    return claims.judge(CARD, claim, root)
+
+
+def pairs(effect: float, seeds: int = 5, at: str = "T") -> list[dict[str, Any]]:
+    generator = np.random.default_rng(0)
+    base = generator.normal(3.0, 0.3, 40)
+    found = []
+    for seed in range(seeds):
+        shift = generator.normal(0, 0.005)
+        for address, change in (("softmax", 0.0), ("gla", -effect + shift)):
+            found.append(run(address, seed, {f"bits_per_byte@{at}": (base + change + generator.normal(0, 0.01, 40)).tolist()}))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("effect", "margin", "verdict"),
+    [
+        (0.1, 0.02, "holds"),
+        (0.0, 0.02, "does not hold here"),
+        (0.02, 0.02, "undecided"),
+        (0.0, -0.02, "holds"),
+        (-0.1, -0.02, "does not hold here"),
+    ],
+)
+def test_superiority(tmp_path: Path, effect: float, margin: float, verdict: str) -> None:
+    found = judged(tmp_path, replace(CLAIM, margin=margin), *pairs(effect))
+    assert found.verdict == verdict
+    assert found.seeds == 5
+    assert found.value == pytest.approx(effect, abs=0.015)
+    assert found.core_minutes == 5.0
+
+
+@pytest.mark.parametrize(("effect", "verdict"), [(0.0, "holds"), (0.1, "does not hold here"), (0.05, "undecided")])
+def test_parity(tmp_path: Path, effect: float, verdict: str) -> None:
+    assert judged(tmp_path, replace(CLAIM, kind="parity", margin=0.05), *pairs(effect)).verdict == verdict
+
+
+def test_two_seeds_give_no_verdict(tmp_path: Path) -> None:
+    found = judged(tmp_path, CLAIM, *pairs(1.0, seeds=2))
+    assert (found.verdict, found.interval, found.seeds) == ("undecided", None, 2)
+
+
+def test_against_itself_at_another_condition(tmp_path: Path) -> None:
+    base = np.linspace(2, 4, 30)
+    runs = [run("gla", s, {"bits_per_byte@T": base.tolist(), "bits_per_byte@4T": (base - 0.01 * s).tolist()}) for s in range(5)]
+    claim = replace(CLAIM, measure="text.bits_per_byte@4T", against="self@T", margin=-0.02)
+    assert judged(tmp_path, claim, *runs).verdict == "holds"
+
+
+@pytest.mark.parametrize(("growth", "verdict"), [(1.0, "holds"), (2.0, "does not hold here")])
+def test_ratio_of_times(tmp_path: Path, growth: float, verdict: str) -> None:
+    rounds = np.random.default_rng(0).lognormal(-7, 0.01, 7)
+    times = {"gla": {"decode_seconds@256": rounds.tolist(), "decode_seconds@16384": (growth * rounds).tolist()}}
+    found = judged(tmp_path, TIMED, timing(times))
+    assert found.verdict == verdict
+    assert found.value == pytest.approx(1 / growth)
+
+
+@pytest.mark.parametrize(("power", "verdict"), [(1.0, "holds"), (2.0, "does not hold here")])
+def test_slope(tmp_path: Path, power: float, verdict: str) -> None:
+    noise = np.random.default_rng(0).lognormal(0, 0.01, (3, 7))
+    lengths = (256, 1024, 4096)
+    times = {"gla": {f"prefill_seconds@{n}": (n**power * noise[i]).tolist() for i, n in enumerate(lengths)}}
+    claim = replace(
+        CLAIM, kind="slope", measure="text.prefill_seconds@256", against=1.2, over=[str(n) for n in lengths], margin=0.0
+    )
+    assert judged(tmp_path, claim, timing(times)).verdict == verdict
+
+
+def test_exact_threshold_and_several_conditions(tmp_path: Path) -> None:
+    costs = {"state_bytes@256": 8.0, "state_bytes@16384": 8.0, "state_bytes@4096": 9.0}
+    exact = replace(CLAIM, kind="exact", measure="text.state_bytes@16384", against="self@256")
+    assert judged(tmp_path, exact, run("gla", 0, {}, costs)).verdict == "holds"
+    assert judged(tmp_path, replace(exact, measure="text.state_bytes@4096")).verdict == "does not hold here"
+    assert judged(tmp_path, replace(exact, over=["16384", "4096"])).verdict == "partly"
+    threshold = replace(exact, kind="threshold", against=10.0, margin=0.0)
+    assert judged(tmp_path, threshold).verdict == "holds"
+    assert judged(tmp_path, replace(threshold, against=8.0, margin=1.0)).verdict == "does not hold here"
+
+
+def test_nothing_is_said_without_records(tmp_path: Path) -> None:
+    assert claims.judge(CARD, CLAIM, tmp_path).verdict == "not run"
+    failed: Callable[[int], dict[str, Any]] = lambda s: {**run("gla", s, {}), "status": "diverged", "reason": "loss is nan"}  # noqa: E731
+    found = judged(tmp_path, CLAIM, *(r for r in pairs(0.1) if r["address"] == "softmax"), *(failed(s) for s in range(5)))
+    assert found.verdict == "undecided"
+    assert "diverged" in str(found.reason)
+
+
+def test_claims_are_selected_by_method_preset_and_name() -> None:
+    every = claims.select()
+    assert {card.slug for card, _ in every} >= {"gla", "aaren"}
+    assert all("no_gate" in (str(c.against) + str(c.subject)) for _, c in claims.select(["gla:no_gate"]))
+    with pytest.raises(UnknownNameError, match="gate_beats_none"):
+        claims.select(["gla"], "gate_beats_nothing")
+
+
+def test_equal_conditions_share_their_runs() -> None:
+    works = claims.works(claims.select(["gla", "aaren"]))
+    assert len({w.folder for w in works}) == len(works)
+    assert sum(w.problem == "text" and w.train and w.budget == "800steps" for w in works) == 1
+    for work in claims.works(claims.select(["gla"]), quick=True):
+        assert work.folder.startswith("quick-")
+        assert work.seeds <= claims.QUICK_SEEDS
+
+
+def test_a_claim_of_a_real_method_is_run_and_judged(tmp_path: Path) -> None:
+    (found,), _ = reproduce(["aaren"], claim="constant_state", results=tmp_path)
+    assert found.verdict == "holds"
+    (again,), (comparison,) = reproduce(["aaren"], claim="constant_state", results=tmp_path)
+    assert comparison.ran == 0
+    assert again == found
