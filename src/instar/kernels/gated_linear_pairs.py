@@ -3,8 +3,8 @@ r"""P_ij = Σ_k q_ik k_jk Π_{j<l≤i} α_lk inside chunks, for any gates α in 
 A chunk is halved again and again. In a block of two halves that meet at m, the square of later queries and earlier keys is one
 product of q_i A_i, A_i = Π_{m<l≤i} α_l, and k_j Z_j, Z_j = Π_{j<l≤m} α_l: both factors are products of gates, at most 1. Going
 up from halves of one token, each level makes its A and Z from those below by one multiplication; at the top they are e^b and
-e^{b_C - b} of the whole chunk. This is the paper's secondary chunking (section 4.3) taken to its end: the anchors lie at every
-power of two, and not one exponential is taken after α itself.
+e^{b_C - b} of the whole chunk. This is the paper's secondary chunking taken to its end: the anchors lie at every power of
+two, and not one exponential is taken after α itself.
 """
 
 from __future__ import annotations

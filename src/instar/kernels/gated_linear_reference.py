@@ -13,7 +13,7 @@ def recurrent(
 
     q, k [B, T, H, K], v [B, T, H, V], g [B, T, H, K or 1] ≤ 0 or None for 0, state [B, H, K, V], reset bool [B, T].
     Returns o [B, T, H, V] and the state after the last token. O(T K V) time, one token after the other.
-    Yang et al. 2023, arXiv 2312.06635, section 4.1.
+    Yang et al. 2023, arXiv 2312.06635.
     """
     S, outputs = state, []
     for t in range(q.shape[1]):

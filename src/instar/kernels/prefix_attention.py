@@ -1,6 +1,6 @@
 """Softmax attention of one fixed query over every prefix, with a state of constant size.
 
-Feng et al. 2024, "Attention as an RNN" (arXiv 2405.13956), sections 3.1 to 3.3. A set A of tokens with scores s and values v is
+Feng et al. 2024, "Attention as an RNN" (arXiv 2405.13956). A set A of tokens with scores s and values v is
 summed up by
     m = max s_i,    u = Σ exp(s_i − m),    w = Σ exp(s_i − m) v_i,    and attention over A is w / u.
 Two such triples merge into that of the union, so all prefixes come from one scan, and a stream from one merge a token. Inside
