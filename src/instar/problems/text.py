@@ -97,6 +97,7 @@ class TextProblem(Problem):
             "test_items": len(split.test),
             "train_bytes": split.train.bytes,
             "test_bytes": split.test.bytes,
+            "blocks_before_the_cap": split.found,
         }
         return Data(split.train, split.valid, split.test, split.sha256, facts)
 
@@ -245,14 +246,20 @@ def _prefill(model: Subject, length: int) -> Callable[[], object]:
 
 
 def _decode(model: Subject, context: int) -> Callable[[], object]:
-    """One more token after `context` of them; the state moves on from call to call, as in generation."""
+    """One more token after `context` of them. The state moves on from call to call, as in generation, and goes back before the
+    context has grown by an eighth."""
     tokens = _random_bytes(1, context, model)
     with torch.no_grad():
-        state = model(tokens)[1]
+        start = model(tokens)[1]
+    calls, most = 0, max(16, context // 8)
+    state = start
 
     @torch.no_grad()
     def call() -> None:
-        nonlocal state
+        nonlocal calls, state
+        if calls % most == 0:
+            state = start
+        calls += 1
         _, state = model(tokens[:, :1], state)
 
     return call
