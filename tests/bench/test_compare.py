@@ -8,11 +8,13 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from instar.bench import plan as planning
 from instar.bench.compare import compare
 from instar.bench.plan import Plan, Request
 from instar.bench.record import Store
@@ -83,6 +85,17 @@ def test_seeds_are_paired_and_runs_are_deterministic(tmp_path: Path) -> None:
     compare(request(seeds=1), tmp_path / "b", timed=False)
     a, b = ({r["id"]: r["metrics"] for r in Store(tmp_path / x).all()} for x in "ab")
     assert a == b
+
+
+def test_data_that_cannot_show_a_difference_are_told_before_spending(tmp_path: Path) -> None:
+    few = compare(request(seeds=3), tmp_path / "few", dry_run=True)
+    assert "can probably not show" in few.warnings[0]
+    assert "20 test items" in few.warnings[0]
+    none = compare(request(seeds=2), tmp_path / "none", dry_run=True)
+    assert "no interval" in none.warnings[0]
+    settings = {**SMALL, "test_sequences": 100000}
+    plan = replace(few.plan, seeds=2000, data={**few.plan.data, "test_items": settings["test_sequences"]})
+    assert planning.warnings(plan) == []
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

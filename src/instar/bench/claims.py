@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from instar import catalogue
 from instar.bench import record, statistics
@@ -21,6 +21,11 @@ from instar.errors import PlanError, UnknownNameError
 
 QUICK_SEEDS = 3
 _PLAN_KEYS = ("budget", "data")
+_DRAWN_FROM: dict[str, Literal["seeds", "rounds of one timing pass", "closed form"]] = {
+    "quality": "seeds",
+    "time": "rounds of one timing pass",
+    "cost": "closed form",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Judgement:
     value: float | None
     interval: tuple[float, float] | None
     seeds: int
+    """What the interval is drawn from; `drawn_from` says what these are."""
+    drawn_from: Literal["seeds", "rounds of one timing pass", "closed form", ""]
     text: str
     source: str
     paper_value: str | None
@@ -159,6 +166,7 @@ def judge(card: Card, claim: Claim, results: Path, quick: bool = False) -> Judge
         value=None if estimate is None else estimate.value,
         interval=None if estimate is None else estimate.interval,
         seeds=0 if estimate is None else estimate.seeds,
+        drawn_from=_DRAWN_FROM[metric_of(claim)[1].kind] if estimate else "",
         text=claim.text,
         source=claim.source,
         paper_value=claim.paper_value,

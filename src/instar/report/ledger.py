@@ -15,16 +15,20 @@ BEGIN, END = "<!-- ledger: instar claims --into README.md -->", "<!-- end of led
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """One line a claim: what the paper says, what was found here, the verdict."""
     lines = [
-        "| method | claim | verdict here | improvement [95 % interval] | needed | seeds |",
+        "| method | claim | verdict here | improvement [95 % interval] | needed | from |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
         interval = "" if row["interval"] is None else f" [{row['interval'][0]:.3g}, {row['interval'][1]:.3g}]"
         found = "" if row["value"] is None else f"{row['value']:.3g}{interval}"
         needed = "" if row["kind"] == "untestable" else _needed(row)
-        cells = (row["method"], row["text"], f"**{row['verdict']}**", found, needed, str(row["seeds"] or ""))
+        cells = (row["method"], row["text"], f"**{row['verdict']}**", found, needed, _source(row))
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _source(row: dict[str, Any]) -> str:
+    return row["drawn_from"] if row["drawn_from"] in ("", "closed form") else f"{row['seeds']} {row['drawn_from']}"
 
 
 def _needed(row: dict[str, Any]) -> str:

@@ -157,7 +157,7 @@ def _claim(judgement: Any) -> dict[str, Any]:
     """A claim as the template prints it."""
     raw: Mapping[str, Any] = asdict(judgement) if is_dataclass(judgement) and not isinstance(judgement, type) else judgement
     names = ("method", "claim", "text", "source", "paper_value", "kind", "measure", "subject", "against", "direction", "margin",
-             "verdict", "value", "interval", "seeds", "reason", "command")  # fmt: skip
+             "verdict", "value", "interval", "seeds", "drawn_from", "reason", "command")  # fmt: skip
     found = {name: raw.get(name) for name in names}
     found["minutes"] = raw.get("core_minutes", raw.get("minutes"))
     found["mark"] = _VERDICTS.get(str(found["verdict"]), "")
