@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt requirements-models.txt
 	touch $@
 
 demo: env
-	$(BIN)/instar compare text --methods softmax,gla,aaren --seeds 3 --budget 20s --out $(OUT)
+	$(BIN)/instar compare text --methods softmax,gla,aaren --seeds 5 --budget 20s --out $(OUT)
 	$(BIN)/instar report $(OUT) -o $(OUT)/page.html
 	@echo "Open $(OUT)/page.html"
 

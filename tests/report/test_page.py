@@ -36,6 +36,7 @@ CLAIM = {
     "value": 0.031,
     "interval": (0.021, 0.041),
     "seeds": 5,
+    "drawn_from": "seeds",
     "reason": None,
     "core_minutes": 6.2,
     "command": "instar reproduce gla --claim gate",
