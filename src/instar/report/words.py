@@ -72,7 +72,8 @@ def headline(group: Group) -> str:
         "missing": "without a result",
     }
     parts = [f"{_list(said[key])} {'is' if len(said[key]) == 1 else 'are'} {word}" for key, word in order.items() if key in said]
-    return f"Against {base.address}, on {_lower(primary.title)}: {'; '.join(parts)}."
+    found = f"against {base.address}, on {_lower(primary.title)}: {'; '.join(parts)}"
+    return f"A{found[1:]}." if group.card.advice else f"In these small runs, {found}. They rank no architectures."
 
 
 def scope(group: Group) -> str:
