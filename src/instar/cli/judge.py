@@ -172,10 +172,12 @@ def report(
     Examples:  `instar report runs/text -o page.html`  ·  `instar report runs/a runs/b -o both.html`
     """
     from instar.bench.claims import judge, results_folder, select
+    from instar.bench.record import load_all
     from instar.report import report as make
 
     folder = results or results_folder()
-    judged = [judge(card, claim, folder) for card, claim in select()]
+    shown = {address.partition(":")[0] for record in load_all(folders) for address in record["address"].split(",")}
+    judged = [judge(card, claim, folder) for card, claim in select(sorted(shown & catalogue.methods().keys()))]
     typer.echo(str(make(folders, out, judgements=[j for j in judged if j.verdict != "not run"])))
 
 

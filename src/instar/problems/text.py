@@ -97,7 +97,7 @@ class TextProblem(Problem):
             "test_items": len(split.test),
             "train_bytes": split.train.bytes,
             "test_bytes": split.test.bytes,
-            "blocks_before_the_cap": split.found,
+            "test_items_before_the_cap": split.found["test"],
         }
         return Data(split.train, split.valid, split.test, split.sha256, facts)
 

@@ -1,0 +1,36 @@
+"""Deterministic costs: they follow from the model alone, and measuring leaves it as it was."""
+
+from __future__ import annotations
+
+import torch
+
+from instar import catalogue
+from instar.bench import costs
+from instar.bench.run import lift
+from instar.problems.recall import RecallProblem
+
+
+def test_peak_bytes_hold_what_the_model_has() -> None:
+    """Pins what is used of torch's private tracker: the kinds of tensors, which sum to the peak."""
+    problem = RecallProblem(width=32, batch=4)
+    data = problem.load(0)
+    figures = []
+    for _ in range(2):
+        model = lift(problem, "gru", {}, data, 0)
+        before = [p.detach().clone() for p in model.parameters()]
+        figures.append(costs.measure(problem, model, data, 0))
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert all(p.grad is None for p in model.parameters())
+    assert figures[0] == figures[1]
+    found, weights = figures[0], 4 * figures[0]["parameters"]
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert found["peak_train_bytes.parameter"] == weights
+    assert 0 < found["peak_train_bytes.gradient"] <= weights  # at the peak the backward pass has made some of them
+    assert found["peak_train_bytes"] == sum(v for k, v in found.items() if k.startswith("peak_train_bytes."))
+
+
+def test_longer_batches_need_more() -> None:
+    small, large = (RecallProblem(width=32, batch=b) for b in (4, 64))
+    peaks = [costs.measure(p, lift(p, "softmax", {}, p.load(0), 0), p.load(0), 0)["peak_train_bytes"] for p in (small, large)]
+    assert peaks[1] > 2 * peaks[0]
+    assert catalogue.problem("recall").metric("peak_train_bytes").kind == "cost"
