@@ -60,6 +60,7 @@ def tradeoff(group: Group, styles: Styles, prefix: str, kind: str) -> Plot | Non
             axes.plot([x.value.value] * len(seeds), seeds, "o", ms=3.5, mew=0, color=colour, alpha=0.35, zorder=2)
             axes.errorbar(x.value.value, y.value.value, xerr=_ratio_error(x), yerr=_error(y), color=colour, lw=1.3, zorder=3)
             axes.plot(x.value.value, y.value.value, styles.marker(row.address), ms=7, mew=0, color=colour, zorder=4)
+        for row, x, y in found:  # after all points: lines on axes that span nothing make matplotlib divide by zero
             if row.baseline:
                 axes.axhline(y.value.value, color=LIGHT["muted"], lw=0.9, ls=(0, (4, 3)), zorder=1)
                 axes.axvline(x.value.value, color=LIGHT["muted"], lw=0.9, ls=(0, (4, 3)), zorder=1)
