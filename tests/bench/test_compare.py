@@ -134,6 +134,9 @@ def test_tuning_gives_every_method_the_same_trials(tmp_path: Path) -> None:
     trials = [r for r in records if r["kind"] == "trial"]
     assert len(trials) == 6
     assert {r["split"] for r in trials} == {"valid"}
+    rates = {r["setting"]: r["spec"]["problem"]["settings"]["lr"] for r in trials if r["address"] == "gru"}
+    assert rates["trial 0"] == 3e-3
+    assert len(set(rates.values())) == 3
     assert {r["split"] for r in records if r["kind"] == "run"} == {"test"}
     assert result.ran == 8
     assert compare(request(seeds=1, trials=3), tmp_path, timed=False).ran == 0

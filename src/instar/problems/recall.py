@@ -14,7 +14,7 @@ from instar.bench.seeds import stream
 from instar.catalogue import Build
 from instar.errors import ShapeError
 from instar.interfaces import Data, Items, Mixer, Monitor, Problem
-from instar.problems.language import Subject, device_of
+from instar.problems.language import Subject, device_of, evaluating
 
 IGNORED = -100
 _EVALUATION_ROWS = 250
@@ -128,21 +128,16 @@ class RecallProblem(Problem):
             checkpoint=checkpoint,
         )
 
-    @torch.no_grad()
     def evaluate(self, subject: Subject, split: tuple[Tensor, Tensor]) -> dict[str, Items]:
         """Right answers of every row."""
-        training = subject.training
-        subject.eval()
         right: list[float] = []
         weights: list[float] = []
-        try:
+        with evaluating(subject):
             for inputs, targets in zip(*(part.split(_EVALUATION_ROWS) for part in split), strict=True):
                 targets = targets.to(device_of(subject))
                 answers = subject(inputs.to(targets.device))[0].argmax(-1)
                 right += ((answers == targets) & (targets != IGNORED)).sum(1).double().tolist()
                 weights += (targets != IGNORED).sum(1).double().tolist()
-        finally:
-            subject.train(training)
         return {"accuracy": Items(right, weights)}
 
     def costs(self, subject: Subject) -> dict[str, float]:

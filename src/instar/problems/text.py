@@ -20,7 +20,7 @@ from instar.data import blocks, datasets
 from instar.data.blocks import Blocks
 from instar.errors import DataError, ShapeError
 from instar.interfaces import Data, Items, Mixer, Monitor, Problem, Workload
-from instar.problems.language import Subject, device_of
+from instar.problems.language import Subject, device_of, evaluating
 
 BOS = 256
 """Begins every window; bytes are 0 to 255."""
@@ -142,18 +142,13 @@ class TextProblem(Problem):
             checkpoint=checkpoint,
         )
 
-    @torch.no_grad()
     def evaluate(self, subject: Subject, split: Blocks) -> dict[str, Items]:
         """Bits of every block at windows of T, 2T and 4T."""
-        training = subject.training
-        subject.eval()
-        try:
+        with evaluating(subject):
             return {
                 f"bits_per_byte@{name}": Items(_bits(subject, split, factor * self.length).tolist(), split.length.tolist())
                 for name, factor in (("T", 1), ("2T", 2), ("4T", 4))
             }
-        finally:
-            subject.train(training)
 
     def costs(self, subject: Subject) -> dict[str, float]:
         """Closed forms: training is counted as three forward passes."""

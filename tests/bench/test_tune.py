@@ -1,0 +1,44 @@
+"""Random search: trial 0 is the default, trials stay in the cards' space, and the best is chosen on the figure alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instar.bench import tune
+from instar.cards import Knob
+
+METHOD = {
+    "rate": Knob(range=[0.01, 1.0], scale="log"),
+    "size": Knob(range=[1, 9], integer=True),
+    "kind": Knob(choices=["a", "b"]),
+}
+PROBLEM = {"lr": Knob(range=[5e-4, 8e-3], scale="log")}
+
+
+def test_trial_zero_is_the_default_setting() -> None:
+    assert tune.sample(METHOD, PROBLEM, "gla", 0) == {}
+
+
+def test_trials_are_repeatable_apart_and_inside_the_space() -> None:
+    trials = [tune.sample(METHOD, PROBLEM, "gla", i) for i in range(1, 50)]
+    assert trials == [tune.sample(METHOD, PROBLEM, "gla", i) for i in range(1, 50)]
+    assert len({str(t) for t in trials}) == len(trials)
+    assert tune.sample(METHOD, PROBLEM, "aaren", 1) != trials[0]
+    for trial in trials:
+        assert 0.01 <= trial["method"]["rate"] <= 1.0
+        assert isinstance(trial["method"]["size"], int)
+        assert 1 <= trial["method"]["size"] <= 9
+        assert 5e-4 <= trial["problem"]["lr"] <= 8e-3
+    assert {t["method"]["kind"] for t in trials} == {"a", "b"}
+    below = sum(t["method"]["rate"] < 0.1 for t in trials)  # half of a log scale
+    assert 15 <= below <= 34
+
+
+def test_the_best_trial_follows_the_direction_and_never_is_a_failure() -> None:
+    def trial(name: str, value: float, status: str = "ok") -> dict[str, Any]:
+        return {"id": name, "status": status, "metrics": {"m": {"value": value}}}
+
+    trials = [trial("a", 2.0), trial("b", 1.0), trial("c", 3.0), trial("d", 0.0, "diverged"), trial("e", 9.0, "timeout")]
+    assert tune.best(trials, "m", "lower") == trials[1]
+    assert tune.best(trials, "m", "higher") == trials[2]
+    assert tune.best(trials[3:], "m", "lower") is None
