@@ -64,6 +64,14 @@ class CheckpointError(InstarError):
     """A checkpoint with missing keys, wrong shapes, or that is no safetensors file."""
 
 
+class ModelError(InstarError):
+    """A model, endpoint or function that cannot be loaded or asked."""
+
+
+class ReceiptError(InstarError):
+    """A receipt that does not fit the model, that is not the last one, or that is damaged."""
+
+
 class ContractError(InstarError):
     """A check of `instar.checks` that the method under test does not pass."""
 

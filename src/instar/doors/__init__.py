@@ -1,0 +1,1 @@
+"""Code for one ecosystem each. A door imports its package when it is opened, never before."""
