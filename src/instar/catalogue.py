@@ -6,12 +6,9 @@ Another package adds a method by an entry point in the group `instar.methods` (o
 
 from __future__ import annotations
 
-import importlib
-import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +17,8 @@ from typing import Any
 
 from instar import cards, formula
 from instar.cards import Card, Claim, ProblemCard
-from instar.errors import CardError, DataError, UnknownNameError
+from instar.errors import CardError, UnknownNameError
+from instar.locate import is_class, locate
 
 _ROOT = Path(__file__).parent
 _ADDED: dict[str, tuple[Card, type]] = {}  # methods of this process that came by `add`
@@ -149,14 +147,7 @@ def of(cls: type) -> Card | None:
 
 def resolve(entry: str) -> type:
     """Import `package.module:Class`."""
-    module, _, name = entry.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise UnknownNameError(f"'{entry}': there is no module {error.name}.") from error
-    except AttributeError as error:
-        names = [n for n, v in vars(sys.modules[module]).items() if inspect.isclass(v)]
-        raise UnknownNameError.among(f"class in {module}", name, names) from error
+    return locate(entry, is_class)
 
 
 def add(location: str) -> Card:
@@ -164,26 +155,9 @@ def add(location: str) -> Card:
 
     A card `file.toml` beside it is used; without one the method gets a minimal card. Runs in fresh processes call this again.
     """
-    where, _, name = location.rpartition(":")
-    if not name or not where:
-        raise UnknownNameError(f"'{location}' must read 'file.py:Class' or 'package.module:Class'.")
-    if not where.endswith(".py"):
-        cls = resolve(location)
-        path = Path(inspect.getfile(cls)).with_suffix(".toml")
-    else:
-        file = Path(where).resolve()
-        if not file.is_file():
-            raise DataError(f"There is no file {file}.")
-        spec = importlib.util.spec_from_file_location(f"instar_added_{file.stem}", file)
-        assert spec is not None  # a .py file always has a loader
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        if not hasattr(module, name):
-            classes = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == spec.name]
-            raise UnknownNameError.among(f"class in {file.name}", name, classes)
-        cls, path = getattr(module, name), file.with_suffix(".toml")
+    where = location.rpartition(":")[0]
+    cls = locate(location, is_class)
+    path = Path(where if where.endswith(".py") else inspect.getfile(cls)).resolve().with_suffix(".toml")
     card = cards.read(path, Card) if path.is_file() else minimal(cls, path)
     if card.slug in _discover("methods") and _discover("methods")[card.slug].path != card.path:
         raise CardError(
