@@ -1,0 +1,181 @@
+"""Versions over the same items, item by item: nothing is joined that does not join one to one, and nothing is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instar.errors import DataError
+from instar.gate import tasks
+from instar.gate.predictions import Cases, Json, Predictions, listed
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Both versions, and repeated runs of the old one, with their marks in one order."""
+
+    ids: list[str]
+    old: Predictions
+    new: Predictions
+    again: list[Predictions]
+    labels: list[Json] | None
+    task: str
+    metric: str
+    why: str
+    """Why this task and metric, where the user left them open."""
+    before: NDArray[np.float64]
+    """[K, N] marks of the old version: its run, then the repeated runs."""
+    after: NDArray[np.float64]
+    """[N] marks of the new version."""
+    binary: bool
+    answered: NDArray[np.bool_]
+    """[N], True where every run has an answer."""
+    changed: NDArray[np.bool_]
+    """[N], True where old and new do not say the same."""
+    blocks: NDArray[np.int64] | None
+    """[N], the natural block of each item, or None where each item is its own."""
+    columns: dict[str, list[Json]]
+    inputs: list[str] | None
+
+
+def pair(
+    old: Predictions,
+    new: Predictions,
+    again: Sequence[Predictions] = (),
+    *,
+    task: str = "auto",
+    metric: str = "",
+    block: str = "",
+    cases: Cases | None = None,
+) -> Pairs:
+    """Join by id, agree on labels, and mark every answer. Raises DataError that lists what does not fit."""
+    aligned = [old, *(align(version, old) for version in (new, *again))]
+    labels = _labels(aligned, cases)
+    told = [replace(version, labels=labels) for version in aligned]
+    task, metric, why = tasks.choose(task, metric, told)
+    against = old.outputs if metric == "unchanged" else labels
+    if metric == "unchanged":
+        # Where the old version said nothing there is nothing to keep; the item is missing, not broken.
+        against = ["" if output is None else output for output in old.outputs]
+    marked = [tasks.mark(version, against, metric) for version in aligned]
+    values = np.stack([m.values for m in marked])
+    columns: dict[str, list[Json]] = {}
+    for version in aligned:
+        for name, column in version.columns.items():
+            columns.setdefault(name, column)
+    inputs = next((v.inputs for v in aligned if v.inputs is not None), None)
+    if cases is not None:
+        order = _order(cases.ids, old.ids, cases.name, old.name)
+        columns |= {name: [column[i] for i in order] for name, column in cases.columns.items()}
+        inputs = inputs or [cases.inputs[i] for i in order]
+    return Pairs(
+        ids=old.ids,
+        old=old,
+        new=aligned[1],
+        again=aligned[2:],
+        labels=labels,
+        task=task,
+        metric=metric,
+        why=why,
+        before=values[[0, *range(2, len(values))]],
+        after=values[1],
+        binary=all(m.binary for m in marked),
+        answered=np.asarray(~np.isnan(values).any(0)),
+        changed=_changed(old.outputs, aligned[1].outputs),
+        blocks=_blocks(columns, block, old.name) if block else None,
+        columns=columns,
+        inputs=inputs,
+    )
+
+
+def align(version: Predictions, old: Predictions) -> Predictions:
+    """`version` in the order of `old`. Raises DataError that lists the ids that only one of them has."""
+    if version.ids == old.ids:
+        return version
+    order = _order(version.ids, old.ids, version.name, old.name)
+
+    def sort(column: Any) -> Any:
+        return None if column is None else column[order] if isinstance(column, np.ndarray) else [column[i] for i in order]
+
+    return replace(
+        version,
+        ids=old.ids,
+        outputs=sort(version.outputs),
+        labels=sort(version.labels),
+        scores=sort(version.scores),
+        embeddings=sort(version.embeddings),
+        inputs=sort(version.inputs),
+        seconds=sort(version.seconds),
+        columns={name: sort(column) for name, column in version.columns.items()},
+    )
+
+
+def coded(values: Sequence[Json]) -> tuple[list[Json], NDArray[np.int64]]:
+    """The distinct values in order of appearance, and the place of each item's value among them."""
+    known: dict[Any, int] = {}
+    distinct: list[Json] = []
+    codes = np.empty(len(values), dtype=np.int64)
+    for i, value in enumerate(values):
+        key = value if isinstance(value, str) else tasks.canonical(value)
+        code = known.get(key)
+        if code is None:
+            code = known[key] = len(distinct)
+            distinct.append(value)
+        codes[i] = code
+    return distinct, codes
+
+
+def _order(ids: list[str], wanted: list[str], name: str, other: str) -> list[int]:
+    place = {one: i for i, one in enumerate(ids)}
+    lacking = [one for one in wanted if one not in place]
+    if lacking or len(ids) != len(wanted):
+        known = set(wanted)
+        surplus = [one for one in ids if one not in known]
+        told = [f"{len(lacking)} only in {other}: {listed(lacking)}"] if lacking else []
+        told += [f"{len(surplus)} only in {name}: {listed(surplus)}"] if surplus else []
+        raise DataError(
+            f"{other} ({len(wanted)} items) and {name} ({len(ids)} items) do not hold the same items; {'; '.join(told)}. "
+            "Both versions must answer the same items: run the missing ones, or take them out of both files."
+        )
+    return [place[one] for one in wanted]
+
+
+def _labels(versions: list[Predictions], cases: Cases | None) -> list[Json] | None:
+    """The labels that the versions (and the evaluation file) agree on."""
+    sources = [(v.name, v.labels) for v in versions if v.labels is not None]
+    ids = versions[0].ids
+    if cases is not None and cases.labels is not None:
+        order = _order(cases.ids, ids, cases.name, versions[0].name)
+        sources.insert(0, (cases.name, [cases.labels[i] for i in order]))
+    if not sources:
+        return None
+    first, labels = sources[0]
+    for name, others in sources[1:]:
+        if others == labels:
+            continue
+        apart = [ids[i] for i, (a, b) in enumerate(zip(labels, others, strict=True)) if tasks.canonical(a) != tasks.canonical(b)]
+        if apart:
+            raise DataError(
+                f"{first} and {name} disagree about what is right for {len(apart)} items: {listed(apart)}. "
+                "A change of labels is no change of the model: give both files the same labels."
+            )
+    return labels
+
+
+def _changed(old: list[Json], new: list[Json]) -> NDArray[np.bool_]:
+    return np.fromiter(
+        (a != b and tasks.canonical(a) != tasks.canonical(b) for a, b in zip(old, new, strict=True)), dtype=bool, count=len(old)
+    )
+
+
+def _blocks(columns: dict[str, list[Json]], block: str, name: str) -> NDArray[np.int64]:
+    if block not in columns:
+        raise DataError(f"There is no column '{block}' for blocks in {name}; columns are {', '.join(columns) or 'none'}.")
+    lacking = sum(value is None for value in columns[block])
+    if lacking:
+        raise DataError(f"The block column '{block}' is empty for {lacking} items; every item belongs to one block.")
+    return coded(columns[block])[1]
