@@ -70,7 +70,7 @@ class Policy(Limits):
         super().__post_init__()
         if not 0.5 <= self.level < 1:
             raise PlanError(f"level lies between 0.5 and 1 (0.95 is usual); received {self.level!r}.")
-        if not 0 <= self.tolerance:
+        if not self.tolerance >= 0:
             raise PlanError(f"tolerance is 0 or more, in units of the metric; received {self.tolerance!r}.")
 
     def with_(self, **given: Any) -> Policy:
