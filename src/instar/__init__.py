@@ -15,6 +15,7 @@ _PUBLIC = {
     "InstarError": "instar.errors",
     "Mixer": "instar.interfaces",
     "Problem": "instar.interfaces",
+    "Receipt": "instar.receipt",
     "Request": "instar.bench.plan",
     "check": "instar.checks",
     "cite": "instar.catalogue",

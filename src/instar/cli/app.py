@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import instar
-from instar.cli import browse, judge
+from instar.cli import browse, history, judge
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,3 +35,4 @@ def root(
 
 browse.register(app)
 judge.register(app)
+history.register(app)

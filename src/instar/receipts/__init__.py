@@ -1,0 +1,1 @@
+"""The parts of a receipt, from the bits up; `instar.receipt` is the door to them."""
