@@ -1,0 +1,241 @@
+"""The door to endpoints that speak the OpenAI API (vLLM, llama.cpp, Ollama, the hosted ones), with the standard library alone."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from instar.doors import answers
+from instar.doors import settings as read
+from instar.doors.asking import Asking
+from instar.doors.client import Client
+from instar.doors.embedding import embed, nearest
+from instar.doors.version import TASKS, Progress, Version
+from instar.doors.wire import Address, FailedError
+from instar.errors import DataError, ModelError, ShapeError
+from instar.gate.predictions import Cases, Json, Predictions
+
+CHOICE_PROMPT = "{input}\n\n{choices}\n\nAnswer with the letter of the right choice alone."
+"""What is asked in multiple choice unless the setting `prompt` says otherwise; {choices} is one line a choice, "A. text"."""
+
+
+class Said(NamedTuple):
+    """One answer: the text, the seconds that it took, and what the server told beside it (fact -> value)."""
+
+    text: str
+    seconds: float
+    notes: dict[str, str]
+
+
+class Endpoint(Version):
+    """A model behind an address.
+
+    Args:
+        source: the base URL, with the model after `#`: `http://127.0.0.1:8000/v1#my-model`. Without a model the endpoint's
+            only one is taken. A query (`?api-version=…`) goes with every request, `user:password@` becomes basic
+            authentication; neither is shown anywhere.
+        settings: see SETTINGS.
+
+    Raises ModelError for an address that cannot be one or a key that is missing, ShapeError for a setting out of its range.
+    """
+
+    SETTINGS: ClassVar[Mapping[str, str]] = {
+        "model": "name of the model (or after # in the address)",
+        "api": "chat (default) or completions",
+        "prompt": "template with {input} and, in multiple choice, {choices}; @file.txt reads it from a file",
+        "document": "retrieval: template with {input} for the documents",
+        "system": "system message of a chat; @file.txt reads it from a file",
+        "max_tokens": "longest answer, in tokens",
+        "temperature": "0 by default; none leaves it to the server",
+        "seed": "seed of the sampling",
+        "stop": "text that ends an answer, or a JSON list of such texts",
+        "body": "JSON object of further fields of each request",
+        "timeout": "seconds for one whole answer (60)",
+        "retries": "how often an item is asked again after a failure that may pass (3)",
+        "concurrency": "how many items are asked at the same time (4)",
+        "batch": "retrieval: texts in one request (32)",
+        "key_env": "environment variable that holds the key; by default OPENAI_API_KEY, over https or to this machine only",
+    }
+
+    def __init__(self, source: str, settings: Mapping[str, Any] | None = None) -> None:
+        url, _, model = source.partition("#")
+        address = Address.parse(url)
+        super().__init__(address.shown + (f"#{model}" if model else ""), settings)
+        told = self.settings
+        self._model = read.text(told, "model", model)
+        self._chat = read.text(told, "api", "chat") == "chat"
+        if not self._chat and told["api"] != "completions":
+            raise ShapeError(f"api={told['api']}: it must be chat or completions.")
+        self._system = read.text(told, "system")
+        if self._system and not self._chat:
+            raise ShapeError("A system message needs api=chat; with completions, write it into the prompt.")
+        self._prompt = read.text(told, "prompt")
+        self._document = read.text(told, "document", "{input}")
+        for name, template in (("prompt", self._prompt or "{input}"), ("document", self._document)):
+            if "{input}" not in template:
+                raise ShapeError(f"The {name} must say where the text of an item goes: {{input}}.")
+        self._extra = read.structure(told, "body") or {}
+        if not isinstance(self._extra, dict):
+            raise ShapeError("body must be a JSON object.")
+        self._sampling = _sampling(told)
+        self._retries = read.whole(told, "retries", 3, 0, 100)
+        self._concurrency = read.whole(told, "concurrency", 4, 1, 256)
+        self._batch = read.whole(told, "batch", 32, 1, 4096)
+        self._client = Client.open(address, read.number(told, "timeout", 60, 0.01, 86_400), read.text(told, "key_env"))
+
+    def run(self, cases: Cases, task: str, progress: Progress | None = None) -> Predictions:
+        """Ask about every case (see `Version.run`). Raises ModelError when the first items all fail in the same way."""
+        if task not in TASKS:
+            raise DataError(f"'{task}' is no task; known: {', '.join(TASKS)}.")
+        begin = time.perf_counter()
+        model = self._model or self._only_model()
+        found = (self._search if task == "retrieval" else self._converse)(cases, task, model, progress)
+        facts = {"source": self.source, "kind": "endpoint", "task": task, "model": model, "settings": dict(self.settings)}
+        facts |= {"prompt": self._template(task), "system": self._system} | found.pop("facts")
+        costs = {"wall_seconds": time.perf_counter() - begin}
+        same: dict[str, Any] = {"ids": cases.ids, "labels": cases.labels, "inputs": cases.inputs, "columns": cases.columns}
+        return Predictions(name=self.name, costs=costs, facts=facts, **same, **found)
+
+    def _only_model(self) -> str:
+        """The name of the model when the endpoint has one; empty, which leaves the choice to it, when it does not say."""
+
+        def names_in(reply: Any) -> list[str]:
+            try:
+                return [str(model["id"])[:200] for model in reply["data"]]
+            except (KeyError, TypeError) as error:
+                raise FailedError("the reply lists no models") from error
+
+        try:
+            names = self._client.ask("/models", None, names_in)
+        except FailedError as error:
+            if error.refused:
+                raise ModelError(f"{self.source}: {error.reason}. Is the endpoint running, and is this its address?") from error
+            return ""
+        if len(names) > 1:
+            raise ModelError(f"{self.source} has {len(names)} models; name one after #: {', '.join(names[:10])}.")
+        return names[0] if names else ""
+
+    def _asking(self) -> Asking:
+        return Asking(self.source, self._retries, self._concurrency)
+
+    def _template(self, task: str) -> str:
+        return self._prompt or (CHOICE_PROMPT if task == "multiple_choice" else "{input}")
+
+    def _converse(self, cases: Cases, task: str, model: str, progress: Progress | None) -> dict[str, Any]:
+        """The answers to the tasks that are answered in words, as columns of Predictions."""
+        template = self._template(task)
+        if task == "multiple_choice" and cases.choices is None:
+            raise DataError(f"{cases.name}: multiple choice needs the choices of each item.")
+
+        def ask(item: int) -> Said:
+            choices = cases.choices[item] if cases.choices else []
+            return self._say(fill(template, cases.inputs[item], choices), model)
+
+        asking = self._asking()
+        said = asking.all(len(cases), ask, progress)
+        outputs: list[Json] = []
+        errors: dict[str, str] = {}
+        known = [*(cases.labels or ()), *(label for _, label in cases.examples)]
+        for item, answer in enumerate(said):
+            output: Json = None
+            if isinstance(answer, FailedError):
+                errors[cases.ids[item]] = answer.reason
+            elif task == "regression":
+                output = answers.number(answer.text)
+                if output is None:
+                    errors[cases.ids[item]] = f"not one number: {self._client.redact(answer.text)[:80]!r}"
+            elif task == "multiple_choice":
+                output = answers.choice(answer.text, (cases.choices or [])[item], "{choices}" in template)
+            else:
+                output = answers.label(answer.text, known) if task == "classification" else answer.text
+            outputs.append(output)
+        good = [answer for answer in said if isinstance(answer, Said)]
+        facts: dict[str, Any] = {"retries": asking.retried}
+        for fact in ("served_model", "system_fingerprint"):
+            facts |= {fact: values} if (values := sorted({a.notes[fact] for a in good if fact in a.notes})[:20]) else {}
+        facts["cut_off"] = sum(answer.notes.get("finish_reason") == "length" for answer in good)
+        seconds = np.array([answer.seconds if isinstance(answer, Said) else np.nan for answer in said])
+        return {"outputs": outputs, "errors": errors, "seconds": seconds, "facts": facts}
+
+    def _say(self, prompt: str, model: str) -> Said:
+        """One answer. Raises FailedError."""
+        messages = [{"role": "system", "content": self._system}] if self._system else []
+        content: dict[str, Any] = (
+            {"messages": [*messages, {"role": "user", "content": prompt}]} if self._chat else {"prompt": prompt}
+        )
+        body = {**({"model": model} if model else {}), **self._sampling, **content, **self._extra}
+        begin = time.perf_counter()
+        text, notes = self._client.ask("/chat/completions" if self._chat else "/completions", body, self._read)
+        return Said(text, time.perf_counter() - begin, {k: self._client.redact(v) for k, v in notes.items()})
+
+    def _read(self, reply: Any) -> tuple[str, dict[str, str]]:
+        try:
+            first = reply["choices"][0]
+            text = first["message"]["content"] if self._chat else first["text"]
+            beside = {"served_model": reply.get("model"), "system_fingerprint": reply.get("system_fingerprint")}
+            beside["finish_reason"] = first.get("finish_reason")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            where = "choices[0].message.content" if self._chat else "choices[0].text"
+            raise FailedError(f"the reply is not of the expected shape (no {where})") from error
+        notes = {what: answers.utf8(value)[:200] for what, value in beside.items() if isinstance(value, str)}
+        if not isinstance(text, str):
+            raise FailedError(f"the reply holds no text (finish_reason: {notes.get('finish_reason', 'not given')})")
+        return answers.utf8(text), notes
+
+    def _search(self, cases: Cases, task: str, model: str, progress: Progress | None) -> dict[str, Any]:
+        """The nearest documents of each query, as columns of Predictions."""
+        if not cases.documents:
+            raise DataError(f"{cases.name}: retrieval needs documents to search in.")
+        fields = {**({"model": model} if model else {}), **self._extra}
+        asking, again = self._asking(), self._asking()
+        texts = [fill(self._document, text, []) for _, text in cases.documents]
+        documents, _ = embed(texts, fields, self._client, asking, self._batch)
+        for (name, _), vector in zip(cases.documents, documents, strict=True):
+            if isinstance(vector, FailedError):
+                raise ModelError(f"{self.source}: no vector for document '{name[:60]}': {vector.reason}. Every query needs all.")
+        asked = [fill(self._template(task), text, []) for text in cases.inputs]
+        queries, seconds = embed(asked, fields, self._client, again, self._batch, progress)
+        good = [i for i, vector in enumerate(queries) if not isinstance(vector, FailedError)]
+        errors = {cases.ids[i]: vector.reason for i, vector in enumerate(queries) if isinstance(vector, FailedError)}
+        outputs: list[Json] = [None] * len(cases)
+        if good:
+            matrix = _stack([queries[i] for i in good], self.source)
+            found = nearest(matrix, _stack([*documents, matrix[0]], self.source)[:-1], [name for name, _ in cases.documents])
+            for i, ids in zip(good, found, strict=True):
+                outputs[i] = ids
+        whole = matrix if len(good) == len(cases) else None
+        facts = {"retries": asking.retried + again.retried, "documents": len(documents), "document": self._document}
+        return {"outputs": outputs, "errors": errors, "seconds": seconds, "embeddings": whole, "facts": facts}
+
+
+def fill(template: str, text: str, choices: Sequence[str]) -> str:
+    """A prompt: the text of an item and its choices put into a template, in one pass, so that braces in either stay text."""
+    parts = {"{input}": text, "{choices}": answers.listed(choices)}
+    return re.sub(r"\{input\}|\{choices\}", lambda match: parts[match[0]], template)
+
+
+def _sampling(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request that say how tokens are drawn. Raises ShapeError."""
+    fields: dict[str, Any] = {}
+    if str(told.get("temperature")).lower() != "none" or "temperature" not in told:
+        fields["temperature"] = read.number(told, "temperature", 0.0, 0.0, 2.0)
+    for name in ("max_tokens", "seed"):
+        if name in told:
+            fields[name] = read.whole(told, name, 0, 1 if name == "max_tokens" else -(2**63), 2**63)
+    stop = told.get("stop")
+    if stop is not None:
+        fields["stop"] = read.structure(told, "stop") if str(stop).startswith("[") else stop
+        texts = fields["stop"] if isinstance(fields["stop"], list) else [fields["stop"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise ShapeError("stop must be a text or a JSON list of texts.")
+    return fields
+
+
+def _stack(vectors: Sequence[Any], source: str) -> Any:
+    if len({len(vector) for vector in vectors}) != 1:
+        raise ModelError(f"{source} gives vectors of different lengths: {sorted({len(v) for v in vectors})[:5]}.")
+    return np.stack(vectors)
