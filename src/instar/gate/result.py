@@ -89,7 +89,7 @@ class Slice:
     positive: int
     nfr: Figure
     p: float
-    """McNemar's exact test (marks of right and wrong) or the sign test of the scores, two-sided, Holm-adjusted over all slices."""
+    """McNemar's exact test (for scores: the sign test of falls and rises), two-sided, Holm-adjusted over all slices."""
 
 
 @dataclass(frozen=True)
