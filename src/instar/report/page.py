@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from importlib import resources
 from typing import Any
 
-import instar
 from instar.bench.record import Record
 from instar.bench.summary import Group, summarise
 from instar.cards import Metric
-from instar.report import columns, figures, plots, redo, scaling, table, tuning, units, words
+from instar.report import columns, figures, plots, redo, scaling, shell, table, tuning, units, words
 from instar.report.columns import Text
 from instar.report.plots import Plot, Styles
 
@@ -54,32 +50,17 @@ class Section:
 
 def render(records: Sequence[Record], judgements: Sequence[Any] = ()) -> str:
     """The page as text. Everything from records is escaped by the templates; the plots are rewritten trees."""
-    import jinja2
-    from markupsafe import Markup
-
     groups = summarise(records)
     styles = Styles.of([row.address for group in groups for row in group.rows])
     sections = [_section(group, styles, f"c{number}") for number, group in enumerate(groups, 1)]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("instar.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    script = resources.files("instar.report").joinpath("templates/page.js").read_text("utf-8")
-    style = environment.get_template("style.css").render(
-        light=plots.LIGHT, dark=plots.DARK, series_light=plots.SERIES_LIGHT, series_dark=plots.SERIES_DARK
-    )
-    return environment.get_template("page.html").render(
+    return shell.page(
+        "page.html",
         sections=sections,
         claims=[_claim(j) for j in judgements],
         orphans=_orphans(records, groups),
-        version=instar.__version__,
-        style=Markup(style),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         kinds=columns.KINDS,
         legend=table.LEGEND,
         header=columns.header,
-        inline=lambda plot: Markup(plot.inline),
     )
 
 
