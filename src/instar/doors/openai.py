@@ -9,8 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from instar.doors import answers
-from instar.doors import settings as read
+from instar.doors import arguments, wording
 from instar.doors.asking import Asking
 from instar.doors.client import Client
 from instar.doors.embedding import embed, nearest
@@ -66,26 +65,26 @@ class Endpoint(Version):
         address = Address.parse(url)
         super().__init__(address.shown + (f"#{model}" if model else ""), settings)
         told = self.settings
-        self._model = read.text(told, "model", model)
-        self._chat = read.text(told, "api", "chat") == "chat"
+        self._model = arguments.text(told, "model", model)
+        self._chat = arguments.text(told, "api", "chat") == "chat"
         if not self._chat and told["api"] != "completions":
             raise ShapeError(f"api={told['api']}: it must be chat or completions.")
-        self._system = read.text(told, "system")
+        self._system = arguments.text(told, "system")
         if self._system and not self._chat:
             raise ShapeError("A system message needs api=chat; with completions, write it into the prompt.")
-        self._prompt = read.text(told, "prompt")
-        self._document = read.text(told, "document", "{input}")
+        self._prompt = arguments.text(told, "prompt")
+        self._document = arguments.text(told, "document", "{input}")
         for name, template in (("prompt", self._prompt or "{input}"), ("document", self._document)):
             if "{input}" not in template:
                 raise ShapeError(f"The {name} must say where the text of an item goes: {{input}}.")
-        self._extra = read.structure(told, "body") or {}
+        self._extra = arguments.structure(told, "body") or {}
         if not isinstance(self._extra, dict):
             raise ShapeError("body must be a JSON object.")
         self._sampling = _sampling(told)
-        self._retries = read.whole(told, "retries", 3, 0, 100)
-        self._concurrency = read.whole(told, "concurrency", 4, 1, 256)
-        self._batch = read.whole(told, "batch", 32, 1, 4096)
-        self._client = Client.open(address, read.number(told, "timeout", 60, 0.01, 86_400), read.text(told, "key_env"))
+        self._retries = arguments.whole(told, "retries", 3, 0, 100)
+        self._concurrency = arguments.whole(told, "concurrency", 4, 1, 256)
+        self._batch = arguments.whole(told, "batch", 32, 1, 4096)
+        self._client = Client.open(address, arguments.number(told, "timeout", 60, 0.01, 86_400), arguments.text(told, "key_env"))
 
     def run(self, cases: Cases, task: str, progress: Progress | None = None) -> Predictions:
         """Ask about every case (see `Version.run`). Raises ModelError when the first items all fail in the same way."""
@@ -145,13 +144,13 @@ class Endpoint(Version):
             if isinstance(answer, FailedError):
                 errors[cases.ids[item]] = answer.reason
             elif task == "regression":
-                output = answers.number(answer.text)
+                output = wording.number(answer.text)
                 if output is None:
                     errors[cases.ids[item]] = f"not one number: {self._client.redact(answer.text)[:80]!r}"
             elif task == "multiple_choice":
-                output = answers.choice(answer.text, (cases.choices or [])[item], "{choices}" in template)
+                output = wording.choice(answer.text, (cases.choices or [])[item], "{choices}" in template)
             else:
-                output = answers.label(answer.text, known) if task == "classification" else answer.text
+                output = wording.label(answer.text, known) if task == "classification" else answer.text
             outputs.append(output)
         good = [answer for answer in said if isinstance(answer, Said)]
         facts: dict[str, Any] = {"retries": asking.retried}
@@ -181,10 +180,10 @@ class Endpoint(Version):
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             where = "choices[0].message.content" if self._chat else "choices[0].text"
             raise FailedError(f"the reply is not of the expected shape (no {where})") from error
-        notes = {what: answers.utf8(value)[:200] for what, value in beside.items() if isinstance(value, str)}
+        notes = {what: wording.utf8(value)[:200] for what, value in beside.items() if isinstance(value, str)}
         if not isinstance(text, str):
             raise FailedError(f"the reply holds no text (finish_reason: {notes.get('finish_reason', 'not given')})")
-        return answers.utf8(text), notes
+        return wording.utf8(text), notes
 
     def _search(self, cases: Cases, task: str, model: str, progress: Progress | None) -> dict[str, Any]:
         """The nearest documents of each query, as columns of Predictions."""
@@ -214,7 +213,7 @@ class Endpoint(Version):
 
 def fill(template: str, text: str, choices: Sequence[str]) -> str:
     """A prompt: the text of an item and its choices put into a template, in one pass, so that braces in either stay text."""
-    parts = {"{input}": text, "{choices}": answers.listed(choices)}
+    parts = {"{input}": text, "{choices}": wording.listed(choices)}
     return re.sub(r"\{input\}|\{choices\}", lambda match: parts[match[0]], template)
 
 
@@ -222,13 +221,13 @@ def _sampling(told: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a request that say how tokens are drawn. Raises ShapeError."""
     fields: dict[str, Any] = {}
     if str(told.get("temperature")).lower() != "none" or "temperature" not in told:
-        fields["temperature"] = read.number(told, "temperature", 0.0, 0.0, 2.0)
+        fields["temperature"] = arguments.number(told, "temperature", 0.0, 0.0, 2.0)
     for name in ("max_tokens", "seed"):
         if name in told:
-            fields[name] = read.whole(told, name, 0, 1 if name == "max_tokens" else -(2**63), 2**63)
+            fields[name] = arguments.whole(told, name, 0, 1 if name == "max_tokens" else -(2**63), 2**63)
     stop = told.get("stop")
     if stop is not None:
-        fields["stop"] = read.structure(told, "stop") if str(stop).startswith("[") else stop
+        fields["stop"] = arguments.structure(told, "stop") if str(stop).startswith("[") else stop
         texts = fields["stop"] if isinstance(fields["stop"], list) else [fields["stop"]]
         if not all(isinstance(text, str) for text in texts):
             raise ShapeError("stop must be a text or a JSON list of texts.")
