@@ -67,7 +67,7 @@ def _item(pairs: Pairs, i: int, drop: float, always: bool) -> Broken:
 def _words(item: Broken) -> list[str]:
     """What an item is about, and what was made of it."""
     text = item.input if item.input is not None else " ".join(filter(None, (item.label, item.before)))
-    found = [word for word in re.findall(r"[^\W\d_]{2,}", text[:_TEXT].lower())]
+    found = list(re.findall(r"[^\W\d_]{2,}", text[:_TEXT].lower()))
     said = [f"right: {item.label}"] if item.label is not None and len(item.label) <= 60 else []
     return found + said + ([f"said: {item.after}"] if len(item.after) <= 60 else [])
 
@@ -97,13 +97,11 @@ def _tfidf(words: list[list[str]]) -> NDArray[np.float64]:
     """Word counts damped by their logarithm and weighted by rarity, over the words that two items or more share."""
     common = Counter(word for found in words for word in set(found))
     vocabulary = {word: i for i, (word, n) in enumerate(common.most_common(4000)) if n > 1}
-    points = np.zeros((len(words), len(vocabulary) + 1))
+    points = np.zeros((len(words), max(1, len(vocabulary))))  # without a word in common: like nobody
     for row, found in enumerate(words):
         for word, n in Counter(found).items():
             if word in vocabulary:
                 points[row, vocabulary[word]] = (1 + np.log(n)) * np.log(1 + len(words) / common[word])
-    lonely = points.sum(1) == 0
-    points[lonely, -1] = 1e-9  # no word in common with anybody: not alike, not even with each other
     return points
 
 

@@ -13,6 +13,7 @@ however noisy it is. NFR and its relatives: Yan et al. 2021 (2011.09161); for ge
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def excess(values: Floats, blocks: NDArray[np.int64] | None, paired: bool, level
     return Excess(Figure(up - down, float(low), float(high)), up, down, n, paired)
 
 
-def share(values: Floats, blocks: NDArray[np.int64] | None, level: float) -> Figure:
+def share(values: NDArray[Any], blocks: NDArray[np.int64] | None, level: float) -> Figure:
     """A share of items with its interval."""
     return excess(values.astype(np.float64), blocks, False, level).figure
 

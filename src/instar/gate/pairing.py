@@ -114,21 +114,6 @@ def align(version: Predictions, old: Predictions) -> Predictions:
     )
 
 
-def coded(values: Sequence[Json]) -> tuple[list[Json], NDArray[np.int64]]:
-    """The distinct values in order of appearance, and the place of each item's value among them."""
-    known: dict[Any, int] = {}
-    distinct: list[Json] = []
-    codes = np.empty(len(values), dtype=np.int64)
-    for i, value in enumerate(values):
-        key = value if isinstance(value, str) else tasks.canonical(value)
-        code = known.get(key)
-        if code is None:
-            code = known[key] = len(distinct)
-            distinct.append(value)
-        codes[i] = code
-    return distinct, codes
-
-
 def _order(ids: list[str], wanted: list[str], name: str, other: str) -> list[int]:
     place = {one: i for i, one in enumerate(ids)}
     lacking = [one for one in wanted if one not in place]
@@ -167,9 +152,9 @@ def _labels(versions: list[Predictions], cases: Cases | None) -> list[Json] | No
 
 
 def _changed(old: list[Json], new: list[Json]) -> NDArray[np.bool_]:
-    return np.fromiter(
-        (a != b and tasks.canonical(a) != tasks.canonical(b) for a, b in zip(old, new, strict=True)), dtype=bool, count=len(old)
-    )
+    firsts, which = tasks.pairs_of(old, new)
+    apart = np.array([tasks.canonical(old[i]) != tasks.canonical(new[i]) for i in firsts])
+    return np.asarray(apart[which])
 
 
 def _blocks(columns: dict[str, list[Json]], block: str, name: str) -> NDArray[np.int64]:
@@ -178,4 +163,4 @@ def _blocks(columns: dict[str, list[Json]], block: str, name: str) -> NDArray[np
     lacking = sum(value is None for value in columns[block])
     if lacking:
         raise DataError(f"The block column '{block}' is empty for {lacking} items; every item belongs to one block.")
-    return coded(columns[block])[1]
+    return tasks.coded(columns[block])[1]

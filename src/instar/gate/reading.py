@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from instar.gate.predictions import Cases, Json, Predictions
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _OWN = ("id", "output", "label", "score", "embedding", "input", "seconds", "error")
+_CHUNK = 5000
+"""Rows that are read at a time."""
 _STRUCTURED = ("output", "label", "embedding", "choices")
 """In CSV these may hold JSON lists and objects."""
 
@@ -128,21 +131,16 @@ def _columns(path: Path) -> dict[str, list[Json]]:
     shared: dict[str, str] = {}  # equal texts are kept once: labels and slices repeat
     n = 0
     with _reading(path):
-        for row in _rows(path):
-            for key, value in row.items():
-                column = columns.get(key)
-                if column is None:
-                    column = columns[key] = [None] * n
-                elif len(column) > n:
-                    raise DataError(f"{path}, item {n + 1}: the field '{key}' occurs twice.")
-                if type(value) is str and len(value) < 64 and key != "id":
-                    value = shared.setdefault(value, value)
-                column.append(value)
-            n += 1
-            if len(row) < len(columns):
-                for column in columns.values():
-                    if len(column) < n:
-                        column.append(None)
+        for rows in _chunks(path):
+            for row in rows:
+                for key in row.keys() - columns.keys():
+                    columns[key] = [None] * n
+            for key, column in columns.items():
+                values = [row.get(key) for row in rows]
+                if key != "id":
+                    values = [shared.setdefault(v, v) if type(v) is str and len(v) < 64 else v for v in values]
+                column.extend(values)
+            n += len(rows)
     return columns
 
 
@@ -156,32 +154,48 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {error or type(error).__name__}.") from error
 
 
-def _rows(path: Path) -> Iterator[dict[str, Json]]:
+def _chunks(path: Path) -> Iterator[list[dict[str, Json]]]:
     kind = path.suffix.lower()
-    if kind in (".csv", ".tsv"):
-        return _csv(path, "\t" if kind == ".tsv" else ",")
     if kind == ".parquet":
         return _parquet(path)
+    if kind in (".csv", ".tsv"):
+        return _batched(_csv(path, "\t" if kind == ".tsv" else ","))
     if kind not in KINDS:
         raise DataError(f"{path}: files of the kind '{kind}' are not read; known are {', '.join(KINDS)}.")
     return _json_lines(path)
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Json]]:
+def _batched(rows: Iterator[dict[str, Json]]) -> Iterator[list[dict[str, Json]]]:
+    while chunk := list(islice(rows, _CHUNK)):
+        yield chunk
+
+
+def _json_lines(path: Path) -> Iterator[list[dict[str, Json]]]:
+    """Chunks of lines are parsed at once; a chunk that is not as many objects as lines is gone through line by line."""
+    number = 0
     with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.isspace():
-                continue
+        while lines := list(islice(stream, _CHUNK)):
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                hint = " One JSON object a line is expected, not one list." if number == 1 and line.lstrip()[:1] == "[" else ""
-                raise DataError(f"{path}, line {number} is no JSON: {error}.{hint}") from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f'{path}, line {number} holds {type(row).__name__}; an object {{"id": …, "output": …}} is expected.'
-                )
-            yield row
+                rows = json.loads(f"[{','.join(lines)}]")
+            except (ValueError, RecursionError):
+                rows = []
+            if len(rows) != len(lines) or not all(type(row) is dict for row in rows):
+                rows = [row for i, line in enumerate(lines, number + 1) if (row := _line(path, i, line)) is not None]
+            number += len(lines)
+            yield rows
+
+
+def _line(path: Path, number: int, line: str) -> dict[str, Json] | None:
+    if line.isspace():
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        hint = " One JSON object a line is expected, not one list." if number == 1 and line.lstrip()[:1] == "[" else ""
+        raise DataError(f"{path}, line {number} is no JSON: {error}.{hint}") from error
+    if not isinstance(row, dict):
+        raise DataError(f'{path}, line {number} holds {type(row).__name__}; an object {{"id": …, "output": …}} is expected.')
+    return row
 
 
 def _csv(path: Path, delimiter: str) -> Iterator[dict[str, Json]]:
@@ -213,13 +227,13 @@ def _cell(name: str, value: str) -> Json:
     return value
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Json]]:
+def _parquet(path: Path) -> Iterator[list[dict[str, Json]]]:
     parquet = extras.require("pyarrow.parquet", "parquet")
     arrow = extras.require("pyarrow", "parquet")
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=20_000):
-                yield from batch.to_pylist()
+            for batch in file.iter_batches(batch_size=_CHUNK):
+                yield batch.to_pylist()
     except arrow.ArrowException as error:
         raise DataError(f"{path} is no Parquet file, or a damaged one: {error}.") from error
 

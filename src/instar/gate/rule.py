@@ -16,7 +16,7 @@ A budget is tested by an interval at the policy's level (95 %: each bound is wro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,7 +42,7 @@ class Scope:
 
 
 def scopes(
-    policy: Policy, columns: dict[str, Sequence[object]], coded: dict[str, tuple[list[str], NDArray[np.int64]]], n: int
+    policy: Policy, columns: Mapping[str, Sequence[object]], coded: Mapping[str, tuple[list[str], NDArray[np.int64]]], n: int
 ) -> list[Scope]:
     """All items, then every slice that the policy names. Raises PlanError for a column or value that is not there."""
     found = [Scope("all items", np.ones(n, dtype=bool), policy)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,10 +10,9 @@ from numpy.typing import NDArray
 
 from instar.gate import intervals
 from instar.gate.flips import Flips, share
-from instar.gate.pairing import coded
 from instar.gate.predictions import Json
 from instar.gate.result import Figure, Slice
-from instar.gate.tasks import canonical
+from instar.gate.tasks import canonical, coded
 
 Coded = dict[str, tuple[list[str], NDArray[np.int64]]]
 
@@ -92,7 +92,7 @@ def _quarters(distinct: list[Json], codes: NDArray[np.int64]) -> tuple[list[str]
     bins[np.isnan(values)] = len(edges) + 1
     names = [
         f"≤ {edges[0]:g}",
-        *(f"{a:g} … {b:g}" for a, b in zip(edges, edges[1:], strict=False)),
+        *(f"{a:g} … {b:g}" for a, b in itertools.pairwise(edges)),
         f"> {edges[-1]:g}",
         "(empty)",
     ]

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,30 +108,50 @@ def mark(version: Predictions, labels: list[Json] | None, metric: str) -> Marked
         raise DataError(
             f"{len(without)} items have no label: {listed(without)}. Give each one, or judge them in a file of their own."
         )
-    values = np.full(n, np.nan)
-    known: dict[tuple[str, str], float] = {}
-    for i, (output, label) in enumerate(zip(version.outputs, labels, strict=True)):
+    # Every distinct pair of answer and label is marked once.
+    firsts, which = pairs_of(version.outputs, labels)
+    marks = np.full(len(firsts), np.nan)
+    for place, i in enumerate(firsts):
+        output, label = version.outputs[i], labels[i]
         if output is None:
             continue
-        key = (canonical(output), canonical(label)) if binary else None
-        if key is not None and key in known:
-            values[i] = known[key]
-            continue
         try:
-            values[i] = float(function(output, label))
-        except InstarError:
-            raise
+            marks[place] = float(function(output, label))
+        except InstarError as error:
+            raise DataError(f"{version.name}, item '{version.ids[i][:60]}': {error}") from error
         except Exception as error:  # a user's function may raise anything
             raise DataError(
                 f"{version.name}, item '{version.ids[i][:60]}': the metric {metric} cannot mark the answer {str(output)[:80]!r} "
                 f"against {str(label)[:80]!r}: {type(error).__name__}: {error}"
             ) from error
-        if key is not None and len(known) < 100_000:
-            known[key] = values[i]
+    values = marks[which]
     bad = np.flatnonzero(answered & ~np.isfinite(values))
     if len(bad):
         raise DataError(f"{version.name}: the metric {metric} is not finite for {listed([version.ids[i] for i in bad])}.")
     return Marked(values, metric, binary or _is_binary(values))
+
+
+def coded(values: Sequence[Json]) -> tuple[list[Json], NDArray[np.int64]]:
+    """The distinct values in order of appearance, and the place of each item's value among them."""
+    known: dict[Any, int] = {}
+    distinct: list[Json] = []
+    codes = np.empty(len(values), dtype=np.int64)
+    for i, value in enumerate(values):
+        key = value if type(value) is str else (type(value), canonical(value))
+        code = known.get(key)
+        if code is None:
+            code = known[key] = len(distinct)
+            distinct.append(value)
+        codes[i] = code
+    return distinct, codes
+
+
+def pairs_of(first: Sequence[Json], second: Sequence[Json]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each distinct pair of values its first place, and for each item the place of its pair among them."""
+    _, a = coded(first)
+    distinct, b = coded(second)
+    _, firsts, which = np.unique(a * len(distinct) + b, return_index=True, return_inverse=True)
+    return firsts.astype(np.int64), which.astype(np.int64)
 
 
 def canonical(value: Json) -> str:
