@@ -1,0 +1,100 @@
+"""Our own decoder checkpoints as versions: bytes in, bytes out, asked as any other model that continues text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from instar.doors import process
+from instar.doors.settings import ASKING, LOADING, SPEAKING, Settings
+from instar.doors.speaking import Speaker
+from instar.doors.version import Progress, Version
+from instar.errors import ModelError
+from instar.gate.predictions import Cases, Predictions
+from instar.models import pretrained
+from instar.models.decoder import Decoder
+from instar.problems.text import BOS, VOCABULARY
+
+_LOADING = {name: LOADING[name] for name in ("dtype", "device", "threads", "seed", "timeout")}
+
+
+class DecoderModel(Version):
+    """A folder that `Decoder.save_pretrained` wrote, of a decoder over bytes (257 tokens; 256 begins and ends a text).
+
+    Tasks, settings and costs are those of causal models of `transformers`; see `TransformersModel`.
+    """
+
+    SETTINGS: ClassVar[Mapping[str, str]] = {**_LOADING, **ASKING, **SPEAKING}
+
+    def run(self, cases: Cases, task: str, progress: Progress | None = None) -> Predictions:
+        """See `Version.run`. Also raises UnknownNameError, CheckpointError."""
+        from instar.doors import hf
+
+        hf.check(task)
+        folder = str(Path(self.source).expanduser())
+        request = process.Request(self.name, self.source, folder, opened, Settings.of(self.settings), cases, task)
+        return process.run(request, progress)
+
+
+def recognised(folder: Path) -> bool:
+    """Whether a folder says that it is one of our checkpoints."""
+    try:
+        config = json.loads((folder / pretrained.CONFIG).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and str(config.get("format", "")).startswith("instar-decoder-")
+
+
+class Bytes(Speaker):
+    """A decoder over bytes."""
+
+    def __init__(self, model: Decoder) -> None:
+        if model.vocabulary != VOCABULARY:
+            raise ModelError(f"A decoder over bytes has {VOCABULARY} tokens; this one has {model.vocabulary}.")
+        self.model = model
+        self.start, self.longest = [BOS], None
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, tokens: list[int]) -> str:
+        return bytes(tokens).decode("utf-8", errors="replace")
+
+    def logits(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        return self.model(tokens)[0][:, keep]  # padding is on the right, where a causal model needs no mask
+
+    def generate(self, rows: list[list[int]], most: int, finished: Callable[[str], bool]) -> list[list[int]]:
+        width = max(map(len, rows))
+        device = self.model.embedding.weight.device
+        prompts = torch.tensor([[BOS] * (width - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device)
+        found: list[list[int]] = [[] for _ in rows]
+        open_rows = set(range(len(rows)))
+        for token in self.model.stream(prompts, max_new_tokens=most, mask=mask):
+            for i, value in enumerate(token.tolist()):
+                if i in open_rows and value != BOS:
+                    found[i].append(value)
+                if value == BOS or (i in open_rows and finished(self.decode(found[i]))):
+                    open_rows.discard(i)
+            if not open_rows:
+                break
+        return found
+
+
+def opened(folder: str, settings: Settings) -> tuple[Bytes, dict[str, Any]]:
+    """In the fresh process: load, and say what it is."""
+    from instar.data.pretrained import fingerprint
+
+    path = Path(folder)
+    model = pretrained.load(path).to(settings.device, getattr(torch, settings.dtype))
+    facts = {
+        "settings": settings.facts(DecoderModel.SETTINGS),
+        "weights_sha256": fingerprint(path),
+        "mixer": (model.config or {}).get("mixer"),
+    }
+    return Bytes(model), facts

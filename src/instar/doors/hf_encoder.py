@@ -1,0 +1,192 @@
+"""Encoders of `transformers`: sentences as vectors, classes by nearest centroid or by a head, numbers, and search."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from instar.doors.answers import Answers, Subject, Tell, batches
+from instar.doors.settings import Settings
+from instar.errors import DataError, ModelError
+from instar.gate.predictions import Cases, Json
+
+_QUERIES = 256  # scored against all documents at a time
+_POOLINGS = ("mean_tokens", "cls_token", "max_tokens", "lasttoken")
+
+
+class Encoder(Subject):
+    """An encoder without a head: unit vectors by pooling the last hidden states.
+
+    Args:
+        pooling: mean_tokens, cls_token, max_tokens or lasttoken. longest: most tokens it was made for.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, pooling: str = "mean_tokens", longest: int | None = None) -> None:
+        self.model, self.tokenizer, self.pooling, self.longest = model, tokenizer, pooling, longest
+
+    def answer(self, cases: Cases, task: str, settings: Settings, tell: Tell) -> Answers:
+        """classification: the class whose examples' mean vector has the largest cosine. retrieval: documents by cosine."""
+        if task == "classification":
+            return self._nearest(cases, settings, tell)
+        if task == "retrieval":
+            return self._search(cases, settings, tell)
+        raise self.refuse(task, "an encoder without a head does classification (from examples) and retrieval.")
+
+    def embed(
+        self, texts: Sequence[str], template: str, settings: Settings, tell: Tell | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Unit vectors [N, D], and for each the seconds of its batch."""
+        return run(self, texts, template, settings, tell, lambda output, mask: pool(output.last_hidden_state, mask, self.pooling))
+
+    def _nearest(self, cases: Cases, settings: Settings, tell: Tell) -> Answers:
+        if not cases.examples:
+            raise DataError(
+                f"{type(self.model).__name__} has no classification head and {cases.name} holds no examples. Give labelled "
+                "examples, from which the classes are learnt, or a model with a head (…ForSequenceClassification)."
+            )
+        known, _ = self.embed([text for text, _ in cases.examples], settings.prompt, settings)
+        groups: dict[str, list[int]] = {}
+        for place, (_, label) in enumerate(cases.examples):
+            groups.setdefault(json.dumps(label, sort_keys=True), []).append(place)
+        centroids = unit(np.stack([known[places].mean(0) for places in groups.values()]))
+        vectors, seconds = self.embed(cases.inputs, settings.prompt, settings, tell)
+        labels = [json.loads(key) for key in groups]
+        best = (vectors @ centroids.T).argmax(1)  # of equals the first
+        facts = {"pooling": self.pooling, "classes": len(labels), "examples": len(cases.examples), "rule": "nearest centroid"}
+        return Answers([labels[i] for i in best], seconds, embeddings=vectors, facts=facts)
+
+    def _search(self, cases: Cases, settings: Settings, tell: Tell) -> Answers:
+        if not cases.documents:
+            raise DataError(f"Retrieval searches documents; {cases.name} holds none.")
+        names = [name for name, _ in cases.documents]
+        documents, _ = self.embed([text for _, text in cases.documents], settings.document_prompt, settings)
+        vectors, seconds = self.embed(cases.inputs, settings.prompt, settings, tell)
+        found: list[Json] = []
+        for first in range(0, len(vectors), _QUERIES):
+            scores = vectors[first : first + _QUERIES] @ documents.T
+            best = np.argsort(-scores, axis=1, kind="stable")[:, : settings.k]  # of equals the first
+            found += [[names[i] for i in row] for row in best]
+        return Answers(found, seconds, embeddings=vectors, facts={"pooling": self.pooling, "documents": len(names)})
+
+
+class Classifier(Subject):
+    """A model with a head of `transformers`: a class, or one or several numbers."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer, self.longest = model, tokenizer, None
+
+    def answer(self, cases: Cases, task: str, settings: Settings, tell: Tell) -> Answers:
+        """classification: the name of the class with the largest logit. regression: the logits themselves."""
+        if task not in ("classification", "regression"):
+            raise self.refuse(task, "a classification head does classification and regression.")
+        outputs = self.model.config.num_labels
+
+        def both(output: Any, mask: Tensor) -> Tensor:
+            return torch.cat([output.logits.float(), pool(output.hidden_states[-1], mask, "mean_tokens")], 1)
+
+        found, seconds = run(self, cases.inputs, settings.prompt, settings, tell, both, output_hidden_states=True)
+        logits, vectors = found[:, :outputs], found[:, outputs:]
+        if task == "regression":
+            values: list[Json] = logits[:, 0].tolist() if outputs == 1 else logits.tolist()
+        else:
+            names = self._names(cases)
+            values = [names[i] for i in logits.argmax(1)]
+        answers = Answers(values, seconds, embeddings=vectors, facts={"rule": "head"})
+        for place in np.flatnonzero(~np.isfinite(logits).all(1)):
+            answers.outputs[place], answers.errors[int(place)] = None, "the model answered NaN or infinity"
+        return answers
+
+    def _names(self, cases: Cases) -> list[Json]:
+        names = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+        unnamed = all(name == f"LABEL_{i}" for i, name in enumerate(names))
+        if unnamed and cases.labels and all(type(label) is int for label in cases.labels):
+            return list(range(len(names)))  # a head whose classes nobody named answers numbers
+        return names
+
+
+@torch.no_grad()
+def run(
+    subject: Any,
+    texts: Sequence[str],
+    template: str,
+    settings: Settings,
+    tell: Tell | None,
+    read: Callable[[Any, Tensor], Tensor],
+    **arguments: Any,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """`read(output, mask)` [N, D] of the model for every text, in batches, and the seconds of each text's batch."""
+    model, tokenizer = subject.model, subject.tokenizer
+    asked = [template.replace("{input}", text) for text in texts]
+    longest = settings.max_length or subject.longest or getattr(model.config, "max_position_embeddings", None)
+    if tokenizer.model_max_length < (longest or tokenizer.model_max_length + 1):
+        longest = tokenizer.model_max_length
+    vectors: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(asked)
+    seconds, done = np.full(len(asked), np.nan), 0
+    for part in batches([len(text) for text in asked], settings.batch):
+        started = time.perf_counter()
+        rows = tokenizer(
+            [asked[i] for i in part], padding=True, truncation=longest is not None, max_length=longest, return_tensors="pt"
+        ).to(model.device)
+        found = read(model(**rows, **arguments), rows["attention_mask"]).float().cpu().numpy()
+        for place, vector in zip(part, found, strict=True):
+            vectors[place] = vector
+        seconds[part] = time.perf_counter() - started
+        done += len(part)
+        if tell is not None:
+            tell(done)
+    return np.stack(vectors), seconds
+
+
+def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:
+    """Hidden states [B, T, D] as unit vectors [B, D]; padding counts for nothing."""
+    states, real = states.float(), mask.unsqueeze(-1).bool()
+    if how == "cls_token":
+        found = states[:, 0]
+    elif how == "lasttoken":
+        last = torch.where(mask.bool(), torch.arange(mask.shape[1], device=mask.device), 0).amax(1)
+        found = states[torch.arange(len(states), device=mask.device), last]
+    elif how == "max_tokens":
+        found = states.masked_fill(~real, -torch.inf).amax(1)
+    else:
+        found = states.masked_fill(~real, 0).sum(1) / real.sum(1).clamp(min=1)
+    return torch.nn.functional.normalize(found, dim=1)
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of length 1."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def sentence_settings(folder: Path) -> tuple[str, int | None]:
+    """(pooling, longest input) that a folder of sentence-transformers declares; mean pooling elsewhere. Raises ModelError."""
+    modules = _read(folder / "modules.json", [])
+    unknown = [m["type"] for m in modules if m["type"].rpartition(".")[2] not in ("Transformer", "Pooling", "Normalize")]
+    if unknown:
+        raise ModelError(f"{folder} ends in {', '.join(unknown)}, which this door does not run. Use a function of your own.")
+    longest = _read(folder / "sentence_bert_config.json", {}).get("max_seq_length")
+    told = _read(folder / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
+    on = [key.removeprefix("pooling_mode_") for key, value in told.items() if key.startswith("pooling_mode_") and value is True]
+    if len(on) != 1 or on[0] not in _POOLINGS:
+        raise ModelError(f"{folder} pools by {' and '.join(on) or 'nothing known'}; this door knows {', '.join(_POOLINGS)}.")
+    return on[0], longest
+
+
+def _read(path: Path, default: Any) -> Any:
+    if not path.is_file():
+        return default
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is no JSON: {error}") from error
+    entries = isinstance(value, list) and all(isinstance(v, dict) and isinstance(v.get("type"), str) for v in value)
+    if not (entries if isinstance(default, list) else isinstance(value, dict)):
+        raise ModelError(f"{path} is not what sentence-transformers writes.")
+    return value
