@@ -6,6 +6,8 @@
 
 A check is a function of a `Subject` that returns None or raises ContractError; it can be called alone. Capability tags on
 the card decide which are asked: one that takes a check away puts the opposite one in its place.
+
+What every in-place update owes (undo to the bit, all or nothing, honest receipts) is asked by `checks.receipt.check_receipts`.
 """
 
 from __future__ import annotations

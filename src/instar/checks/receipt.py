@@ -132,9 +132,9 @@ def check_refusal_after_change(build: Build, update: Make) -> None:
 
 def check_interrupted(build: Build, update: Make) -> None:
     """An interrupt at any operation of the update leaves the model exactly as it was."""
-    counter = Interrupt(-1)
+    counter, model = Interrupt(-1), build()
     with counter:
-        _made(build(), update)
+        _made(model, update)
     for number in range(_INTERRUPTS):
         at = counter.seen * number // (_INTERRUPTS - 1) if number < _INTERRUPTS - 1 else counter.seen - 1
         model = build()

@@ -71,7 +71,7 @@ def picture(model: nn.Module) -> list[tuple[str, Any]]:
     seen: list[tuple[str, Any]] = []
     for path, module in model.named_modules(remove_duplicate=False):
         seen += [(f"module {path}", module), (f"class of {path}", type(module))]
-        for name, value in vars(module).items():
+        for name, value in sorted(vars(module).items()):
             if isinstance(value, _PLAIN):
                 seen.append((f"attribute {path}.{name}", value))
             elif name.endswith("_hooks"):

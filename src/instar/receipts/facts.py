@@ -82,6 +82,10 @@ class Facts:
         )
         return shapes or bool(self.moved or self.modules or self.attributes)
 
+    def lines(self, side: str) -> dict[str, Entry]:
+        """The changed tensors as they are before or after, by name."""
+        return {change.name: line for change in self.changes if (line := getattr(change, side)) is not None}
+
     def json(self) -> dict[str, Any]:
         """For `receipt.json`."""
         return {"format": FORMAT, "id": self.id, **asdict(self)}

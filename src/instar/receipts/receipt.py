@@ -122,25 +122,28 @@ class Receipt:
 
     def values(self, side: Side) -> dict[str, Tensor]:
         """Copies of the changed tensors before or after, in main memory. Raises ReceiptError when the model has moved on."""
-        lines = {change.name: line for change in self.changes if (line := getattr(change, side)) is not None}
-        return {name: bits.value(copy, lines[name].torch_dtype, lines[name].shape) for name, copy in self._contents(side).items()}
+        return {name: tensor.clone() for name, tensor in self._values(side).items()}
 
     def save(self, folder: str | Path) -> Path:
         """Write the receipt to a new folder, whole or not at all: `receipt.json` and both sides of the changed tensors.
 
         Raises OutputError; ReceiptError when the model was changed since, so that the bits after the update are gone.
         """
-        return store.save(self.facts, self.values("before"), self.values("after"), Path(folder))
+        return store.save(self.facts, self._values("before"), self._values("after"), Path(folder))
 
     def record(self, model_folder: str | Path) -> Path:
         """`save` as the next entry of the history of a model folder; the weights themselves are the model's to save."""
-        return store.record(self.facts, self.values("before"), self.values("after"), Path(model_folder))
+        return store.record(self.facts, self._values("before"), self._values("after"), Path(model_folder))
+
+    def _values(self, side: Side) -> dict[str, Tensor]:
+        lines = self.facts.lines(side)
+        return {name: bits.value(copy, lines[name].torch_dtype, lines[name].shape) for name, copy in self._contents(side).items()}
 
     def _contents(self, side: Side) -> Mapping[str, bits.Copy]:
         if self._sides is None:
             assert self._folder is not None  # a receipt has one or the other
             return store.values(self._folder, self.facts, side)
-        lines = {change.name: line for change in self.changes if (line := getattr(change, side)) is not None}
+        lines = self.facts.lines(side)
         copies = {slot.name: slot.content() for slot in self._sides.get(side) if slot.name in lines}
         hashes = dict(zip(copies, bits.digests(list(copies.values())), strict=True))
         if gone := [name for name, line in lines.items() if hashes.get(name) != line.sha256]:
@@ -156,14 +159,15 @@ class Receipt:
             raise ReceiptError(
                 f"Receipt {self.id} has no model in this process: call it with the model, undo(model) or apply(model)."
             )
+        sides = self._sides if model is own else None
+        if sides is not None:
+            self._require_turn(to)
         if to == "before":
             require_last(model, self.id, self.facts.method)
-        if model is own and self._sides is not None:
-            self._require_turn(to)
-            sides = self._sides
-            require_state(model, sides, self._tables, "after" if to == "before" else "before", self.id)
-        else:
+        if sides is None:
             sides = sides_by_name(model, self.facts, to, self._contents)
+        else:
+            require_state(model, sides, self._tables, "after" if to == "before" else "before", self.id)
         with uninterrupted():
             sides.exchange(to)
             found = marks(model)

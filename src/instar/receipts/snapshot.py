@@ -57,7 +57,7 @@ class Slot:
             bits.write(self.data, self.copy)
         if self.tensor.requires_grad != self.requires_grad:
             self.tensor.requires_grad_(self.requires_grad)
-        if self.tensor.grad is not None and self.tensor.grad.shape != self.tensor.shape:
+        if self.tensor.is_leaf and self.tensor.grad is not None and self.tensor.grad.shape != self.tensor.shape:
             self.tensor.grad = None
 
 
@@ -93,7 +93,7 @@ class Snapshot:
             n: Slot.of(n, tensor, entry(tensor, hashes[n], persistent), copies.get(n))
             for n, (tensor, persistent) in tensors.items()
         }
-        self._grads = [(slot.tensor, slot.tensor.grad) for slot in self.slots.values()]
+        self._grads = [(slot.tensor, slot.tensor.grad) for slot in self.slots.values() if slot.tensor.is_leaf]
 
     @property
     def table(self) -> Table:

@@ -72,7 +72,7 @@ def values(folder: Path, said: Facts, side: Side) -> dict[str, bits.Copy]:
     """The bits of one side, each held to its hash. Raises CheckpointError, ReceiptError."""
     path = folder / f"{side}.safetensors"
     tensors, _ = checkpoint.read(path)
-    wanted = {change.name: line for change in said.changes if (line := getattr(change, side)) is not None}
+    wanted = said.lines(side)
     if tensors.keys() != wanted.keys():
         raise ReceiptError(
             f"{path} holds other tensors than {FACTS} says: {_some(tensors.keys() ^ wanted.keys())}. Nothing was loaded."
@@ -82,9 +82,8 @@ def values(folder: Path, said: Facts, side: Side) -> dict[str, bits.Copy]:
     wrong = [n for n, sha256 in zip(tensors, hashes, strict=True) if sha256 != wanted[n].sha256 or sizes[n] != wanted[n].nbytes]
     if wrong:
         raise ReceiptError(f"{path} was altered: {_some(wrong)} differ from {FACTS}. Nothing was loaded.")
-    return {
-        name: bits.copy(bits.value((tensor,), wanted[name].torch_dtype, wanted[name].shape)) for name, tensor in tensors.items()
-    }
+    whole = {name: bits.value((tensor,), wanted[name].torch_dtype, wanted[name].shape) for name, tensor in tensors.items()}
+    return {name: (bits.bits(tensor),) for name, tensor in whole.items()}
 
 
 def record(said: Facts, before: Mapping[str, Tensor], after: Mapping[str, Tensor], model: Path) -> Path:

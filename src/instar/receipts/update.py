@@ -26,11 +26,14 @@ class Update:
     """An update under way: the target of `with updating(…) as update`."""
 
     def __init__(self, snapshot: Snapshot, aliases: Mapping[str, str]) -> None:
-        self._snapshot, self._aliases = snapshot, aliases
+        self._snapshot: Snapshot | None = snapshot
+        self._aliases = aliases
         self._receipt: Receipt | None = None
 
     def declare(self, *names: str) -> None:
         """Copy these tensors now, before they are written in place. Raises UnknownNameError, ReceiptError if it is too late."""
+        if self._snapshot is None:
+            raise ReceiptError("The update has ended: declare a tensor inside the block, before it is written.")
         for name in _known(names, self._aliases):
             self._snapshot.copy(name)
 
@@ -110,6 +113,8 @@ def updating(
                 "out to have everything copied."
             ) from error
         raise
+    finally:
+        update._snapshot = None  # whoever keeps `update` does not keep the copies
 
 
 def _seen(snapshot: Snapshot, model: nn.Module, sides: Sides, table: Table, moved: dict[str, str]) -> dict[str, Any]:
