@@ -99,6 +99,8 @@ def test_one_filter_can_be_asked_for() -> None:
     found = lm_eval.read(REAL / "new", filter="flexible-extract")
     assert found.ids == [f"tiny_choice/{n}" for n in range(8)] + [f"tiny_sums/{n}" for n in range(6)]
     assert found.outputs[9] == "21"
+    with pytest.raises(UnknownNameError, match="Did you mean strict-match"):
+        lm_eval.read(REAL / "new", filter="strict")
 
 
 # metrics

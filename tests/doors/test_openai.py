@@ -83,8 +83,10 @@ def test_settings_reach_the_request(tmp_path: Path) -> None:
     assert body.pop("messages")[0] == {"role": "system", "content": "Be brief"}
     assert body == {"model": "org/m", "temperature": 0.0, "max_tokens": 7, "seed": 3, "stop": ["\n", "END"], "top_p": 0.5}
     with serving(api.echo) as server:
-        Endpoint(server.url, {"api": "completions", "temperature": "none", "model": "m"}).run(cases("a"), "generation")
-        assert server.asked[0][:2] == ("/v1/completions", {"model": "m", "prompt": "a"})
+        Endpoint(server.url, {"api": "completions", "temperature": "none", "model": "m", "stop": "\\n"}).run(
+            cases("a"), "generation"
+        )
+        assert server.asked[0][:2] == ("/v1/completions", {"model": "m", "prompt": "a", "stop": "\n"})
 
 
 @pytest.mark.parametrize(

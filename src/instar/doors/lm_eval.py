@@ -41,7 +41,7 @@ def matches(folder: str | Path) -> bool:
     return bool(_found(Path(folder)))
 
 
-def read(folder: str | Path, metric: str = "", filter: str = "", name: str = "") -> Predictions:
+def read(folder: str | Path, metric: str = "", name: str = "", *, filter: str = "") -> Predictions:
     """The predictions of one model, all tasks together, newest run of each task.
 
     ids are `task/doc_id`, followed by `/filter` where a task has several. outputs: the text of the chosen answer (multiple
@@ -53,11 +53,11 @@ def read(folder: str | Path, metric: str = "", filter: str = "", name: str = "")
         folder: `<output>/<model>`, or `<output>` where it holds one model.
         metric: used for every task that has it; the others, and all without it, take the first that they have of acc,
             exact_match, acc_norm, em, pass@1, f1, or else their first that is a number. `facts` says which.
-        filter: of a task that has it, nothing else is read: two filters are two readings of one answer, not two items.
         name: how to call this version; the folder's name otherwise.
+        filter: of a task that has it, nothing else is read: two filters are two readings of one answer, not two items.
 
     Raises DataError when there is nothing to read, several models, or a damaged line (with its file and number), and
-    UnknownNameError for a metric that no task has.
+    UnknownNameError for a metric or a filter that no task has.
     """
     folder = Path(folder)
     files = _newest(folder)
@@ -83,6 +83,8 @@ def read(folder: str | Path, metric: str = "", filter: str = "", name: str = "")
         samples += rows
     if metric and metric not in used.values():
         raise UnknownNameError.among(f"metric in {folder}", metric, known)
+    if filter and filter not in (filters := {sample.filter for sample in samples}):
+        raise UnknownNameError.among(f"filter in {folder}", filter, filters)
     return _predictions(
         name or folder.name, samples, scored, used, _facts(folder, files, results, samples, used, negated), results
     )

@@ -17,6 +17,7 @@ from instar.doors.version import TASKS, Progress, Version
 from instar.doors.wire import Address, FailedError
 from instar.errors import DataError, ModelError, ShapeError
 from instar.gate.predictions import Cases, Json, Predictions
+from instar.report.units import printable
 
 CHOICE_PROMPT = "{input}\n\n{choices}\n\nAnswer with the letter of the right choice alone."
 """What is asked in multiple choice unless the setting `prompt` says otherwise; {choices} is one line a choice, "A. text"."""
@@ -51,7 +52,7 @@ class Endpoint(Version):
         "max_tokens": "longest answer, in tokens",
         "temperature": "0 by default; none leaves it to the server",
         "seed": "seed of the sampling",
-        "stop": "text that ends an answer, or a JSON list of such texts",
+        "stop": "text that ends an answer (\\n is a line break), or a JSON list of such texts",
         "body": "JSON object of further fields of each request",
         "timeout": "seconds for one whole answer (60)",
         "retries": "how often an item is asked again after a failure that may pass (3)",
@@ -104,7 +105,7 @@ class Endpoint(Version):
 
         def names_in(reply: Any) -> list[str]:
             try:
-                return [str(model["id"])[:200] for model in reply["data"]]
+                return [printable(self._client.redact(str(model["id"])))[:200] for model in reply["data"]]
             except (KeyError, TypeError) as error:
                 raise FailedError("the reply lists no models") from error
 
@@ -180,7 +181,7 @@ class Endpoint(Version):
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             where = "choices[0].message.content" if self._chat else "choices[0].text"
             raise FailedError(f"the reply is not of the expected shape (no {where})") from error
-        notes = {what: wording.utf8(value)[:200] for what, value in beside.items() if isinstance(value, str)}
+        notes = {what: printable(value)[:200] for what, value in beside.items() if isinstance(value, str)}
         if not isinstance(text, str):
             raise FailedError(f"the reply holds no text (finish_reason: {notes.get('finish_reason', 'not given')})")
         return wording.utf8(text), notes
@@ -227,7 +228,8 @@ def _sampling(told: Mapping[str, Any]) -> dict[str, Any]:
             fields[name] = arguments.whole(told, name, 0, 1 if name == "max_tokens" else -(2**63), 2**63)
     stop = told.get("stop")
     if stop is not None:
-        fields["stop"] = arguments.structure(told, "stop") if str(stop).startswith("[") else stop
+        plain = stop.replace("\\n", "\n") if isinstance(stop, str) else stop
+        fields["stop"] = arguments.structure(told, "stop") if str(stop).startswith("[") else plain
         texts = fields["stop"] if isinstance(fields["stop"], list) else [fields["stop"]]
         if not all(isinstance(text, str) for text in texts):
             raise ShapeError("stop must be a text or a JSON list of texts.")
