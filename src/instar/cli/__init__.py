@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 from instar.errors import InstarError
 
@@ -22,3 +23,9 @@ def main() -> None:
     except BrokenPipeError:  # `instar list | head`
         sys.stderr.close()
         sys.exit(0)
+    except MemoryError:
+        sys.stderr.write("instar: out of memory; give it fewer items at a time, or a machine with more memory\n")
+        sys.exit(InstarError.exit_code)
+    except Exception:  # a defect of ours must not look like an answer: code 1 says "no"
+        traceback.print_exc()
+        sys.exit(InstarError.exit_code)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import instar
-from instar.cli import browse, history, judge
+from instar.cli import browse, gate, history, judge
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,3 +36,4 @@ def root(
 browse.register(app)
 judge.register(app)
 history.register(app)
+app.add_typer(gate.app, name="gate")

@@ -13,6 +13,22 @@ if TYPE_CHECKING:
     from instar.bench.plan import Plan
 
 
+def answers(quiet: bool = False) -> Progress:
+    """Progress of versions that answer items; each gets a task."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed} of {task.total} items"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=Console(stderr=True, highlight=False),
+        refresh_per_second=4,
+        transient=True,
+        disable=quiet or not sys.stderr.isatty(),
+    )
+
+
 class Line:
     """A listener of `compare` that draws to standard error."""
 

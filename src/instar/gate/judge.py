@@ -168,7 +168,7 @@ def _cautions(pairs: Pairs, policy: Policy) -> list[str]:
         told.append(f"There are only {len(np.unique(pairs.blocks))} blocks: intervals over so few are rough.")
     if not pairs.binary and policy.tolerance == 0:
         told.append(
-            "Marks are scores and the tolerance is 0: the smallest fall counts as a negative flip; a tolerance ignores small ones."
+            "Marks are scores and the tolerance is 0: the smallest fall is a negative flip; a tolerance ignores small ones."
         )
     return told
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instar.errors import DataError, InstarError, UnknownNameError
-from instar.gate.predictions import Json, Predictions, listed
+from instar.gate.predictions import Cases, Json, Predictions, listed
 from instar.locate import locate
 
 Floats = NDArray[np.float64]
@@ -87,6 +87,23 @@ def choose(task: str, metric: str, versions: Sequence[Predictions]) -> tuple[str
             f"The metric '{metric}' needs a column 'label'; {first.name} has none. Without labels use --metric unchanged."
         )
     return task, metric, why
+
+
+def of_cases(cases: Cases) -> str:
+    """The task of an evaluation file, where the user does not say.
+
+    Choices make it multiple choice, documents retrieval, numbers with fractions as labels regression; labels that repeat, or
+    labelled examples, classification; the rest is generation.
+    """
+    if cases.choices is not None:
+        return "multiple_choice"
+    if cases.documents:
+        return "retrieval"
+    labels = cases.labels or []
+    if any(isinstance(label, float) and not label.is_integer() for label in labels):
+        return "regression"
+    distinct = len(coded(labels)[0])
+    return "classification" if cases.examples or 0 < distinct <= len(labels) / 2 else "generation"
 
 
 def mark(version: Predictions, labels: list[Json] | None, metric: str) -> Marked:

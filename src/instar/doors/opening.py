@@ -1,0 +1,168 @@
+"""From what a user names to predictions: files and folders are read, models, endpoints and functions are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instar.doors.version import Progress, Version
+from instar.errors import DataError, PlanError, UnknownNameError
+from instar.gate import baseline, reading, tasks
+from instar.gate.predictions import Cases, Predictions
+
+KINDS = (
+    "a prediction file (.jsonl, .csv, .parquet), a frozen baseline, a folder of lm-evaluation-harness with --log_samples, "
+    "a model (a folder, or the name of a packaged one), before:RECEIPT or after:RECEIPT, http(s)://…/v1#model, "
+    "file.py:function or package.module:function"
+)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Everything that `judge` and `freeze` take."""
+
+    old: Predictions
+    new: Predictions | None
+    again: list[Predictions]
+    cases: Cases | None
+    task: str
+    metric: str
+    block: str
+
+
+def gather(
+    old: str,
+    new: str | None,
+    again: Sequence[str] = (),
+    *,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    cases: Cases | None = None,
+    task: str = "",
+    metric: str = "",
+    block: str = "",
+    progress: Callable[[str], Progress | None] = lambda name: None,
+) -> Gathered:
+    """Read or run both versions and the repeated runs of the old one.
+
+    Args:
+        old, new: see KINDS. A frozen baseline as `old` brings its items, repeated runs, task, metric and blocks along.
+        again: each a file or folder that is read, `same` (run the old version once more as it is), or settings
+            `name=value,…` with which it is run once more.
+        settings: "old" and "new" -> settings of a version that is run.
+        progress: called with the name of a version that is about to run.
+
+    Raises what reading or running a version raises; PlanError for settings of what is only read.
+    """
+    given = {side: dict((settings or {}).get(side, {})) for side in ("old", "new")}
+    frozen = baseline.load(Path(old)) if baseline.recognised(Path(old)) else None
+    if frozen is not None:
+        cases, task = cases or frozen.cases, task or frozen.task
+        metric, block = metric or frozen.metric, block or frozen.block
+    if not metric and new is not None and _is_lm_eval(Path(old)) and _is_lm_eval(Path(new)):
+        metric = "score"  # the harness's own
+    asked = task if task not in ("", "auto") or cases is None else tasks.of_cases(cases)
+
+    def answer(source: str, chosen: Mapping[str, Any]) -> Predictions:
+        return predictions(source, chosen, cases, asked, progress)
+
+    first = frozen.old if frozen is not None else answer(old, given["old"])
+    repeated = list(frozen.again) if frozen is not None else []
+    for one in again:
+        if _is_read(one):
+            repeated.append(answer(one, {}))
+        elif frozen is not None or _is_read(old):
+            raise PlanError(
+                f"--again {one} would run {old} once more, but that is only read; give --again a file of its second run."
+            )
+        else:
+            repeated.append(answer(old, {**given["old"], **({} if one == "same" else pairs(one.split(",")))}))
+    second = None if new is None else answer(new, given["new"])
+    return Gathered(first, second, repeated, cases, asked if cases is not None else task, metric, block)
+
+
+def pairs(given: Sequence[str]) -> dict[str, Any]:
+    """`name=value` texts as settings. Raises PlanError."""
+    found: dict[str, Any] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name.strip():
+            raise PlanError(f"A setting reads name=value; received '{one}'.")
+        found[name.strip()] = value
+    return found
+
+
+def predictions(
+    source: str, settings: Mapping[str, Any], cases: Cases | None, task: str, progress: Callable[[str], Progress | None]
+) -> Predictions:
+    """The predictions of what `source` names. Raises what reading or running it raises."""
+    path = Path(source)
+    if _is_lm_eval(path):
+        from instar.doors import lm_eval
+
+        if unknown := settings.keys() - {"metric", "filter"}:
+            raise UnknownNameError.among("setting of lm-evaluation-harness samples", min(unknown), ("metric", "filter"))
+        return lm_eval.read(path, **settings, name=source)
+    if _is_read(source):
+        if settings:
+            raise PlanError(f"{source} is read, not run, so it takes no settings; received {', '.join(settings)}.")
+        return baseline.load(path).old if path.is_dir() else reading.predictions(path, source)
+    version = version_of(source, settings)
+    if cases is None:
+        raise PlanError(f"{source} is run, so it needs the items to be asked: --data FILE with 'id' and 'input' (and 'label').")
+    return version.run(cases, task, progress(version.name))
+
+
+def version_of(source: str, settings: Mapping[str, Any]) -> Version:
+    """The version behind a name that has to be run. Raises DataError when it is nothing that is known."""
+    path = Path(source)
+    if source.startswith(("http://", "https://")):
+        from instar.doors.openai import Endpoint
+
+        return Endpoint(source, settings)
+    if source.startswith(("before:", "after:")):
+        from instar.doors.receipts import RecordedModel
+
+        return RecordedModel(source, settings)
+    if ":" in source and not path.exists():
+        from instar.doors.functions import Function
+
+        return Function(source, settings)
+    if path.is_dir():
+        from instar.doors import decoder
+
+        if decoder.recognised(path):
+            return decoder.DecoderModel(source, settings)
+    elif path.is_file() or path.suffix:
+        what = "is no kind of file that is known" if path.is_file() else "does not exist"
+        raise DataError(f"{source} {what}. A version is {KINDS}.")
+    from instar.doors.hf import TransformersModel
+
+    return TransformersModel(source, settings)
+
+
+def cases(data: str, *, examples: Path | None = None, documents: Path | None = None) -> Cases:
+    """The items of an evaluation file, or of a data set with a name. Raises DataError, UnknownNameError."""
+    if Path(data).suffix:
+        return reading.cases(Path(data), examples=examples, documents=documents)
+    if data == "clinc150":
+        from instar.data.intents import clinc150_cases
+
+        return clinc150_cases()
+    raise UnknownNameError(
+        f"'{data}' is neither an evaluation file ({', '.join(reading.KINDS)}) nor a data set of the gate (clinc150)."
+    )
+
+
+def _is_read(source: str) -> bool:
+    path = Path(source)
+    return path.suffix.lower() in reading.KINDS or (path.is_dir() and (baseline.recognised(path) or _is_lm_eval(path)))
+
+
+def _is_lm_eval(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    from instar.doors import lm_eval
+
+    return lm_eval.matches(path)
