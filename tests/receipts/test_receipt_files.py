@@ -137,6 +137,8 @@ def damages() -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "no hash", alter(lambda found: found["changes"][0]["after"].update(sha256=None))
     yield "shape", alter(lambda found: found["changes"][0]["after"].update(shape=[-1, 5]))
     yield "dtype", alter(lambda found: found["changes"][0]["after"].update(dtype="load"))
+    yield "quantised type", alter(lambda found: found["changes"][0]["after"].update(dtype="quint8"))
+    yield "deep settings", alter(lambda found: found.update(settings=json.loads('{"a":' * 450 + "1" + "}" * 450)))
     yield "twice", alter(lambda found: found["changes"].append(found["changes"][0]))
     yield "seconds", alter(lambda found: found.update(seconds="1"))
     yield "modules", alter(lambda found: found.update(modules={"a": 1}))
