@@ -19,7 +19,7 @@ from instar import extras, files
 from instar.data import datasets
 from instar.errors import InstarError, MissingExtraError, ModelError, UnknownNameError
 
-_LIST = Path(__file__).with_name("pretrained.toml")
+_LIST = Path(__file__).with_name("packaged.toml")  # not pretrained.toml: a TOML of a module's name is a card
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _STALE = 3600.0
 """Seconds after which a half conversion that nobody finished is removed."""
@@ -165,7 +165,8 @@ def _converted(name: str, sha256: str, source: Path) -> Path:
                 shutil.rmtree(old)
     made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        gguf_llama.convert(source, made)
+        with _quiet(extras.require("transformers", "models")):
+            gguf_llama.convert(source, made)
         made.chmod(0o755)  # mkdtemp makes private folders
         try:
             made.rename(target)

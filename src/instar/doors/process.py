@@ -98,7 +98,7 @@ def size(model: nn.Module) -> int:
     """Bytes of parameters and buffers; of 8-bit linear layers, which keep their weights elsewhere, those of the weights too."""
     held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     for module in model.modules():
-        if hasattr(module, "_packed_params"):
+        if type(module).__name__ == "LinearPackedParams":
             weight, bias = module._weight_bias()  # type: ignore[operator]
             held += weight.numel() * weight.element_size() + (0 if bias is None else bias.numel() * bias.element_size())
     return held

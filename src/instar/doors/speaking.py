@@ -78,7 +78,7 @@ def multiple_choice(speaker: Speaker, cases: Cases, settings: Settings, tell: Te
         context = speaker.asked(text, settings)
         gap = "" if settings.chat or not context or context[-1].isspace() else " "
         rows.append([split(speaker, context, gap + choice) for choice in choices])
-        if problem := _problem(rows[-1], speaker.room(settings)):
+        if problem := _problem(choices, rows[-1], speaker.room(settings)):
             answers.errors[place] = problem
     askable = [place for place in range(len(cases)) if place not in answers.errors]
     done = len(cases) - len(askable)
@@ -162,10 +162,10 @@ def generation(speaker: Speaker, cases: Cases, settings: Settings, tell: Tell) -
     return answers
 
 
-def _problem(rows: list[Row], room: int | None) -> str | None:
-    if not rows:
+def _problem(choices: list[str], rows: list[Row], room: int | None) -> str | None:
+    if not choices:
         return "it has no choices"
-    if any(n < 1 for _, n in rows):
+    if not all(choices):
         return "one of its choices is empty"
     longest = max(len(ids) for ids, _ in rows)
     return f"its prompt and answer of {longest} tokens are more than the {room} that fit" if room and longest > room else None
