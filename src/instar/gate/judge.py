@@ -108,7 +108,10 @@ def _headline(decision: Decision, pairs: Pairs, figures: dict[str, Figure], n: i
     nfr = figures["nfr"]
     verb = "broke" if pairs.binary else "fell"
     share_ = f"{words.percent(nfr.value)} of {words.counted(n, 'item')} {verb}"
-    beyond = f", {words.percent(figures['excess'].value)} beyond the noise floor" if "excess" in figures else ""
+    beyond = ""
+    if "excess" in figures:
+        excess = figures["excess"].value
+        beyond = f", {words.percent(abs(excess))} {'above' if excess >= 0 else 'below'} the noise floor"
     moved = figures["accuracy_change"] if pairs.binary else figures["mean_change"]
     how = f"accuracy {_signed(moved.value * 100, ' points')}" if pairs.binary else f"the mean mark {_signed(moved.value)}"
     return f"{_SIGN[decision]}: {share_}{beyond}; {how}."

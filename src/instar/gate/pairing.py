@@ -63,6 +63,7 @@ def pair(
         against = ["" if output is None else output for output in old.outputs]
     marked = [tasks.mark(version, against, metric) for version in aligned]
     values = np.stack([m.values for m in marked])
+    _same_documents(aligned)
     columns: dict[str, list[Json]] = {}
     for version in aligned:
         for name, column in version.columns.items():
@@ -149,6 +150,15 @@ def _labels(versions: list[Predictions], cases: Cases | None) -> list[Json] | No
                 "A change of labels is no change of the model: give both files the same labels."
             )
     return labels
+
+
+def _same_documents(versions: list[Predictions]) -> None:
+    """The column `doc_hash`, which evaluation harnesses write, must say that an id names the same document in every version."""
+    hashes = [(v.name, v.columns["doc_hash"]) for v in versions if "doc_hash" in v.columns]
+    for name, found in hashes[1:]:
+        apart = [versions[0].ids[i] for i, (a, b) in enumerate(zip(hashes[0][1], found, strict=True)) if a != b]
+        if apart:
+            raise DataError(f"{hashes[0][0]} and {name} were not asked the same documents: {listed(apart)} (column 'doc_hash').")
 
 
 def _changed(old: list[Json], new: list[Json]) -> NDArray[np.bool_]:

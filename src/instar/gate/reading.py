@@ -162,7 +162,23 @@ def _chunks(path: Path) -> Iterator[list[dict[str, Json]]]:
         return _batched(_csv(path, "\t" if kind == ".tsv" else ","))
     if kind not in KINDS:
         raise DataError(f"{path}: files of the kind '{kind}' are not read; known are {', '.join(KINDS)}.")
-    return _json_lines(path)
+    return _json_list(path) if kind == ".json" and _first(path) == "[" else _json_lines(path)
+
+
+def _first(path: Path) -> str:
+    with path.open(encoding="utf-8-sig") as stream:
+        return stream.read(4096).lstrip()[:1]
+
+
+def _json_list(path: Path) -> Iterator[list[dict[str, Json]]]:
+    """A .json file that is one list of objects, read whole."""
+    try:
+        rows = json.loads(path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON: {error}.") from error
+    if any(not isinstance(row, dict) for row in rows):
+        raise DataError(f'{path} holds a list of other things than objects; {{"id": …, "output": …}} is expected.')
+    yield from _batched(iter(rows))
 
 
 def _batched(rows: Iterator[dict[str, Json]]) -> Iterator[list[dict[str, Json]]]:
@@ -191,10 +207,11 @@ def _line(path: Path, number: int, line: str) -> dict[str, Json] | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        hint = " One JSON object a line is expected, not one list." if number == 1 and line.lstrip()[:1] == "[" else ""
-        raise DataError(f"{path}, line {number} is no JSON: {error}.{hint}") from error
+        raise DataError(f"{path}, line {number} is no JSON: {error}.") from error
     if not isinstance(row, dict):
-        raise DataError(f'{path}, line {number} holds {type(row).__name__}; an object {{"id": …, "output": …}} is expected.')
+        raise DataError(
+            f'{path}, line {number} holds {type(row).__name__}; one object {{"id": …, "output": …}} a line is expected.'
+        )
     return row
 
 

@@ -58,9 +58,8 @@ class Marked:
 def choose(task: str, metric: str, versions: Sequence[Predictions]) -> tuple[str, str, str]:
     """The task and metric to be used, and why, where the user left them open.
 
-    Rules for `auto`: outputs that are lists of texts with lists as labels are retrieval; numbers (or lists of numbers) with
-    labels that are not whole are regression; outputs that vary nearly as much as the items and hold spaces are generation;
-    the rest is classification. Raises UnknownNameError.
+    Rules for `auto`, in this order: numbers with fractions (alone or in lists) are regression; lists are retrieval; texts with
+    spaces that seldom repeat are generation; the rest is classification. Raises UnknownNameError, DataError.
     """
     first = versions[0]
     why = ""
@@ -193,15 +192,12 @@ def _guess(version: Predictions) -> tuple[str, str]:
     if not sample:
         raise DataError(f"{version.name} has no answer at all: every output is missing.")
     outputs = [o for o, _ in sample]
-    if all(isinstance(o, list) for o in outputs):
-        if all(isinstance(x, (int, float)) and not isinstance(x, bool) for o in outputs for x in o) and not all(
-            isinstance(label, list) and set(map(canonical, label)) & set(map(canonical, o)) for o, label in sample
-        ):
-            return "regression", "the outputs are lists of numbers"
-        return "retrieval", "the outputs are lists"
-    numbers = [o for o in (*outputs, *(label for _, label in sample)) if isinstance(o, float) and not o.is_integer()]
-    if numbers:
+    lists = all(isinstance(o, list) for o in outputs)
+    numbers = [x for pair in sample for value in pair for x in (value if isinstance(value, list) else [value])]
+    if any(isinstance(x, float) and not x.is_integer() for x in numbers):
         return "regression", "outputs or labels are numbers with fractions"
+    if lists:
+        return "retrieval", "the outputs are lists"
     texts = [str(o) for o in outputs]
     if len(set(texts)) > max(20, len(texts) / 2) and sum(" " in t.strip() for t in texts) > len(texts) / 2:
         return "generation", "the outputs are texts that seldom repeat"
