@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -19,7 +19,7 @@ from instar.doors.version import TASKS, Progress, Version
 from instar.errors import ModelError, UnknownNameError
 from instar.gate.predictions import Cases, Predictions
 
-_LIBRARY = ("transformers.modeling_utils", "transformers.generation", "transformers.tokenization_utils_tokenizers")
+LIBRARY = ("transformers.modeling_utils", "transformers.generation", "transformers.tokenization_utils_tokenizers")
 _ASKING = {**ASKING, **CHATTING, **SPEAKING, **SEARCHING}
 
 
@@ -51,7 +51,7 @@ class TransformersModel(Version):
             )
         folder = pretrained.folder(self.source)  # here, so that a conversion is no cost of the run
         return process.run(
-            process.Request(self.name, self.source, str(folder), opened, settings, cases, task, _LIBRARY), progress
+            process.Request(self.name, self.source, str(folder), opened, settings, cases, task, LIBRARY), progress
         )
 
 
@@ -123,12 +123,16 @@ def subject(model: Any, tokenizer: Any, folder: Path | None = None) -> Subject:
     return hf_encoder.Encoder(model, tokenizer, *(hf_encoder.sentence_settings(folder) if folder is not None else ()))
 
 
-def opened(folder: str, settings: Settings) -> tuple[Subject, dict[str, Any]]:
-    """In the fresh process: load, quantise, and say what it is."""
+def opened(
+    folder: str, settings: Settings, prepare: Callable[[nn.Module], None] | None = None
+) -> tuple[Subject, dict[str, Any]]:
+    """In the fresh process: load, `prepare` (undo updates), quantise, and say what it is."""
     import transformers  # type: ignore[import-not-found,unused-ignore]
 
     path = Path(folder)
     model, tokenizer = pretrained.load(path, dtype=settings.dtype, device=settings.device, layers=settings.layers)
+    if prepare is not None:
+        prepare(model)
     if settings.quantize == "int8":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces a successor, which is another package
