@@ -137,7 +137,9 @@ def result(decision: Decision = "fail", **given: Any) -> Result:
 def plain(decision: Decision = "pass") -> Result:
     """The least that a judgement can hold: no floor, no slice, nothing broken."""
     side = Side("a", Figure(1.0), 0)
-    return result(decision, old=side, new=side, floor=None, floor_runs=[], slices=[], slices_left_out={}, broken=[],
+    said = "PASS: 0 % of 9 items broke; accuracy unchanged."
+    return result(decision, headline=said, items=9, old=side, new=side, floor=None, floor_runs=[], slices=[],
+                  slices_left_out={}, broken=[],
                   broken_ids=[], fixed=0, missing=0, missing_ids={}, measures=[], tests=[], reasons=[], cautions=[],
                   environment={}, policy={}, command="", started="", seconds=0.0)  # fmt: skip
 

@@ -39,7 +39,7 @@ def test_what_matters_is_there_and_the_rest_is_counted() -> None:
         "domain = banking",
         "negative flips (NFR)",
         "most suspicious of 500",
-        "3000 items",
+        "3\u202f000 items broke",
         "card_arrival → card_delivery_estimate",
         "Items without an answer: 3",
         "timeout after 30 s",

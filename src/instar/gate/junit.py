@@ -68,7 +68,7 @@ def _properties(result: Result) -> list[tuple[str, str]]:
 
 def _broken(result: Result) -> str:
     """The broken items by group as plain text."""
-    lines = [f"{units.number(len(result.broken_ids))} items broke, {units.number(result.fixed)} were repaired."]
+    lines = [f"{shown.moved(result)}."]
     left = _MOST_ITEMS
     for group in result.broken:
         lines += ["", f"{shown.line(group.title, 120)} ({units.number(group.size)} items)"]

@@ -18,6 +18,7 @@ LONGEST = 60_000
 """Characters; GitHub refuses a comment of more than 65,536."""
 _SIGNS: dict[Decision, str] = {"pass": "✅", "fail": "❌", "undecided": "❔"}
 _MOST_TESTS, _MOST_SLICES, _MOST_ITEMS, _MOST_SENTENCES = 20, 8, 10, 4
+_MOVED = {True: ("Broken", "Repaired"), False: ("Fell", "Rose")}
 _JOINER = "\u2060"
 """Takes no room and belongs to no name: what stands before and after it is no mention, reference or address."""
 _STEERS = re.compile(r"[\\`*_{}\[\]()#+!|~]")
@@ -104,13 +105,11 @@ def _broken(result: Result) -> str:
     items = _spread([group.items for group in result.broken])
     titles = ", ".join(f"{plain(g.title, 80)} ({units.number(g.size)})" for g in result.broken[:_MOST_SLICES])
     body = f"Groups of alike items, the worst first: {titles}.\n\n" + "".join(_item(item, result) for item in items)
-    total = units.number(len(result.broken_ids))
-    return _folded(f"{total} items broke, {units.number(result.fixed)} were repaired: {len(items)} of them", body)
+    return _folded(f"{shown.moved(result)}: {len(items)} of the worst", body)
 
 
 def _item(item: Broken, result: Result) -> str:
-    always = " right in every earlier run" if item.always and result.floor_runs else ""
-    lines = [f"- {code(item.id, 80)}{always}"]
+    lines = [f"- {code(item.id, 80)} {shown.always(result) if item.always else ''}".rstrip()]
     lines += [f"  asked {code(item.input)}"] if item.input is not None else []
     lines += [f"  right is {code(item.label)}"] if item.label is not None and item.label != item.before else []
     lines += [f"  before {code(item.before)}", f"  now {code(item.after)}"]
@@ -135,7 +134,7 @@ def _slices(result: Result) -> str:
         )
         for s in result.slices[:_MOST_SLICES]
     ]
-    table = _table(["Slice", "Items", "Broken", "Repaired", "Negative flips", f"{result.level * 100:g} % interval", "p"], rows)
+    table = _table(["Slice", "Items", *_MOVED[result.binary], "Negative flips", f"{result.level * 100:g} % interval", "p"], rows)
     return _folded(f"The {len(rows)} most suspicious of {units.number(len(result.slices))} slices", table)
 
 

@@ -71,6 +71,8 @@ def render(result: Result) -> str:
         flows=shown.flows(result),
         measures=shown.measures(result),
         noise=shown.noise(result),
+        moved=shown.moved(result),
+        always=shown.always(result),
         groups=_groups(result),
         ids=_ids(result),
         slices=[(s, strip) for s, strip in zip(result.slices, _strips(result), strict=True)],

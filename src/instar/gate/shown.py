@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instar.gate.result import Decision, Figure, Measure, Result, Test
-from instar.gate.words import percent
+from instar.gate.words import counted, percent
 from instar.report import units
 
 WORDS: Mapping[Decision, str] = {"pass": "PASS", "fail": "FAIL", "undecided": "UNDECIDED"}
@@ -134,6 +134,19 @@ def noise(result: Result) -> str:
         return ""
     runs = f" ({line(', '.join(result.floor_runs), 120)})" if result.floor_runs else ""
     return f"Noise floor: {around(result.floor, 'share')} of the items flip when the old version is run again{runs}."
+
+
+def moved(result: Result) -> str:
+    """How many items became worse and better: "57 items broke, 64 were repaired"."""
+    worse, better = len(result.broken_ids), result.fixed
+    if not result.binary:
+        return f"{counted(worse, 'mark')} fell, {units.number(better)} rose"
+    return f"{counted(worse, 'item')} broke, {units.number(better)} {'was' if better == 1 else 'were'} repaired"
+
+
+def always(result: Result) -> str:
+    """What is said of an item that is no victim of noise; empty without repeated runs."""
+    return f"{'right' if result.binary else 'better'} in every earlier run" if result.floor_runs else ""
 
 
 def measures(result: Result) -> list[tuple[Measure, str, str]]:

@@ -77,7 +77,11 @@ def _measures(result: Result) -> Table:
 
 def _slices(result: Result) -> Table:
     title = f"Slices, the most suspicious of {units.number(len(result.slices))}"
-    table = _table(title, ["", "Items", "Broken", "Repaired", "Negative flips", "p"], right=(1, 2, 3, 4, 5))
+    table = _table(
+        title,
+        ["", "Items", *(("Broken", "Repaired") if result.binary else ("Fell", "Rose")), "Negative flips", "p"],
+        right=(1, 2, 3, 4, 5),
+    )
     for s in result.slices[:_MOST_SLICES]:
         table.add_row(
             Text(f"{shown.line(s.column, 30)} = {shown.line(s.value, 40)}"),
@@ -90,9 +94,9 @@ def _slices(result: Result) -> Table:
 
 def _broken(result: Result, console: Console) -> None:
     if not result.broken_ids:
-        _print(console, f"Nothing broke; repaired: {units.number(result.fixed)}.")
+        _print(console, f"\nNothing broke: {shown.moved(result)}.", "bold")
         return
-    _print(console, f"\nWhat broke: {units.number(len(result.broken_ids))} items; repaired: {units.number(result.fixed)}", "bold")
+    _print(console, f"\nWhat broke: {shown.moved(result)}", "bold")
     for group in result.broken[:_MOST_GROUPS]:
         _print(console, f"{shown.line(group.title, 60)} ({units.number(group.size)})", "bold", indent=2)
         for item in group.items[:_MOST_ITEMS]:
@@ -108,7 +112,8 @@ def _item(item: Broken, result: Result) -> Text:
         text.append(f"\n  right is {shown.line(item.label, 60)}", style="not dim")
     text.append(f"\n  {shown.line(item.before, 60)}", style="not dim green").append(" → ", style="not dim")
     text.append(shown.line(item.after, 60), style="not dim red")
-    return text.append("  (right in every earlier run)") if item.always and result.floor_runs else text
+    always = shown.always(result) if item.always else ""
+    return text.append(f"  ({always})") if always else text
 
 
 def _missing(result: Result, console: Console) -> None:
