@@ -150,6 +150,20 @@ def test_unknown_names_and_missing_folders() -> None:
         pretrained.folder("/nowhere/at/all")
 
 
+def test_what_the_hub_left_in_its_cache_is_found(mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    revision = "0" * 40
+    place = tmp_path / "hub" / "models--someone--a-model"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(revision)
+    shutil.copytree(mini, place / "snapshots" / revision)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert pretrained.folder("someone/a-model") == place / "snapshots" / revision
+    with pytest.raises(ModelError, match="local hub cache"):
+        pretrained.folder("someone/another-model")
+
+
 def test_loading_touches_no_network_and_no_code_of_the_folder(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("something wanted the network")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from instar import receipt
 from instar.data import pretrained
 from instar.data.intents import clinc150_cases
 from instar.doors import hf, hf_encoder, process, speaking
@@ -22,6 +20,7 @@ from instar.doors.hf import Live, TransformersModel
 from instar.doors.settings import Settings
 from instar.errors import DataError, MissingExtraError, ModelError, UnknownNameError
 from instar.gate.predictions import Cases
+from instar.receipt import updating
 
 SMOL, MINI = "SmolLM2-135M-Instruct", "all-MiniLM-L6-v2"
 EXAMPLES = [
@@ -232,32 +231,23 @@ def test_other_versions_of_a_real_model_differ_in_size_and_answers() -> None:
     assert half.name == f"{SMOL} (layers=2, dtype=bfloat16)"
 
 
-class Update:
-    """What a receipt is to the door: a model that can be as before for a while."""
-
-    @contextlib.contextmanager
-    def reverted(self, model: nn.Module) -> Iterator[None]:
-        weight = model.get_parameter("encoder.layer.5.output.dense.weight")
-        now = weight.detach().clone()
-        weight.data.mul_(0)
-        yield
-        weight.data.copy_(now)
-
-
-def test_before_and_after_an_update(mini: tuple[Any, Any]) -> None:
+def test_before_and_after_an_update(mini: tuple[Any, Any], tmp_path: Path) -> None:
     model, tokenizer = mini
+    changed = "encoder.layer.5.output.dense.weight"
+    first = Live(model, tokenizer).run(SENTENCES, "classification")
+    with updating(model, method="toy", changes=[changed]) as update:
+        model.get_parameter(changed).data.mul_(0)
+    update.receipt.save(tmp_path / "receipt")
     model.train()
-    before, after = hf.before_and_after(model, tokenizer, Update(), SENTENCES, "classification")
-    again = Live(model, tokenizer).run(SENTENCES, "classification")
-    assert model.training, "the mode is left as it was"
-    assert all(m.training for m in model.modules())
+    for found in (update.receipt, receipt.load(tmp_path / "receipt")):
+        before, after = hf.before_and_after(model, tokenizer, found, SENTENCES, "classification")
+        assert all(module.training for module in model.modules()), "the mode is left as it was"
+        assert (before.name, after.name) == ("before", "after")
+        assert np.array_equal(before.embeddings, first.embeddings), "the model of before, to the bit, and without dropout"  # type: ignore[arg-type]
+        assert not np.allclose(before.embeddings, after.embeddings, atol=1e-2)  # type: ignore[arg-type]
+    assert not model.get_parameter(changed).any(), "it is left updated"
     model.eval()
-    assert before.embeddings is not None
-    assert after.embeddings is not None
-    assert again.embeddings is not None
-    assert np.array_equal(after.embeddings, again.embeddings), "in evaluation mode dropout draws nothing"
-    assert not np.allclose(before.embeddings, after.embeddings, atol=1e-2)
-    assert (before.name, after.name) == ("before", "after")
+    update.receipt.undo()
 
 
 def die(folder: str, settings: Settings) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -50,9 +51,7 @@ class TransformersModel(Version):
                 f"quantize=int8 works with dtype=float32 on the CPU; received {settings.dtype} and {settings.device}."
             )
         folder = pretrained.folder(self.source)  # here, so that a conversion is no cost of the run
-        return process.run(
-            process.Request(self.name, self.source, str(folder), opened, settings, cases, task, LIBRARY), progress
-        )
+        return process.run(process.Request(self.name, self.source, str(folder), opened, settings, cases, task, LIBRARY), progress)
 
 
 class Live(Version):
@@ -123,12 +122,8 @@ def subject(model: Any, tokenizer: Any, folder: Path | None = None) -> Subject:
     return hf_encoder.Encoder(model, tokenizer, *(hf_encoder.sentence_settings(folder) if folder is not None else ()))
 
 
-def opened(
-    folder: str, settings: Settings, prepare: Callable[[nn.Module], None] | None = None
-) -> tuple[Subject, dict[str, Any]]:
+def opened(folder: str, settings: Settings, prepare: Callable[[nn.Module], None] | None = None) -> tuple[Subject, dict[str, Any]]:
     """In the fresh process: load, `prepare` (undo updates), quantise, and say what it is."""
-    import transformers  # type: ignore[import-not-found,unused-ignore]
-
     path = Path(folder)
     model, tokenizer = pretrained.load(path, dtype=settings.dtype, device=settings.device, layers=settings.layers)
     if prepare is not None:
@@ -140,6 +135,6 @@ def opened(
     facts = {
         "settings": settings.facts(TransformersModel.SETTINGS),
         "weights_sha256": pretrained.fingerprint(path),
-        "transformers": transformers.__version__,
+        "transformers": importlib.metadata.version("transformers"),
     }
     return subject(model, tokenizer, path), facts
