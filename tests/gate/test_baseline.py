@@ -53,7 +53,7 @@ def test_what_was_frozen_is_not_changed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="changed since it was frozen"):
         baseline.load(folder)
     path.unlink()
-    with pytest.raises(DataError, match="lacks predictions.jsonl"):
+    with pytest.raises(DataError, match=r"lacks predictions\.jsonl"):
         baseline.load(folder)
 
 

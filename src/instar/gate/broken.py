@@ -24,14 +24,14 @@ _APART = {"text": 0.85, "embedding": 0.5}
 
 
 def broken(pairs: Pairs, flips: Flips, places: NDArray[np.int64]) -> tuple[list[Group], list[str]]:
-    """Groups of the items that the new version does worse than most runs of the old one, and the ids of all of them.
+    """Groups of the items that the new version does worse than the old one, and the ids of all of them.
 
     `flips` holds the answered items, `places` where they stand in `pairs`. Worst first: the items that fell furthest, and among
     equals those that every old run got right.
     """
-    worse = np.flatnonzero(flips.negative >= 0.5)
+    worse = np.flatnonzero(flips.negative)
     drop = flips.before - flips.after
-    order = worse[np.lexsort((worse, -flips.certain[worse].astype(int), -flips.negative[worse], -drop[worse]))]
+    order = worse[np.lexsort((worse, -flips.excess[worse], -drop[worse]))]
     ids = [pairs.ids[places[i]] for i in order]
     chosen = order[:MOST]
     if not len(chosen):
@@ -55,13 +55,17 @@ def _item(pairs: Pairs, i: int, drop: float, always: bool) -> Broken:
     label = pairs.labels[i] if pairs.labels is not None else None
     return Broken(
         id=pairs.ids[i],
-        input=None if pairs.inputs is None else pairs.inputs[i][:_TEXT],
-        label=None if label is None else canonical(label)[:_TEXT],
-        before=canonical(pairs.old.outputs[i])[:_TEXT],
-        after=canonical(pairs.new.outputs[i])[:_TEXT],
+        input=None if pairs.inputs is None else _cut(pairs.inputs[i]),
+        label=None if label is None else _cut(canonical(label)),
+        before=_cut(canonical(pairs.old.outputs[i])),
+        after=_cut(canonical(pairs.new.outputs[i])),
         drop=drop,
         always=always,
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TEXT else f"{text[:_TEXT]} … (the first {_TEXT} of {len(text)} characters)"
 
 
 def _words(item: Broken) -> list[str]:

@@ -1,10 +1,11 @@
 r"""Flips of items between versions, and what of them is noise.
 
-With marks m_k(i) of K runs of the old version and m'(i) of the new one, and a fall a ↘ b meaning a − b > tolerance
-(for marks of right and wrong: right before, wrong now):
+With marks m_k(i) of K runs of the old version (the first is the one that is compared) and m'(i) of the new one, and a fall
+a ↘ b meaning a − b > tolerance (for marks of right and wrong: right before, wrong now):
 
-    negative(i) = mean over k of [m_k(i) ↘ m'(i)]                       noise(i) = mean over k ≠ l of [m_k(i) ↘ m_l(i)]
-    NFR = mean of negative        floor = mean of noise        excess = NFR − floor = mean of (negative − noise)
+    negative(i) = [m_1(i) ↘ m'(i)]                          NFR = mean of negative; positive flips likewise
+    noise(i) = mean over k ≠ l of [m_k(i) ↘ m_l(i)]         floor = mean of noise
+    excess(i) = mean over k of [m_k(i) ↘ m'(i)] − noise(i)  (without repeated runs: negative(i))
 
 If an item is right with probability p before and q now, the expectation of its excess is p(p − q): zero for an unchanged version
 however noisy it is. NFR and its relatives: Yan et al. 2021 (2011.09161); for generated text Echterhoff et al. 2024 (2407.09435).
@@ -32,20 +33,15 @@ class Flips:
     before: Floats
     """Mark of the old version (its first run)."""
     after: Floats
-    negative: Floats
-    """Share of the old runs that the new version falls below."""
-    positive: Floats
-    """Share of the old runs that the new version rises above."""
+    negative: NDArray[np.bool_]
+    positive: NDArray[np.bool_]
+    excess: Floats
+    """Negative flips less the noise, item by item, averaged over the old runs."""
     noise: Floats | None
     """Share of pairs of old runs that fall; None without a repeated run."""
     certain: NDArray[np.bool_]
     """The new version falls below every old run."""
     blocks: NDArray[np.int64] | None
-
-    @property
-    def excess(self) -> Floats:
-        """Negative flips less the noise, item by item."""
-        return self.negative if self.noise is None else self.negative - self.noise
 
     def of(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Flips:
         """The flips of some items."""
@@ -57,6 +53,7 @@ class Flips:
             self.after[chosen],
             self.negative[chosen],
             self.positive[chosen],
+            self.excess[chosen],
             None if self.noise is None else self.noise[chosen],
             self.certain[chosen],
             blocks,
@@ -70,14 +67,15 @@ def flips(before: Floats, after: Floats, tolerance: float = 0.0, blocks: NDArray
     """Flips from marks before [K, N] (K runs of the old version) and after [N]. Without NaN; O(K² N)."""
     falls = before - after > tolerance
     runs = len(before)
-    noise = None
+    excess, noise = falls.mean(0), None
     if runs > 1:
         pairs = [(before[k] - before[m] > tolerance).astype(np.float64) for k in range(runs) for m in range(runs) if k != m]
         noise = sum(pairs[1:], pairs[0]) / len(pairs)
+        excess = excess - noise
     if blocks is not None:
         blocks = np.unique(blocks, return_inverse=True)[1].astype(np.int64)
-    positive = (after - before > tolerance).mean(0)
-    return Flips(before[0], after, falls.mean(0), positive, noise, np.asarray(falls.all(0)), blocks)
+    rises = np.asarray(after - before[0] > tolerance)
+    return Flips(before[0], after, np.asarray(falls[0]), rises, excess, noise, np.asarray(falls.all(0)), blocks)
 
 
 @dataclass(frozen=True)

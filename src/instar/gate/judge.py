@@ -95,7 +95,7 @@ def judge(
         slices_left_out=left_out,
         broken=groups,
         broken_ids=ids,
-        fixed=int((found.positive >= 0.5).sum()),
+        fixed=int(found.positive.sum()),
         policy={key: value for key, value in asdict(policy).items() if value is not None},
         environment=environment.describe(),
         command=command,
@@ -167,6 +167,11 @@ def _cautions(pairs: Pairs, policy: Policy) -> list[str]:
         if strange:
             some = ", ".join(sorted(strange)[:5])[:200]
             told.append(f"{pairs.new.name} gives {len(strange)} answers that are no label and were never given before: {some}.")
+    documents = pairs.columns.get("doc_hash")
+    if documents is not None and pairs.blocks is None and len(coded(documents)[0]) < len(documents):
+        told.append(
+            "Some documents are asked more than once (column doc_hash), so items are not independent: use --block doc_hash."
+        )
     if pairs.blocks is not None and len(np.unique(pairs.blocks)) < _FEW_BLOCKS:
         told.append(f"There are only {len(np.unique(pairs.blocks))} blocks: intervals over so few are rough.")
     if not pairs.binary and policy.tolerance == 0:

@@ -29,7 +29,7 @@ def measures(
 def _discrete(flips: Flips, changed: NDArray[np.bool_], level: float) -> list[Measure]:
     blocks = flips.blocks
     right, now = flips.before > 0.5, flips.after > 0.5
-    lost, won = right & ~now, ~right & now
+    lost, won = int(flips.negative.sum()), int(flips.positive.sum())
     old, new = float(right.mean()), float(now.mean())
     kept = []
     if right.any():
@@ -41,7 +41,7 @@ def _discrete(flips: Flips, changed: NDArray[np.bool_], level: float) -> list[Me
     rows = [
         Measure("accuracy_change", "change of accuracy", difference(flips.after - flips.before, blocks, level), "share",
                 "accuracy after minus before; equals positive minus negative flips"),
-        Measure("nfr", "negative flips (NFR)", share(flips.negative, blocks, level), "share", _nfr(flips)),
+        Measure("nfr", "negative flips (NFR)", share(flips.negative, blocks, level), "share", "right before, wrong now"),
         *_noise(flips, level),
         Measure("pfr", "positive flips (PFR)", share(flips.positive, blocks, level), "share", "wrong before, right now"),
         Measure("nfr_mc", "inconsistent answers (NFR_mc)", share(~now & changed, blocks, level), "share",
@@ -51,9 +51,16 @@ def _discrete(flips: Flips, changed: NDArray[np.bool_], level: float) -> list[Me
         *kept,
         Measure("nfr_by_chance", "negative flips of unrelated versions", Figure(old * (1 - new)), "share",
                 "what NFR would be if the versions erred independently: accuracy before × error now"),
-        Measure("mcnemar", "McNemar's test", Figure(float(intervals.mcnemar(int(lost.sum()), int(won.sum())))), "p",
-                _mcnemar(int(lost.sum()), int(won.sum()), blocks)),
+        Measure("mcnemar", "McNemar's test", Figure(float(intervals.mcnemar(lost, won))), "p",
+                _mcnemar(lost, won, blocks)),
     ]  # fmt: skip
+    same = ~changed & ~right & ~now
+    for name, title, which in (
+        ("both_right", "right before and now", right & now),
+        ("both_wrong_same", "wrong before and now, the same answer", same),
+        ("both_wrong_changed", "wrong before and now, another answer", ~right & ~now & changed),
+    ):
+        rows.append(Measure(name, title, Figure(int(which.sum())), "count", "items"))
     return rows
 
 
@@ -61,10 +68,11 @@ def _continuous(flips: Flips, level: float) -> list[Measure]:
     blocks = flips.blocks
     change = flips.after - flips.before
     rows = _sizes(change, blocks, level, "")
-    fallen, risen = int((flips.negative >= 0.5).sum()), int((flips.positive >= 0.5).sum())
+    fallen, risen = int(flips.negative.sum()), int(flips.positive.sum())
     return [
         *rows,
-        Measure("nfr", "negative flips (NFR)", share(flips.negative, blocks, level), "share", _nfr(flips)),
+        Measure("nfr", "negative flips (NFR)", share(flips.negative, blocks, level), "share",
+                "a mark that fell by more than the tolerance"),
         *_noise(flips, level),
         Measure("pfr", "positive flips (PFR)", share(flips.positive, blocks, level), "share",
                 "a mark that rose by more than the tolerance"),
@@ -101,12 +109,8 @@ def _noise(flips: Flips, level: float) -> list[Measure]:
         Measure("floor", "noise floor", share(flips.noise, flips.blocks, level), "share",
                 "negative flips between two runs of the old version"),
         Measure("excess", "negative flips beyond the floor", excess(flips.excess, flips.blocks, True, level).figure, "share",
-                "NFR minus the floor, item by item"),
+                "NFR minus the floor, averaged over the runs of the old version"),
     ]  # fmt: skip
-
-
-def _nfr(flips: Flips) -> str:
-    return "right before, wrong now" + ("" if flips.noise is None else "; mean over the runs of the old version")
 
 
 def _mcnemar(lost: int, won: int, blocks: NDArray[np.int64] | None) -> str:

@@ -46,22 +46,18 @@ def code(columns: Mapping[str, Sequence[Json]]) -> tuple[Coded, dict[str, str]]:
 def measure(flips: Flips, found: Coded, level: float) -> list[Slice]:
     """Every slice of every column over the answered items (`found` restricted to them), the most suspicious first."""
     rows: list[Slice] = []
-    one_way = flips.negative >= 0.5  # with repeated runs of the old version: the newer half of them decides a flip
-    other = flips.positive >= 0.5
     for column, (names, codes) in found.items():
         size = len(names)
         items = np.bincount(codes, minlength=size)
-        before, after, share_negative = (
-            np.bincount(codes, weights=w, minlength=size) for w in (flips.before, flips.after, flips.negative)
-        )
-        negative, positive = (np.bincount(codes, weights=w, minlength=size).astype(int) for w in (one_way, other))
-        low, high = intervals.share_interval(share_negative, np.maximum(items, 1), level)
+        before, after = (np.bincount(codes, weights=w, minlength=size) for w in (flips.before, flips.after))
+        negative, positive = (np.bincount(codes[w], minlength=size) for w in (flips.negative, flips.positive))
+        low, high = intervals.share_interval(negative, np.maximum(items, 1), level)
         p = intervals.mcnemar(negative, positive)
         for i, name in enumerate(names):
             n = int(items[i])
             if n == 0:
                 continue
-            figure = Figure(float(share_negative[i] / n), float(low[i]), float(high[i]))
+            figure = Figure(float(negative[i] / n), float(low[i]), float(high[i]))
             if flips.blocks is not None:
                 inside = flips.of(codes == i)
                 figure = share(inside.negative, inside.blocks, level)
