@@ -105,7 +105,7 @@ def _tfidf(words: list[list[str]]) -> NDArray[np.float64]:
     for row, found in enumerate(words):
         for word, n in Counter(found).items():
             if word in vocabulary:
-                points[row, vocabulary[word]] = (1 + np.log(n)) * np.log(1 + len(words) / common[word])
+                points[row, vocabulary[word]] = (1 + np.log(n)) * np.log((1 + len(words)) / common[word])
     return points
 
 
@@ -116,7 +116,7 @@ def _title(words: list[list[str]], common: Counter[str], total: int) -> str:
 
     def weight(word: str) -> float:
         here, elsewhere = inside[word] / size, (common[word] - inside[word]) / max(1, total - size)
-        return here - elsewhere
+        return (here - elsewhere) * float(np.log((1 + total) / common[word]))  # words that stand everywhere tell nothing
 
     best = sorted((w for w, n in inside.items() if n > 1), key=lambda w: (-weight(w), -len(w), w))[:3]
     return " · ".join(best) or "alike in what was asked"

@@ -111,7 +111,7 @@ def _headline(decision: Decision, pairs: Pairs, figures: dict[str, Figure], n: i
     beyond = ""
     if "excess" in figures:
         excess = figures["excess"].value
-        beyond = f", {words.percent(abs(excess))} {'above' if excess >= 0 else 'below'} the noise floor"
+        beyond = f", over all runs {words.percent(abs(excess))} {'more' if excess >= 0 else 'less'} than noise does"
     moved = figures["accuracy_change"] if pairs.binary else figures["mean_change"]
     how = f"accuracy {_signed(moved.value * 100, ' points')}" if pairs.binary else f"the mean mark {_signed(moved.value)}"
     return f"{_SIGN[decision]}: {share_}{beyond}; {how}."
@@ -155,7 +155,7 @@ def _cautions(pairs: Pairs, policy: Policy) -> list[str]:
         answers = [o for o in version.outputs if o is not None]
         if len(answers) > 1 and len(coded(answers[:1000])[0]) == 1 and len(coded(answers)[0]) == 1:
             told.append(f"{version.name} gives the same answer to every item ({str(answers[0])[:60]!r}).")
-    if pairs.old.facts.get("sha256") and pairs.old.facts.get("sha256") == pairs.new.facts.get("sha256"):
+    if pairs.old.facts.get("sha256", 0) == pairs.new.facts.get("sha256", 1) and not pairs.changed.any():
         told.append("Both versions come from files with the same bytes.")
     if pairs.task == "classification" and pairs.labels is not None:
         known = set(coded(pairs.labels)[0] if not any(isinstance(x, list) for x in pairs.labels) else [])

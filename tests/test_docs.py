@@ -1,0 +1,38 @@
+"""Every page of docs/ runs: Python blocks that name a file are written, shell blocks are run, in order, in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_the_page_runs(page: Path, tmp_path: Path) -> None:
+    blocks = BLOCK.findall(page.read_text("utf-8"))
+    assert any(kind == "sh" for kind, _ in blocks)
+    for kind, text in blocks:
+        named = re.match(r"# (\S+)\n", text)
+        if kind in ("python", "toml") and named:
+            (tmp_path / named[1]).write_text(text, "utf-8")
+        elif kind == "sh":
+            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            done = subprocess.run(
+                ["bash", "-euc", text], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+            assert "exit code 3" not in done.stdout, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
