@@ -228,9 +228,7 @@ def real() -> list[dict[str, Any]]:
 
     rows, policy = [], Policy(max_nfr=BUDGET)
     runs = [
-        TransformersModel("all-MiniLM-L6-v2", {"threads": 1}).run(
-            clinc150_cases(examples_per_class=10, seed=s), "classification"
-        )
+        TransformersModel("all-MiniLM-L6-v2", {"threads": 1}).run(clinc150_cases(examples_per_class=10, seed=s), "classification")
         for s in range(9)
     ]
     triples = [(a, b, c) for a in range(9) for b in range(9) for c in range(9) if len({a, b, c}) == 3]

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,24 @@ import instar
 
 @functools.cache
 def describe() -> dict[str, Any]:
-    """Machine, operating system, versions and the library's commit."""
-    import torch
-
+    """Machine, operating system, versions and the library's commit. Imports no torch: what judges files needs none."""
     facts: dict[str, Any] = {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "blas": "mkl" if torch.backends.mkl.is_available() else "other",
+        "torch": importlib.metadata.version("torch"),
         "numpy": importlib.metadata.version("numpy"),
         "instar": instar.__version__,
         "commit": _commit(),
         "wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
     }
-    if torch.cuda.is_available():
-        facts["cuda"] = {"device": torch.cuda.get_device_name(), "version": torch.version.cuda}
+    if (torch := sys.modules.get("torch")) is not None:
+        facts["torch"] = torch.__version__
+        facts["blas"] = "mkl" if torch.backends.mkl.is_available() else "other"
+        if torch.cuda.is_available():
+            facts["cuda"] = {"device": torch.cuda.get_device_name(), "version": torch.version.cuda}
     return facts
 
 

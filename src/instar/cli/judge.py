@@ -163,14 +163,24 @@ def claims(
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of records.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of records, or the record that `instar gate --json` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("page.html"),
     results: Annotated[Path | None, typer.Option(help="Folder of claim records to show beside.")] = None,
 ) -> None:
     """Make one offline page from records alone.
 
     Examples:  `instar report runs/text -o page.html`  ·  `instar report runs/a runs/b -o both.html`
+    ·  `instar report gate.json -o page.html`
     """
+    if len(folders) == 1 and folders[0].is_file():
+        from instar import files
+        from instar.gate import page
+        from instar.gate.result import load
+
+        files.folder(out.parent)
+        files.write(out, page.render(load(folders[0])))
+        typer.echo(str(out))
+        return
     from instar.bench.claims import judge, results_folder, select
     from instar.bench.record import load_all
     from instar.report import report as make

@@ -39,7 +39,8 @@ class Version(abc.ABC):
     @property
     def name(self) -> str:
         """The source with its settings, as a person would write it."""
-        told = ", ".join(f"{k}={v}" if len(str(v)) <= 40 else f"{k}=…" for k, v in self.settings.items())
+        values = {name: " ".join(str(value).split()) for name, value in self.settings.items()}
+        told = ", ".join(f"{name}={value}" if len(value) <= 40 else f"{name}={value[:39]}…" for name, value in values.items())
         return f"{self.source} ({told})" if told else self.source
 
     @abc.abstractmethod
