@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -198,24 +198,30 @@ def coverage() -> list[dict[str, Any]]:
 
         return draw
 
-    made: Iterable[tuple[str, Callable, int, dict[str, Any]]] = [
-        *(("covers: NFR", nfr(n, r), 4000, {"items": n, "rate": r}) for n, r in ((400, 0.03), (1000, 0.02), (2000, 0.05), (2000, 0.2))),
-        *(
-            ("covers: change of accuracy", change(n, a, b), 4000, {"items": n, "lost": a, "won": b})
-            for n, a, b in ((300, 0.05, 0.08), (1000, 0.02, 0.03), (2000, 0.1, 0.1))
-        ),
-        *(
-            ("covers: excess over the floor", beyond(n, k, noise, h), 2000, {"items": n, "old runs": k, "noise": noise, "planted": h})
-            for n, k, noise, h in ((1000, 2, "much", 0.0), (1000, 3, "much", 0.04), (2000, 2, "little", 0.03), (2000, 4, "little", 0.03))
-        ),
-        *(("covers: NFR in blocks", blocked(b, m, False), 2000, {"blocks": b, "items of a block": m}) for b, m in ((60, 10), (200, 5), (150, 20))),
-        *(("covers: change of accuracy in blocks", blocked(b, m, True), 2000, {"blocks": b, "items of a block": m}) for b, m in ((60, 10), (200, 5))),
-        *(("covers: mean change of scores", scores(n, s), 1000, {"items": n, "scores": s}) for n, s in ((150, "skewed"), (600, "skewed"), (400, "mostly zero"))),
-        ("covers: mean change of scores in blocks", scores(600, "blocks", 60), 1000, {"items": 600, "blocks": 60}),
-    ]  # fmt: skip
-    return [
-        row(what, covered(draw, trials, 21), trials, "0.93 … 0.97", **settings, seed=21) for what, draw, trials, settings in made
-    ]
+    def told(names: str, *values: Any) -> dict[str, Any]:
+        return dict(zip(names.split(", "), values, strict=True))
+
+    made: list[tuple[str, Callable, int, dict[str, Any]]] = []
+    for n, rate in ((400, 0.03), (1000, 0.02), (2000, 0.05), (2000, 0.2)):
+        made.append(("covers: NFR", nfr(n, rate), 4000, told("items, rate", n, rate)))
+    for n, lost, won in ((300, 0.05, 0.08), (1000, 0.02, 0.03), (2000, 0.1, 0.1)):
+        made.append(("covers: change of accuracy", change(n, lost, won), 4000, told("items, lost, won", n, lost, won)))
+    for n, k, noise, hit in (
+        (1000, 2, "much", 0.0),
+        (1000, 3, "much", 0.04),
+        (2000, 2, "little", 0.03),
+        (2000, 4, "little", 0.03),
+    ):
+        settings = told("items, old runs, noise, planted", n, k, noise, hit)
+        made.append(("covers: excess over the floor", beyond(n, k, noise, hit), 2000, settings))
+    for count, size in ((60, 10), (200, 5), (150, 20)):
+        settings = told("blocks, items of a block", count, size)
+        made.append(("covers: NFR in blocks", blocked(count, size, False), 2000, settings))
+        made.append(("covers: change of accuracy in blocks", blocked(count, size, True), 2000, settings))
+    for n, shape in ((150, "skewed"), (600, "skewed"), (400, "mostly zero")):
+        made.append(("covers: mean change of scores", scores(n, shape), 1000, told("items, scores", n, shape)))
+    made.append(("covers: mean change of scores in blocks", scores(600, "blocks", 60), 1000, told("items, blocks", 600, 60)))
+    return [row(what, covered(draw, trials, 21), trials, "0.93 … 0.97", **known, seed=21) for what, draw, trials, known in made]
 
 
 # Real: MiniLM on CLINC150.
@@ -257,7 +263,7 @@ def real() -> list[dict[str, Any]]:
 
 
 def _planted_in_real(runs: list[Predictions], floor: float) -> list[dict[str, Any]]:
-    """Right answers of a real run made wrong: budget + 2 points of all items, in samples of as many items as the plan asks for."""
+    """Right answers of a real run made wrong: budget + 2 points, in samples of as many items as the plan asks for."""
     items = plan(max_nfr=BUDGET, detect=DETECT, power=0.9, floor=floor).items
     generator = np.random.default_rng(5)
     found = alarms = trials = 0
@@ -285,7 +291,7 @@ def _planted_in_real(runs: list[Predictions], floor: float) -> list[dict[str, An
 
 
 def million() -> list[dict[str, Any]]:
-    """Two JSONL files of a million rows, five columns, judged by the command line in a process of its own, with page and record."""
+    """Two JSONL files of a million rows, judged by the command line in a process of its own, with page and record."""
     generator = np.random.default_rng(0)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -293,11 +299,11 @@ def million() -> list[dict[str, Any]]:
         for name in ("old", "new"):
             said = np.where(generator.random(1_000_000) < 0.1, generator.integers(0, 150, 1_000_000), labels)
             with (Path(folder) / f"{name}.jsonl").open("w") as stream:
-                for i, (o, l) in enumerate(zip(said.tolist(), labels.tolist(), strict=True)):
+                for i, (o, label) in enumerate(zip(said.tolist(), labels.tolist(), strict=True)):
                     item = {
                         "id": f"item-{i}",
                         "output": f"intent_{o}",
-                        "label": f"intent_{l}",
+                        "label": f"intent_{label}",
                         "domain": f"d{i % 10}",
                         "length": i % 97,
                     }
