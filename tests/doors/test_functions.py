@@ -80,12 +80,12 @@ def test_what_cannot_be_loaded(tmp_path: Path, body: str, error: type[Exception]
 def test_sources_that_name_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no file"):
         Function(str(tmp_path / "none.py:predict"))
-    with pytest.raises(ModelError, match="cannot be imported: ModuleNotFoundError"):
+    with pytest.raises(UnknownNameError, match="there is no module no_such_package_here"):
         Function("no_such_package_here.module:predict")
     for source in ("model.py", "model.py:", ":predict", ""):
-        with pytest.raises(ModelError, match="must read"):
+        with pytest.raises(UnknownNameError, match="must read"):
             Function(source)
-    with pytest.raises(DataError, match="no task"):
+    with pytest.raises(UnknownNameError, match="task"):
         Function.of(upper).run(cases(), "translation")
 
 

@@ -17,8 +17,8 @@ from instar.data import pretrained
 from instar.data.intents import clinc150_cases
 from instar.doors import hf, hf_encoder, process, speaking
 from instar.doors.hf import Live, TransformersModel
-from instar.doors.settings import Settings
-from instar.errors import DataError, MissingExtraError, ModelError, UnknownNameError
+from instar.doors.local import Settings
+from instar.errors import DataError, MissingExtraError, ModelError, ShapeError, UnknownNameError
 from instar.gate.predictions import Cases
 from instar.receipt import updating
 
@@ -287,19 +287,19 @@ def test_a_damaged_folder_and_impossible_tasks(tmp_path: Path, mini: tuple[Any, 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"batch": 0}, "above 0"),
+        ({"batch": 0}, "at least 1"),
         ({"batch": "many"}, "whole number"),
         ({"dtype": "float8"}, "float32 or bfloat16"),
         ({"chat": "perhaps"}, "true or false"),
         ({"prompt": "no place"}, r"\{input\}"),
-        ({"prompt": "@/nowhere.txt"}, "cannot be read"),
+        ({"prompt": "@/nowhere.txt"}, "can be read"),
         ({"stop": [""]}, "none empty"),
         ({"quantize": "int8", "dtype": "bfloat16"}, "float32 on the CPU"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ModelError, match=words):
-        TransformersModel(MINI, settings).run(SENTENCES, "classification")
+    with pytest.raises(ShapeError, match=words):
+        TransformersModel(MINI, settings)
 
 
 def test_unknown_settings_name_the_nearest() -> None:

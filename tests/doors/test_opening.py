@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from instar.doors import opening
-from instar.errors import DataError, PlanError, ReceiptError, UnknownNameError
-from instar.gate import baseline, reading
+from instar.errors import DataError, InstarError, PlanError, ReceiptError, UnknownNameError
+from instar.gate import baseline
 from instar.gate.judge import judge
+from instar.gate.predictions import Cases
+from instar.models.decoder import Decoder
+from instar.receipt import updating
+
+TEXTS, LABELS = ["a red apple", "a fast car", "green pears", "the old truck", "ripe plums", "a small van"], ["fruit", "car"] * 3
+WORDS = Cases("c", [str(i) for i in range(6)], TEXTS, LABELS, examples=list(zip(TEXTS, LABELS, strict=True)))
 
 FUNCTIONS = """
 def shout(text):
@@ -99,39 +108,89 @@ def test_data_that_has_no_name() -> None:
         opening.pairs(["batch"])
 
 
-def test_before_and_after_a_receipt(tmp_path: Path) -> None:
-    """Two updates of a stored MiniLM: its answers before each, and after, are those that the model gave at that time."""
-    import torch
+@pytest.mark.parametrize(
+    ("new", "settings", "match"),
+    [
+        ("mine.py:quiet", {"wrod": "t"}, "Did you mean word"),
+        ("mine.py:quiet", {"batch": "x"}, "whole number"),
+        ("http://127.0.0.1:1/v1", {"k": "none"}, "whole number"),
+        ("nobodys-model", {}, "MiniLM"),
+        ("none.csv", {}, "no file"),
+    ],
+)
+def test_a_slip_in_the_new_version_shows_before_the_old_one_runs(folder: Path, new: str, settings: dict, match: str) -> None:
+    (folder / "slow.py").write_text("def f(text):\n    raise KeyboardInterrupt\n")
+    with pytest.raises(InstarError, match=match):
+        opening.gather("slow.py:f", new, settings={"new": settings}, cases=opening.cases("items.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "http://127.0.0.1:1/v1?" + "k" * 5000 + "#m.csv", "a\0b", "y:" + "x" * 5000])
+def test_long_and_odd_names_are_no_crash(folder: Path, name: str) -> None:
+    with pytest.raises(InstarError):
+        opening.gather(name, "old.jsonl", cases=opening.cases("items.jsonl"))
+
+
+def updated(model: Any, folder: Path, names: list[str], tokenizer: Any = None) -> list[Path]:
+    """Two updates of a stored model, both recorded; every state is also stored on its own, beside the folder."""
+    found = []
+    for i, scale in enumerate((1.0, 0.5, 3.0)):
+        with updating(model, method="scale", settings={"scale": scale}, changes=names) as update, torch.no_grad():
+            for name in names:
+                model.get_parameter(name).mul_(scale)
+        for place in (folder, folder.with_name(f"state{i}")):
+            model.save_pretrained(place)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(place)
+        if i:
+            found.append(update.receipt.record(folder))
+    return found
+
+
+def vectors(source: str, settings: dict[str, Any]) -> Any:
+    """What a version of a stored model makes of some texts, without a process of its own."""
+    version = opening.version_of(source, settings)
+    subject, _ = version.open(version._folder, version._chosen)  # type: ignore[attr-defined]
+    return subject.answer(WORDS, "classification", version._chosen, lambda done: None).embeddings  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_before_and_after_a_receipt(stored: torch.dtype, tmp_path: Path) -> None:
+    """A stored encoder before each of two updates and after, in any type: as the model was at that time, to the bit."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
 
     from instar.data import pretrained
-    from instar.gate.predictions import Cases
-    from instar.receipt import updating
 
-    model, tokenizer = pretrained.load("all-MiniLM-L6-v2", layers=2)
-    tokenizer.save_pretrained(tmp_path)
-    texts = ["a red apple", "a fast car", "green pears", "the old truck", "ripe plums", "a small van"]
-    labels = ["fruit", "car"] * 3
-    cases = Cases("c", [str(i) for i in range(6)], texts, labels, examples=list(zip(texts, labels, strict=True)))
-    receipts, vectors = [], []
-    model.save_pretrained(tmp_path)
-    vectors.append(opening.version_of(str(tmp_path), {}).run(cases, "classification").embeddings)
-    for scale in (0.5, 3.0):
-        with updating(model, method="scale", settings={"scale": scale}) as update, torch.no_grad():
-            model.encoder.layer[0].output.dense.weight.mul_(scale)
-            model.encoder.layer[1].output.dense.bias.add_(scale)
-        model.save_pretrained(tmp_path)
-        receipts.append(update.receipt.record(tmp_path))
-        vectors.append(opening.version_of(str(tmp_path), {}).run(cases, "classification").embeddings)
-
-    def said(name: str) -> object:
-        return opening.version_of(name, {}).run(cases, "classification").embeddings
-
-    for i, receipt in enumerate(receipts):
-        torch.testing.assert_close(said(f"before:{receipt}"), vectors[i], rtol=0, atol=0)
-        torch.testing.assert_close(said(f"after:{receipt}"), vectors[i + 1], rtol=0, atol=0)
-    assert reading.sha256(tmp_path / "model.safetensors")  # the folder was read only
-    found = opening.gather(f"before:{receipts[0]}", f"after:{receipts[1]}", cases=cases)
-    assert found.new is not None
-    assert judge(found.old, found.new, cases=cases).items == 6
+    torch.manual_seed(0)
+    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    model = BertModel(config).to(stored).eval()
+    tokenizer = AutoTokenizer.from_pretrained(pretrained.folder("all-MiniLM-L6-v2"))
+    names = ["encoder.layer.0.output.dense.weight", "encoder.layer.1.attention.self.query.weight"]
+    receipts = updated(model, tmp_path / "model", names, tokenizer)
+    for settings in ({}, {"dtype": "bfloat16"}, {"quantize": "int8"}):
+        states = [vectors(str(tmp_path / f"state{i}"), settings) for i in range(3)]
+        assert not np.array_equal(states[0], states[1])
+        assert not np.array_equal(states[1], states[2])
+        for i, receipt in enumerate(receipts):
+            np.testing.assert_array_equal(vectors(f"before:{receipt}", settings), states[i])
+            np.testing.assert_array_equal(vectors(f"after:{receipt}", settings), states[i + 1])
+    if stored == torch.float32:
+        found = opening.gather(f"before:{receipts[0]}", f"after:{receipts[1]}", cases=WORDS)
+        assert found.new is not None
+        assert judge(found.old, found.new, cases=WORDS).items == 6
+        assert np.array_equal(found.new.embeddings, vectors(f"after:{receipts[1]}", {}))
     with pytest.raises(ReceiptError, match="none of the receipts"):
-        said(f"before:{tmp_path}/receipts/009-none")
+        opening.version_of(f"before:{tmp_path}/model/receipts/009-none", {})
+    with pytest.raises(UnknownNameError, match="layers"):
+        opening.version_of(f"before:{receipts[0]}", {"layers": 1})
+
+
+def test_one_of_our_decoders_before_and_after_a_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Decoder(257, 16, 1, "gla", heads=2).eval()
+    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    name = next(n for n, p in model.named_parameters() if p.dim() == 2)
+    receipts = updated(model, tmp_path / "model", [name])
+    monkeypatch.chdir(tmp_path)
+    for source, state in (("before:model/receipts/" + receipts[0].name, first), (f"after:{receipts[1]}", model.state_dict())):
+        version = opening.version_of(source, {})
+        subject, _ = version.open(version._folder, version._chosen)  # type: ignore[attr-defined]
+        assert all(torch.equal(tensor, state[name]) for name, tensor in subject.model.state_dict().items())

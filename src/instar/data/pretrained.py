@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -43,7 +44,7 @@ def folder(name_or_path: str | Path) -> Path:
     if name in table:
         return _packaged(name, table[name])
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - a text too long for a name is no folder, and no error
         return _whole(path)
     if re.fullmatch(r"[\w.\-]+/[\w.\-]+", name) and not name.startswith(".") and (cached := _cached(name)) is not None:
         return _whole(cached)
@@ -60,7 +61,7 @@ def load(
     Args:
         name_or_path: as in `folder`.
         kind: encoder, classifier or causal; by default what the folder's config says.
-        dtype, device: of the weights.
+        dtype: of the weights; auto is the one that they are stored in. device: where they go.
         layers: keep only the first so many layers.
 
     Raises what `folder` raises.
@@ -79,7 +80,12 @@ def load(
             if layers is not None:
                 _shorten(config, layers, path)
             model, report = getattr(transformers, KINDS[kind]).from_pretrained(
-                path, config=config, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **local
+                path,
+                config=config,
+                dtype=getattr(torch, dtype, dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+                **local,
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **local)
     except InstarError:

@@ -10,35 +10,34 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from instar.data.pretrained import fingerprint
 from instar.doors import process
-from instar.doors.settings import ASKING, LOADING, SPEAKING, Settings
+from instar.doors.local import Settings, Subject
+from instar.doors.settings import meanings
 from instar.doors.speaking import Speaker
-from instar.doors.version import Progress, Version
 from instar.errors import ModelError
-from instar.gate.predictions import Cases, Predictions
 from instar.models import pretrained
 from instar.models.decoder import Decoder
 from instar.problems.text import BOS, VOCABULARY
 
-_LOADING = {name: LOADING[name] for name in ("dtype", "device", "threads", "seed", "timeout")}
 
-
-class DecoderModel(Version):
+class DecoderModel(process.LocalModel):
     """A folder that `Decoder.save_pretrained` wrote, of a decoder over bytes (257 tokens; 256 begins and ends a text).
 
     Tasks, settings and costs are those of causal models of `transformers`; see `TransformersModel`.
     """
 
-    SETTINGS: ClassVar[Mapping[str, str]] = {**_LOADING, **ASKING, **SPEAKING}
+    SETTINGS: ClassVar[Mapping[str, str]] = meanings(Settings, without=("quantize", "layers", "chat", "document_prompt", "k"))
 
-    def run(self, cases: Cases, task: str, progress: Progress | None = None) -> Predictions:
-        """See `Version.run`. Also raises UnknownNameError, CheckpointError."""
-        from instar.doors import hf
+    def find(self) -> str:
+        """The folder."""
+        return str(Path(self.source).expanduser())
 
-        hf.check(task)
-        folder = str(Path(self.source).expanduser())
-        request = process.Request(self.name, self.source, folder, opened, Settings.of(self.settings), cases, task)
-        return process.run(request, progress)
+    @staticmethod
+    def open(folder: str, settings: Settings) -> tuple[Subject, dict[str, Any]]:
+        """In the fresh process: load, and say what it is. Raises CheckpointError."""
+        path = Path(folder)
+        return prepared(pretrained.load(path), path, settings)
 
 
 def recognised(folder: Path) -> bool:
@@ -86,15 +85,11 @@ class Bytes(Speaker):
         return found
 
 
-def opened(folder: str, settings: Settings) -> tuple[Bytes, dict[str, Any]]:
-    """In the fresh process: load, and say what it is."""
-    from instar.data.pretrained import fingerprint
-
-    path = Path(folder)
-    model = pretrained.load(path).to(settings.device, getattr(torch, settings.dtype))
+def prepared(model: Decoder, folder: Path, settings: Settings) -> tuple[Subject, dict[str, Any]]:
+    """A loaded model where and as it is asked for, and what it is."""
     facts = {
         "settings": settings.facts(DecoderModel.SETTINGS),
-        "weights_sha256": fingerprint(path),
+        "weights_sha256": fingerprint(folder),
         "mixer": (model.config or {}).get("mixer"),
     }
-    return Bytes(model), facts
+    return Bytes(model.to(settings.device, getattr(torch, settings.dtype))), facts

@@ -1,4 +1,4 @@
-"""Vectors from an endpoint's `/embeddings`, and the nearest documents by them."""
+"""Vectors from an endpoint's `/embeddings`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from instar.doors.asking import Asking
 from instar.doors.client import Client
 from instar.doors.version import Progress
 from instar.doors.wire import FailedError
-
-NEAREST = 100
-"""How many documents are named for a query."""
-_BLOCK = 256
 
 Vector = NDArray[np.float32]
 
@@ -52,15 +48,6 @@ def embed(
         vectors += [answer] * count if isinstance(answer, FailedError) else answer[0]
         seconds += [math.nan if isinstance(answer, FailedError) else answer[1]] * count
     return vectors, np.array(seconds)
-
-
-def nearest(queries: Vector, documents: Vector, ids: Sequence[str]) -> list[list[str]]:
-    """For each query [D] the ids of the most similar of the documents [N, D], best first; of equals, the one given first."""
-    found: list[list[str]] = []
-    for start in range(0, len(queries), _BLOCK):
-        likeness = queries[start : start + _BLOCK] @ documents.T
-        found += [[ids[i] for i in order] for order in np.argsort(-likeness, axis=1, kind="stable")[:, :NEAREST]]
-    return found
 
 
 def _alone(text: str, fields: dict[str, Any], client: Client) -> Vector | FailedError:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from instar.doors import arguments
+from instar.doors import settings as reading
 from instar.doors.asking import FIRST, refuse_hopeless
-from instar.doors.version import TASKS, Progress, Version
-from instar.errors import DataError, ModelError, UnknownNameError
+from instar.doors.version import Progress, Version, require_task
+from instar.errors import ModelError, UnknownNameError
 from instar.gate.predictions import Cases, Json, Predictions
+from instar.locate import file_of, locate
 from instar.report.units import printable
 
 _DEEPEST = 20
@@ -36,20 +31,20 @@ class Function(Version):
     choices) and returns a list. An exception costs the item, or the batch's items one by one, and is its reason.
 
     Args:
-        source: `path/to/file.py:name` or `package.module:name`. At its top the file may import modules that lie
-            beside it; they are not shared with another file's, so that old and new may both have a `helper.py`.
-        settings: `batch`, and any further parameter of the function, given to it by name.
+        source: `path/to/file.py:name` or `package.module:name`; old and new may both have a `helper.py` beside them.
+        settings: `batch`, and any further parameter of the function, given to it by name; text becomes a number or a truth
+            value where the parameter's default is one.
 
-    Raises ModelError when the file cannot be imported or the name is nothing to call, UnknownNameError for a setting that the
-    function does not take.
+    Raises what `locate` raises, ModelError when the name is nothing to call, UnknownNameError for a setting that the function
+    does not take, ShapeError for one of the wrong type.
     """
 
     SETTINGS: ClassVar[Mapping[str, str]] = {"batch": "how many texts the function is given at once, as a list (0: one, as text)"}
 
     def __init__(self, source: str, settings: Mapping[str, Any] | None = None) -> None:
-        function, file = _load(source)
-        self._begin(source, function, settings)
-        self._facts = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file else {}
+        self._begin(source, locate(source), settings)
+        in_file = source.rpartition(":")[0].endswith(".py")
+        self._facts = {"sha256": hashlib.sha256(file_of(source).read_bytes()).hexdigest()} if in_file else {}
 
     @classmethod
     def of(cls, function: Callable[..., Any], name: str = "", **settings: Any) -> Function:
@@ -64,20 +59,25 @@ class Function(Version):
             raise ModelError(f"{source} is {_a(function)}; name a function, or an object that can be called.")
         given = dict(settings or {})
         taken, open_ended = _parameters(function)
+        free = list(taken)[1:]
         for name in given:
-            if name not in self.SETTINGS and not (name in taken[1:] or open_ended):
-                raise UnknownNameError.among(f"setting of {source}", name, [*self.SETTINGS, *taken[1:]])
+            if name not in self.SETTINGS and not (name in free or open_ended):
+                raise UnknownNameError.among(f"setting of {source}", name, [*self.SETTINGS, *free])
         super().__init__(source, {name: value for name, value in given.items() if name in self.SETTINGS})
         self.settings = given
         self._function = function
-        self._batch = arguments.whole(given, "batch", getattr(function, "batch", 0), 0, 2**20)
-        self._fixed = {name: value for name, value in given.items() if name not in self.SETTINGS}
-        self._wants = [name for name in ("choices", "documents") if name in taken[1:] and name not in given]
+        batch = given.get("batch", getattr(function, "batch", 0))
+        self._batch = reading.value_of("batch", batch, reading.whole(0, 2**20))
+        self._fixed = {
+            name: reading.value_of(name, value, reading.like(taken.get(name)))
+            for name, value in given.items()
+            if name not in self.SETTINGS
+        }
+        self._wants = [name for name in ("choices", "documents") if name in free and name not in given]
 
     def run(self, cases: Cases, task: str, progress: Progress | None = None) -> Predictions:
         """Call the function on every case (see `Version.run`). Raises ModelError when the first items all fail alike."""
-        if task not in TASKS:
-            raise DataError(f"'{task}' is no task; known: {', '.join(TASKS)}.")
+        require_task(task)
         wall, cpu = time.perf_counter(), time.process_time()
         outputs: list[Json] = []
         reasons: list[str | None] = []
@@ -137,58 +137,13 @@ class Function(Version):
         return found, None, time.perf_counter() - begin
 
 
-def _load(source: str) -> tuple[Any, Path | None]:
-    """The object that `file.py:name` or `package.module:name` names, and its file in the first case."""
-    where, _, name = source.rpartition(":")
-    if not where or not name:
-        raise ModelError(f"'{source}' must read 'file.py:function' or 'package.module:function'.")
-    file = Path(where).resolve() if where.endswith(".py") else None
-    if file is not None and not file.is_file():
-        raise DataError(f"There is no file {file}.")
-    try:
-        module = importlib.import_module(where) if file is None else _run(file)
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"{where} cannot be imported: {_told(error)}.") from error
-    if not hasattr(module, name):
-        known = [n for n, value in vars(module).items() if callable(value) and not inspect.isclass(value) and n[:1] != "_"]
-        raise UnknownNameError.among(f"function in {where}", name, known)
-    return getattr(module, name), file
-
-
-def _run(file: Path) -> ModuleType:
-    """Import a file under a name of its own, with the modules beside it, which are forgotten afterwards.
-
-    Old and new are often one file in two folders. Were `helper` kept under that name, the new version would silently be given
-    the old one's.
-    """
-    name = f"instar_version_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None  # a .py file always has a loader
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    before = set(sys.modules)
-    sys.modules[name] = module
-    sys.path.insert(0, str(file.parent))
-    importlib.invalidate_caches()
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        with contextlib.suppress(ValueError):  # the file may have changed the path itself
-            sys.path.remove(str(file.parent))
-        for added in set(sys.modules) - before - {name}:
-            top = file.parent / added.partition(".")[0]
-            if top.with_suffix(".py").is_file() or (top / "__init__.py").is_file():
-                del sys.modules[added]
-    return module
-
-
-def _parameters(function: Callable[..., Any]) -> tuple[list[str], bool]:
-    """The names of the parameters, the first being the text, and whether any other name is taken too."""
+def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """Name -> default of the parameters, the first being the text, and whether any other name is taken too."""
     try:
         found = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some functions written in C do not tell
-        return ["text"], False
-    named = [p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        return {"text": None}, False
+    named = {p.name: p.default for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named, any(p.kind is p.VAR_KEYWORD for p in found)
 
 

@@ -13,12 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from instar.doors.answers import Answers, Subject, Tell, batches
-from instar.doors.settings import Settings
+from instar.doors.local import Answers, Settings, Subject, Tell, batches
+from instar.doors.nearest import nearest
 from instar.errors import DataError, ModelError
 from instar.gate.predictions import Cases, Json
 
-_QUERIES = 256  # scored against all documents at a time
 _POOLINGS = ("mean_tokens", "cls_token", "max_tokens", "lasttoken")
 
 
@@ -59,9 +58,10 @@ class Encoder(Subject):
         centroids = unit(np.stack([known[places].mean(0) for places in groups.values()]))
         vectors, seconds = self.embed(cases.inputs, settings.prompt, settings, tell)
         labels = [json.loads(key) for key in groups]
-        best = (vectors @ centroids.T).argmax(1)  # of equals the first
+        scores = vectors @ centroids.T
+        best = scores.argmax(1)  # of equals the first
         facts = {"pooling": self.pooling, "classes": len(labels), "examples": len(cases.examples), "rule": "nearest centroid"}
-        return Answers([labels[i] for i in best], seconds, embeddings=vectors, facts=facts)
+        return checked(Answers([labels[i] for i in best], seconds, embeddings=vectors, facts=facts), scores)
 
     def _search(self, cases: Cases, settings: Settings, tell: Tell) -> Answers:
         if not cases.documents:
@@ -69,12 +69,11 @@ class Encoder(Subject):
         names = [name for name, _ in cases.documents]
         documents, _ = self.embed([text for _, text in cases.documents], settings.document_prompt, settings)
         vectors, seconds = self.embed(cases.inputs, settings.prompt, settings, tell)
-        found: list[Json] = []
-        for first in range(0, len(vectors), _QUERIES):
-            scores = vectors[first : first + _QUERIES] @ documents.T
-            best = np.argsort(-scores, axis=1, kind="stable")[:, : settings.k]  # of equals the first
-            found += [[names[i] for i in row] for row in best]
-        return Answers(found, seconds, embeddings=vectors, facts={"pooling": self.pooling, "documents": len(names)})
+        if not np.isfinite(documents).all():
+            raise ModelError(f"{type(self.model).__name__} gives documents vectors that are NaN or infinite.")
+        found: list[Json] = [*nearest(vectors, documents, names, settings.k)]
+        facts = {"pooling": self.pooling, "documents": len(names)}
+        return checked(Answers(found, seconds, embeddings=vectors, facts=facts), vectors)
 
 
 class Classifier(Subject):
@@ -99,10 +98,7 @@ class Classifier(Subject):
         else:
             names = self._names(cases)
             values = [names[i] for i in logits.argmax(1)]
-        answers = Answers(values, seconds, embeddings=vectors, facts={"rule": "head"})
-        for place in np.flatnonzero(~np.isfinite(logits).all(1)):
-            answers.outputs[place], answers.errors[int(place)] = None, "the model answered NaN or infinity"
-        return answers
+        return checked(Answers(values, seconds, embeddings=vectors, facts={"rule": "head"}), logits)
 
     def _names(self, cases: Cases) -> list[Json]:
         names = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
@@ -143,6 +139,15 @@ def run(
         if tell is not None:
             tell(done)
     return np.stack(vectors), seconds
+
+
+def checked(answers: Answers, numbers: NDArray[np.float32]) -> Answers:
+    """The answers without those of items whose `numbers` [N, D] are not all finite: the largest of them means nothing."""
+    for place in np.flatnonzero(~np.isfinite(numbers).all(1)):
+        answers.outputs[place], answers.errors[int(place)] = None, "the model answered NaN or infinity"
+    if answers.embeddings is not None:
+        answers.embeddings = answers.embeddings if np.isfinite(answers.embeddings).all() else None
+    return answers
 
 
 def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from instar.doors import arguments, wording
+from instar.doors import wording
 from instar.doors.asking import Asking
 from instar.doors.client import Client
-from instar.doors.embedding import embed, nearest
-from instar.doors.version import TASKS, Progress, Version
+from instar.doors.embedding import embed
+from instar.doors.nearest import nearest
+from instar.doors.settings import fields, meanings, number, one_of, optional, read, setting, template, text, texts, whole
+from instar.doors.version import Progress, Version, require_task
 from instar.doors.wire import Address, FailedError
 from instar.errors import DataError, ModelError, ShapeError
 from instar.gate.predictions import Cases, Json, Predictions
@@ -21,6 +24,40 @@ from instar.report.units import printable
 
 CHOICE_PROMPT = "{input}\n\n{choices}\n\nAnswer with the letter of the right choice alone."
 """What is asked in multiple choice unless the setting `prompt` says otherwise; {choices} is one line a choice, "A. text"."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an endpoint is asked with. Names that the API has are its own (`max_tokens`)."""
+
+    model: str = setting("", text, "name of the model (or after # in the address)")
+    api: str = setting("chat", one_of("chat", "completions"), "chat (default) or completions")
+    prompt: str | None = setting(
+        None, template, "what is asked, with {input} and, in multiple choice, {choices}; @file.txt reads it from a file"
+    )
+    document_prompt: str = setting("{input}", template, "retrieval: as `prompt`, for the documents")
+    k: int = setting(100, whole(1), "retrieval: how many documents are returned (default 100)")
+    system: str = setting("", text, "system message of a chat; @file.txt reads it from a file")
+    max_tokens: int | None = setting(None, optional(whole(1)), "most tokens of an answer")
+    temperature: float | None = setting(0.0, optional(number(0, 2)), "0 by default; none leaves it to the server")
+    seed: int | None = setting(None, optional(whole(-(2**63), 2**63 - 1)), "seed of the sampling")
+    stop: tuple[str, ...] = setting((), texts, "text that ends an answer, or a JSON list of such texts; \\n is a line break")
+    body: Mapping[str, Any] | None = setting(None, fields, "JSON object of further fields of each request")
+    timeout: float = setting(60.0, number(0.01, 86_400), "seconds for one whole answer (60)")
+    retries: int = setting(3, whole(0, 100), "how often an item is asked again after a failure that may pass (3)")
+    concurrency: int = setting(4, whole(1, 256), "how many items are asked at the same time (4)")
+    batch: int = setting(32, whole(1, 4096), "retrieval: texts in one request (32)")
+    key_env: str = setting(
+        "",
+        text,
+        "environment variable that holds the key; by default OPENAI_API_KEY, over https or to this machine only",
+    )
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of a request that say how tokens are drawn, and those of `body`."""
+        drawn: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens, "seed": self.seed}
+        drawn["stop"] = (self.stop[0] if len(self.stop) == 1 else list(self.stop)) or None
+        return {**{name: value for name, value in drawn.items() if value is not None}, **(self.body or {})}
 
 
 class Said(NamedTuple):
@@ -40,62 +77,30 @@ class Endpoint(Version):
             authentication; neither is shown anywhere.
         settings: see SETTINGS.
 
-    Raises ModelError for an address that cannot be one or a key that is missing, ShapeError for a setting out of its range.
+    Raises ModelError for an address that cannot be one or a key that is missing, ShapeError for a setting that makes no sense.
     """
 
-    SETTINGS: ClassVar[Mapping[str, str]] = {
-        "model": "name of the model (or after # in the address)",
-        "api": "chat (default) or completions",
-        "prompt": "template with {input} and, in multiple choice, {choices}; @file.txt reads it from a file",
-        "document": "retrieval: template with {input} for the documents",
-        "system": "system message of a chat; @file.txt reads it from a file",
-        "max_tokens": "longest answer, in tokens",
-        "temperature": "0 by default; none leaves it to the server",
-        "seed": "seed of the sampling",
-        "stop": "text that ends an answer (\\n is a line break), or a JSON list of such texts",
-        "body": "JSON object of further fields of each request",
-        "timeout": "seconds for one whole answer (60)",
-        "retries": "how often an item is asked again after a failure that may pass (3)",
-        "concurrency": "how many items are asked at the same time (4)",
-        "batch": "retrieval: texts in one request (32)",
-        "key_env": "environment variable that holds the key; by default OPENAI_API_KEY, over https or to this machine only",
-    }
+    SETTINGS: ClassVar[Mapping[str, str]] = meanings(Settings)
 
     def __init__(self, source: str, settings: Mapping[str, Any] | None = None) -> None:
         url, _, model = source.partition("#")
         address = Address.parse(url)
         super().__init__(address.shown + (f"#{model}" if model else ""), settings)
-        told = self.settings
-        self._model = arguments.text(told, "model", model)
-        self._chat = arguments.text(told, "api", "chat") == "chat"
-        if not self._chat and told["api"] != "completions":
-            raise ShapeError(f"api={told['api']}: it must be chat or completions.")
-        self._system = arguments.text(told, "system")
-        if self._system and not self._chat:
+        self._chosen = chosen = read(Settings, self.settings)
+        self._model = chosen.model or model
+        self._chat = chosen.api == "chat"
+        if chosen.system and not self._chat:
             raise ShapeError("A system message needs api=chat; with completions, write it into the prompt.")
-        self._prompt = arguments.text(told, "prompt")
-        self._document = arguments.text(told, "document", "{input}")
-        for name, template in (("prompt", self._prompt or "{input}"), ("document", self._document)):
-            if "{input}" not in template:
-                raise ShapeError(f"The {name} must say where the text of an item goes: {{input}}.")
-        self._extra = arguments.structure(told, "body") or {}
-        if not isinstance(self._extra, dict):
-            raise ShapeError("body must be a JSON object.")
-        self._sampling = _sampling(told)
-        self._retries = arguments.whole(told, "retries", 3, 0, 100)
-        self._concurrency = arguments.whole(told, "concurrency", 4, 1, 256)
-        self._batch = arguments.whole(told, "batch", 32, 1, 4096)
-        self._client = Client.open(address, arguments.number(told, "timeout", 60, 0.01, 86_400), arguments.text(told, "key_env"))
+        self._client = Client.open(address, chosen.timeout, chosen.key_env)
 
     def run(self, cases: Cases, task: str, progress: Progress | None = None) -> Predictions:
         """Ask about every case (see `Version.run`). Raises ModelError when the first items all fail in the same way."""
-        if task not in TASKS:
-            raise DataError(f"'{task}' is no task; known: {', '.join(TASKS)}.")
+        require_task(task)
         begin = time.perf_counter()
         model = self._model or self._only_model()
         found = (self._search if task == "retrieval" else self._converse)(cases, task, model, progress)
         facts = {"source": self.source, "kind": "endpoint", "task": task, "model": model, "settings": dict(self.settings)}
-        facts |= {"prompt": self._template(task), "system": self._system} | found.pop("facts")
+        facts |= {"prompt": self._template(task), "system": self._chosen.system} | found.pop("facts")
         costs = {"wall_seconds": time.perf_counter() - begin}
         same: dict[str, Any] = {"ids": cases.ids, "labels": cases.labels, "inputs": cases.inputs, "columns": cases.columns}
         return Predictions(name=self.name, costs=costs, facts=facts, **same, **found)
@@ -120,10 +125,10 @@ class Endpoint(Version):
         return names[0] if names else ""
 
     def _asking(self) -> Asking:
-        return Asking(self.source, self._retries, self._concurrency)
+        return Asking(self.source, self._chosen.retries, self._chosen.concurrency)
 
     def _template(self, task: str) -> str:
-        return self._prompt or (CHOICE_PROMPT if task == "multiple_choice" else "{input}")
+        return self._chosen.prompt or (CHOICE_PROMPT if task == "multiple_choice" else "{input}")
 
     def _converse(self, cases: Cases, task: str, model: str, progress: Progress | None) -> dict[str, Any]:
         """The answers to the tasks that are answered in words, as columns of Predictions."""
@@ -163,11 +168,12 @@ class Endpoint(Version):
 
     def _say(self, prompt: str, model: str) -> Said:
         """One answer. Raises FailedError."""
-        messages = [{"role": "system", "content": self._system}] if self._system else []
+        system = self._chosen.system
+        messages = [{"role": "system", "content": system}] if system else []
         content: dict[str, Any] = (
             {"messages": [*messages, {"role": "user", "content": prompt}]} if self._chat else {"prompt": prompt}
         )
-        body = {**({"model": model} if model else {}), **self._sampling, **content, **self._extra}
+        body = {**({"model": model} if model else {}), **content, **self._chosen.sampling()}
         begin = time.perf_counter()
         text, notes = self._client.ask("/chat/completions" if self._chat else "/completions", body, self._read)
         return Said(text, time.perf_counter() - begin, {k: self._client.redact(v) for k, v in notes.items()})
@@ -190,25 +196,30 @@ class Endpoint(Version):
         """The nearest documents of each query, as columns of Predictions."""
         if not cases.documents:
             raise DataError(f"{cases.name}: retrieval needs documents to search in.")
-        fields = {**({"model": model} if model else {}), **self._extra}
+        fields = {**({"model": model} if model else {}), **(self._chosen.body or {})}
         asking, again = self._asking(), self._asking()
-        texts = [fill(self._document, text, []) for _, text in cases.documents]
-        documents, _ = embed(texts, fields, self._client, asking, self._batch)
+        texts = [fill(self._chosen.document_prompt, text, []) for _, text in cases.documents]
+        documents, _ = embed(texts, fields, self._client, asking, self._chosen.batch)
         for (name, _), vector in zip(cases.documents, documents, strict=True):
             if isinstance(vector, FailedError):
                 raise ModelError(f"{self.source}: no vector for document '{name[:60]}': {vector.reason}. Every query needs all.")
         asked = [fill(self._template(task), text, []) for text in cases.inputs]
-        queries, seconds = embed(asked, fields, self._client, again, self._batch, progress)
+        queries, seconds = embed(asked, fields, self._client, again, self._chosen.batch, progress)
         good = [i for i, vector in enumerate(queries) if not isinstance(vector, FailedError)]
         errors = {cases.ids[i]: vector.reason for i, vector in enumerate(queries) if isinstance(vector, FailedError)}
         outputs: list[Json] = [None] * len(cases)
         if good:
             matrix = _stack([queries[i] for i in good], self.source)
-            found = nearest(matrix, _stack([*documents, matrix[0]], self.source)[:-1], [name for name, _ in cases.documents])
+            names = [name for name, _ in cases.documents]
+            found = nearest(matrix, _stack([*documents, matrix[0]], self.source)[:-1], names, self._chosen.k)
             for i, ids in zip(good, found, strict=True):
                 outputs[i] = ids
         whole = matrix if len(good) == len(cases) else None
-        facts = {"retries": asking.retried + again.retried, "documents": len(documents), "document": self._document}
+        facts = {
+            "retries": asking.retried + again.retried,
+            "documents": len(documents),
+            "document_prompt": self._chosen.document_prompt,
+        }
         return {"outputs": outputs, "errors": errors, "seconds": seconds, "embeddings": whole, "facts": facts}
 
 
@@ -216,24 +227,6 @@ def fill(template: str, text: str, choices: Sequence[str]) -> str:
     """A prompt: the text of an item and its choices put into a template, in one pass, so that braces in either stay text."""
     parts = {"{input}": text, "{choices}": wording.listed(choices)}
     return re.sub(r"\{input\}|\{choices\}", lambda match: parts[match[0]], template)
-
-
-def _sampling(told: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request that say how tokens are drawn. Raises ShapeError."""
-    fields: dict[str, Any] = {}
-    if str(told.get("temperature")).lower() != "none" or "temperature" not in told:
-        fields["temperature"] = arguments.number(told, "temperature", 0.0, 0.0, 2.0)
-    for name in ("max_tokens", "seed"):
-        if name in told:
-            fields[name] = arguments.whole(told, name, 0, 1 if name == "max_tokens" else -(2**63), 2**63)
-    stop = told.get("stop")
-    if stop is not None:
-        plain = stop.replace("\\n", "\n") if isinstance(stop, str) else stop
-        fields["stop"] = arguments.structure(told, "stop") if str(stop).startswith("[") else plain
-        texts = fields["stop"] if isinstance(fields["stop"], list) else [fields["stop"]]
-        if not all(isinstance(text, str) for text in texts):
-            raise ShapeError("stop must be a text or a JSON list of texts.")
-    return fields
 
 
 def _stack(vectors: Sequence[Any], source: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,30 +57,39 @@ def gather(
     Raises what reading or running a version raises; PlanError for settings of what is only read.
     """
     given = {side: dict((settings or {}).get(side, {})) for side in ("old", "new")}
-    frozen = baseline.load(Path(old)) if baseline.recognised(Path(old)) else None
+    frozen = baseline.load(Path(old).expanduser()) if _kind(old) == "baseline" else None
     if frozen is not None:
         cases, task = cases or frozen.cases, task or frozen.task
         metric, block = metric or frozen.metric, block or frozen.block
-    if not metric and new is not None and _is_lm_eval(Path(old)) and _is_lm_eval(Path(new)):
+    if not metric and new is not None and _kind(old) == _kind(new) == "lm_eval":
         metric = "score"  # the harness's own
     asked = task if task not in ("", "auto") or cases is None else tasks.of_cases(cases)
 
-    def answer(source: str, chosen: Mapping[str, Any]) -> Predictions:
-        return predictions(source, chosen, cases, asked, progress)
+    def answers(source: str, chosen: Mapping[str, Any]) -> Callable[[], Predictions]:
+        return prepared(source, chosen, cases, asked, progress)
 
-    first = frozen.old if frozen is not None else answer(old, given["old"])
-    repeated = list(frozen.again) if frozen is not None else []
+    # All are read or made before any is run: a slip in what is said of the new one shows before the old one has run for an hour.
+    first = answers(old, given["old"]) if frozen is None else lambda: frozen.old
+    repeated: list[Callable[[], Predictions]] = []
     for one in again:
-        if _is_read(one):
-            repeated.append(answer(one, {}))
-        elif frozen is not None or _is_read(old):
+        if _kind(one) in READ:
+            repeated.append(answers(one, {}))
+        elif _kind(old) in READ:
             raise PlanError(
                 f"--again {one} would run {old} once more, but that is only read; give --again a file of its second run."
             )
         else:
-            repeated.append(answer(old, {**given["old"], **({} if one == "same" else pairs(one.split(",")))}))
-    second = None if new is None else answer(new, given["new"])
-    return Gathered(first, second, repeated, cases, asked if cases is not None else task, metric, block)
+            repeated.append(answers(old, {**given["old"], **({} if one == "same" else pairs(one.split(",")))}))
+    second = None if new is None else answers(new, given["new"])
+    return Gathered(
+        first(),
+        second and second(),
+        [*(frozen.again if frozen is not None else ()), *(run() for run in repeated)],
+        cases,
+        asked if cases is not None else task,
+        metric,
+        block,
+    )
 
 
 def pairs(given: Sequence[str]) -> dict[str, Any]:
@@ -93,49 +103,53 @@ def pairs(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def predictions(
+def prepared(
     source: str, settings: Mapping[str, Any], cases: Cases | None, task: str, progress: Callable[[str], Progress | None]
-) -> Predictions:
-    """The predictions of what `source` names. Raises what reading or running it raises."""
-    path = Path(source)
-    if _is_lm_eval(path):
+) -> Callable[[], Predictions]:
+    """What gives the predictions of `source`: it is read now, or made ready to run. Raises what reading or making it raises."""
+    kind, path = _kind(source), Path(source).expanduser()
+    if kind in READ:
+        found = _read(kind, path, source, settings)
+        return lambda: found
+    version = version_of(source, settings)
+    if cases is None:
+        raise PlanError(f"{source} is run, so it needs the items to be asked: --data FILE with 'id' and 'input' (and 'label').")
+    return lambda: version.run(cases, task, progress(version.name))
+
+
+def _read(kind: str, path: Path, source: str, settings: Mapping[str, Any]) -> Predictions:
+    if kind == "lm_eval":
         from instar.doors import lm_eval
 
         if unknown := settings.keys() - {"metric", "filter"}:
             raise UnknownNameError.among("setting of lm-evaluation-harness samples", min(unknown), ("metric", "filter"))
         return lm_eval.read(path, **settings, name=source)
-    if _is_read(source):
-        if settings:
-            raise PlanError(f"{source} is read, not run, so it takes no settings; received {', '.join(settings)}.")
-        return baseline.load(path).old if path.is_dir() else reading.predictions(path, source)
-    version = version_of(source, settings)
-    if cases is None:
-        raise PlanError(f"{source} is run, so it needs the items to be asked: --data FILE with 'id' and 'input' (and 'label').")
-    return version.run(cases, task, progress(version.name))
+    if settings:
+        raise PlanError(f"{source} is read, not run, so it takes no settings; received {', '.join(settings)}.")
+    return baseline.load(path).old if kind == "baseline" else reading.predictions(path, source)
 
 
 def version_of(source: str, settings: Mapping[str, Any]) -> Version:
     """The version behind a name that has to be run. Raises DataError when it is nothing that is known."""
-    path = Path(source)
-    if source.startswith(("http://", "https://")):
+    kind = _kind(source)
+    if kind == "endpoint":
         from instar.doors.openai import Endpoint
 
         return Endpoint(source, settings)
-    if source.startswith(("before:", "after:")):
+    if kind == "receipt":
         from instar.doors.receipts import RecordedModel
 
         return RecordedModel(source, settings)
-    if ":" in source and not path.exists():
+    if kind == "function":
         from instar.doors.functions import Function
 
         return Function(source, settings)
-    if path.is_dir():
-        from instar.doors import decoder
+    if kind == "decoder":
+        from instar.doors.decoder import DecoderModel
 
-        if decoder.recognised(path):
-            return decoder.DecoderModel(source, settings)
-    elif path.is_file() or path.suffix:
-        what = "is no kind of file that is known" if path.is_file() else "does not exist"
+        return DecoderModel(source, settings)
+    if kind == "unknown":
+        what = "is no kind of file that is known" if Path(source).is_file() else "does not exist"
         raise DataError(f"{source} {what}. A version is {KINDS}.")
     from instar.doors.hf import TransformersModel
 
@@ -155,14 +169,33 @@ def cases(data: str, *, examples: Path | None = None, documents: Path | None = N
     )
 
 
-def _is_read(source: str) -> bool:
-    path = Path(source)
-    return path.suffix.lower() in reading.KINDS or (path.is_dir() and (baseline.recognised(path) or _is_lm_eval(path)))
+READ = ("file", "baseline", "lm_eval")
+"""Kinds that are read; all others are run."""
 
 
-def _is_lm_eval(path: Path) -> bool:
-    if not path.is_dir():
-        return False
+def _kind(source: str) -> str:
+    """file, baseline, lm_eval; endpoint, receipt, function, decoder, transformers (or the name of a packaged model); unknown."""
+    if source.startswith(("http://", "https://")):
+        return "endpoint"
+    if source.startswith(("before:", "after:")):
+        return "receipt"
+    path = Path(source).expanduser()
+    if path.suffix.lower() in reading.KINDS:
+        return "file"
+    if os.path.isdir(path):  # noqa: PTH112 - a text too long for a name is no folder, and no error
+        return _kind_of_folder(path)
+    if ":" in source and not os.path.exists(path):  # noqa: PTH110
+        return "function"
+    return "unknown" if path.suffix or os.path.isfile(path) else "transformers"  # noqa: PTH113
+
+
+def _kind_of_folder(path: Path) -> str:
     from instar.doors import lm_eval
 
-    return lm_eval.matches(path)
+    if baseline.recognised(path):
+        return "baseline"
+    if lm_eval.matches(path):
+        return "lm_eval"
+    from instar.doors import decoder
+
+    return "decoder" if decoder.recognised(path) else "transformers"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,9 +15,9 @@ from torch import nn
 from instar import extras
 from instar.bench.executor import Job, LocalExecutor, Outcome
 from instar.bench.run import peak_rss
-from instar.doors.answers import Subject
-from instar.doors.settings import Settings
-from instar.doors.version import Progress
+from instar.doors import settings as reading
+from instar.doors.local import Settings, Subject
+from instar.doors.version import Progress, Version, require_task
 from instar.errors import InstarError, ModelError
 from instar.gate.predictions import Cases, Predictions
 
@@ -37,6 +38,38 @@ class Request:
     task: str
     preload: tuple[str, ...] = ()
     """Modules imported before memory is counted: what a library takes is no cost of a model."""
+
+
+class LocalModel(Version):
+    """A folder on this machine that is loaded in a fresh process at every run.
+
+    Costs: `size_bytes` of parameters and buffers; `peak_bytes`, by which the process grew beyond what it took before loading (on
+    CUDA: most bytes of tensors); `wall_seconds` and `cpu_seconds` of the answers, without loading.
+
+    Raises ShapeError for a setting that makes no sense, and what finding the folder raises.
+    """
+
+    PRELOAD: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, source: str, settings: Mapping[str, Any] | None = None) -> None:
+        super().__init__(source, settings)
+        self._chosen = reading.read(Settings, self.settings)
+        self._folder = self.find()
+
+    @abc.abstractmethod
+    def find(self) -> str:
+        """What `open` is given. A conversion happens here, where it is no cost of a run."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def open(folder: str, settings: Settings) -> tuple[Subject, dict[str, Any]]:
+        """In the fresh process: load, and say what it is."""
+
+    def run(self, cases: Cases, task: str, progress: Progress | None = None) -> Predictions:
+        """See `Version.run`. Also raises UnknownNameError (task), and ModelError when the process dies or takes too long."""
+        require_task(task)
+        asked = Request(self.name, self.source, self._folder, type(self).open, self._chosen, cases, task, self.PRELOAD)
+        return run(asked, progress)
 
 
 def run(request: Request, progress: Progress | None) -> Predictions:

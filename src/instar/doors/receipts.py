@@ -2,56 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
 
 from instar.data import pretrained
-from instar.doors import hf, process
-from instar.doors.answers import Subject
-from instar.doors.settings import Settings
-from instar.doors.version import Progress
+from instar.doors import decoder, hf
+from instar.doors.local import Settings, Subject
+from instar.doors.settings import meanings
 from instar.errors import ReceiptError
-from instar.gate.predictions import Cases, Predictions
+from instar.models import pretrained as decoders
+from instar.receipt import history, load
 
 SIDES = ("before:", "after:")
 
 
 class RecordedModel(hf.TransformersModel):
-    """The model of a folder as it was before (or after) the update of one of its receipts.
+    """The model of a folder (of `transformers`, or one of our decoders) as it was before or after one of its updates.
 
-    The model is loaded in a fresh process and the updates since are undone there, last first; the folder is not touched.
+    It is loaded in a fresh process as it stands, in the type in which it is stored, and the updates since are undone there, last
+    first; only then do the settings apply. The folder is not touched. `layers` is no setting: a part of a model has no receipts.
     """
 
-    def run(self, cases: Cases, task: str, progress: Progress | None = None) -> Predictions:
-        """See `TransformersModel.run`. Also raises ReceiptError."""
-        hf.check(task)
+    SETTINGS: ClassVar[Mapping[str, str]] = meanings(Settings, without=("layers",))
+
+    def find(self) -> str:
+        """The side and the receipt. Raises ReceiptError when it is none of the model's."""
         _, folder, _ = _parts(self.source)
-        settings = Settings.of(self.settings)
-        pretrained.folder(folder)
-        request = process.Request(self.name, self.source, self.source, opened, settings, cases, task, hf.LIBRARY)
-        return process.run(request, progress)
+        if not decoder.recognised(folder):
+            pretrained.folder(folder)
+        return self.source
 
-
-def opened(source: str, settings: Settings) -> tuple[Subject, dict[str, Any]]:
-    """In the fresh process: load the model as it stands, and undo the updates down to the one that is asked for."""
-    from instar.receipt import history, load
-
-    side, folder, receipt = _parts(source)
-    recorded = history(folder)
-    place = next((i for i, line in enumerate(recorded) if line.path.resolve() == receipt.resolve()), None)
-    if place is None:
-        raise ReceiptError(f"{receipt} is none of the receipts of {folder}; `instar history {folder}` lists them.")
-
-    def revert(model: Any) -> None:
-        for line in reversed(recorded[place if side == "before:" else place + 1 :]):
+    @staticmethod
+    def open(folder: str, settings: Settings) -> tuple[Subject, dict[str, Any]]:
+        """In the fresh process: load, undo the updates down to the one that is asked for, and say what it is."""
+        side, model_folder, place = _parts(folder)
+        undone = reversed(history(model_folder)[place if side == "before:" else place + 1 :])
+        if decoder.recognised(model_folder):
+            ours = decoders.load(model_folder)
+            for line in undone:
+                load(line.path).undo(ours)
+            return decoder.prepared(ours, model_folder, settings)
+        model, tokenizer = pretrained.load(model_folder, dtype="auto")
+        for line in undone:
             load(line.path).undo(model)
+        for parameter in model.parameters():  # no buffers: transformers keeps those of rotary positions in float32
+            parameter.data = parameter.data.to(getattr(torch, settings.dtype))
+        return hf.prepared(model.to(settings.device), tokenizer, model_folder, settings)
 
-    return hf.opened(str(folder), settings, revert)
 
-
-def _parts(source: str) -> tuple[str, Path, Path]:
+def _parts(source: str) -> tuple[str, Path, int]:
+    """The side, the folder of the model, and the place of the receipt in its history."""
     side = next((s for s in SIDES if source.startswith(s)), None)
-    receipt = Path(source.removeprefix(side or ""))
+    receipt = Path(source.removeprefix(side or "")).expanduser()
     if side is None or receipt.parent.name != "receipts":
         raise ReceiptError(f"'{source}' must read before:MODEL/receipts/NNN-id or after:MODEL/receipts/NNN-id.")
-    return side, receipt.parent.parent, receipt
+    folder = receipt.parent.parent
+    for place, line in enumerate(history(folder)):
+        if line.path.resolve() == receipt.resolve():
+            return side, folder, place
+    raise ReceiptError(f"{receipt} is none of the receipts of {folder}; `instar history {folder}` lists them.")

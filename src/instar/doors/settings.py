@@ -1,128 +1,173 @@
-"""The settings of the doors of local models: documented, typed, and refused when they make no sense."""
+"""The settings of every door: a dataclass whose fields say what each means, how it is read, and what it is by default.
+
+A value is given as text (`--new batch=1`) or from Python, and reads the same for every door: whole numbers and numbers in
+bounds, `true` or `false`, `none` where nothing may be chosen, `@file.txt` for a text that lies in a file, and for several texts
+a list or its JSON (`stop=["\\n", "END"]`). Whatever does not fit is a ShapeError before anything runs.
+
+>>> @dataclass(frozen=True)
+... class Mine:
+...     batch: int = setting(16, whole(1), "items at a time")
+>>> read(Mine, {"batch": "4"})
+Mine(batch=4)
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from instar.errors import ModelError
+from instar.errors import ShapeError
 
-LOADING = {
-    "dtype": "of the weights: float32 (default), bfloat16 or float16",
-    "quantize": "int8: linear layers in 8 bits, activations scaled batch by batch (so answers depend a little on the batch)",
-    "layers": "use only the first so many layers",
-    "device": "where it runs: cpu (default), cuda, cuda:1, mps",
-    "threads": "of the CPU; default: torch's choice",
-    "seed": "of torch; answers are greedy and do not depend on it unless the model draws (default 0)",
-    "timeout": "seconds after which the run is stopped; default: a day",
-}
-ASKING = {
-    "batch": "items (in multiple choice: answers) at a time (default 16)",
-    "max_length": "most tokens of an input; default: what the model takes",
-    "prompt": "what is asked, with {input} for the item's text; @file.txt reads it from a file (default {input})",
-}
-SPEAKING = {
-    "max_new_tokens": "most tokens of a generated answer (default 64)",
-    "stop": "text that ends a generated answer and is cut off; a list for several; \\n is a line break",
-    "normalize": "multiple choice: divide the log-likelihood of an answer by its characters (also: true) or tokens; default none",
-}
-CHATTING = {"chat": "true: ask in the model's chat template"}
-SEARCHING = {
-    "document_prompt": "retrieval: as `prompt`, for the documents",
-    "k": "retrieval: how many documents are returned (default 100)",
-}
+Reader = Callable[[Any], Any]
+"""Makes a value of what was given, or raises ValueError that says what it expects."""
+Kind = TypeVar("Kind")
 
-_CHOICES = {
-    "dtype": ("float32", "bfloat16", "float16"),
-    "quantize": ("none", "int8"),
-    "normalize": ("none", "characters", "tokens"),
-}
-_DAY = 86400.0
+_LARGEST_FILE = 2**20
 
 
-@dataclass(frozen=True)
-class Settings:
-    """All settings with their defaults; `of` makes them from what a user wrote."""
-
-    dtype: str = "float32"
-    quantize: str = "none"
-    layers: int | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    seed: int = 0
-    timeout: float = _DAY
-    batch: int = 16
-    max_length: int | None = None
-    prompt: str = "{input}"
-    max_new_tokens: int = 64
-    stop: tuple[str, ...] = ()
-    normalize: str = "none"
-    chat: bool = False
-    document_prompt: str = "{input}"
-    k: int = 100
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Settings:
-        """Read values as Python or as text from a command line. Raises ModelError."""
-        return cls(**{name: _read(name, value) for name, value in given.items()})
-
-    def facts(self, names: Mapping[str, Any]) -> dict[str, Any]:
-        """The resolved values of the named settings."""
-        return {name: getattr(self, name) for name in names}
+def setting(default: Any, read: Reader, means: str) -> Any:
+    """A field of a dataclass of settings."""
+    return dataclasses.field(default=default, metadata={"read": read, "means": means})
 
 
-_TYPES = {f.name: str(f.type) for f in dataclasses.fields(Settings)}
+def meanings(kind: Any, without: Sequence[str] = ()) -> dict[str, str]:
+    """Setting -> what it means, for help and for messages; `without` are those that a door does not have."""
+    return {f.name: f.metadata["means"] for f in dataclasses.fields(kind) if f.name not in without}
 
 
-def _read(name: str, value: Any) -> Any:
-    kind = _TYPES[name]
-    if name == "stop":
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) and t for t in texts):
-            raise _wrong(name, "text or a list of texts, none empty", value)
-        return tuple(t.replace("\\n", "\n") for t in texts)
-    if name == "normalize" and str(value).lower() in ("true", "false"):
-        value = "characters" if str(value).lower() == "true" else "none"
-    if name == "quantize" and value in (None, False):
-        value = "none"
-    if name in _CHOICES:
-        if value not in _CHOICES[name]:
-            raise _wrong(name, " or ".join(_CHOICES[name]), value)
-        return value
-    if kind.startswith("bool"):
-        if str(value).lower() not in ("true", "false"):
-            raise _wrong(name, "true or false", value)
-        return str(value).lower() == "true"
-    if kind.startswith(("int", "float")):
-        return _number(name, value, kind)
-    return _template(name, str(value)) if name.endswith("prompt") else str(value)
+def read(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
+    """The settings that were given, and the defaults of the others. Raises ShapeError."""
+    readers = {f.name: f.metadata["read"] for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value_of(name, value, readers[name]) for name, value in given.items()})
 
 
-def _number(name: str, value: Any, kind: str) -> int | float | None:
-    if value is None and kind.endswith("None"):
-        return None
+def value_of(name: str, value: Any, read: Reader) -> Any:
+    """One value. Raises ShapeError."""
     try:
-        number = float(value) if kind.startswith("float") else int(str(value))
-    except ValueError:
-        raise _wrong(name, "a number" if kind.startswith("float") else "a whole number", value) from None
-    if not (number > 0 or (name == "seed" and number == 0)):
-        raise _wrong(name, "a number above 0", value)
-    return number
+        return read(value)
+    except ValueError as error:
+        raise ShapeError(f"The setting {name} expects {error}; received {repr(value)[:80]}.") from None
 
 
-def _template(name: str, value: str) -> str:
-    if value.startswith("@"):
+def number(low: float = -math.inf, high: float = math.inf) -> Reader:
+    """A number in bounds."""
+
+    def reads(value: Any) -> float:
         try:
-            value = Path(value[1:]).expanduser().read_text("utf-8")
-        except (OSError, ValueError) as error:
-            raise ModelError(f"The setting {name} names the file {value[1:]}, which cannot be read: {error}") from error
-    if "{input}" not in value:
-        raise _wrong(name, "a text with {input}, where the item's text goes", value[:80])
-    return value
+            found = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            found = math.nan
+        if not low <= found <= high:
+            raise ValueError("a number" + _bounds(low, high))
+        return found
+
+    return reads
 
 
-def _wrong(name: str, expected: str, value: Any) -> ModelError:
-    return ModelError(f"The setting {name} expects {expected}; received {value!r}.")
+def whole(low: float = -math.inf, high: float = math.inf) -> Reader:
+    """A whole number in bounds."""
+
+    def reads(value: Any) -> int:
+        try:
+            found = int(str(value))
+        except ValueError:
+            found = None
+        if found is None or not low <= found <= high:
+            raise ValueError("a whole number" + _bounds(low, high))
+        return found
+
+    return reads
+
+
+def _bounds(low: float, high: float) -> str:
+    if high < math.inf:
+        return f" between {low:g} and {high:g}"
+    return f" of at least {low:g}" if low > -math.inf else ""
+
+
+def truth(value: Any) -> bool:
+    """True or false."""
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError("true or false")
+    return str(value).lower() == "true"
+
+
+def one_of(*names: str, **others: str) -> Reader:
+    """One of some names; `others` are further spellings of them. None and False are `none`."""
+
+    def reads(value: Any) -> str:
+        found = "none" if value is None or value is False else str(value).lower()
+        found = others.get(found, found)
+        if found not in names:
+            raise ValueError(" or ".join(names))
+        return found
+
+    return reads
+
+
+def optional(read: Reader) -> Reader:
+    """None where nothing is chosen: None or `none`."""
+    return lambda value: None if value is None or str(value).lower() == "none" else read(value)
+
+
+def text(value: Any) -> str:
+    """A text, or with `@file` what that file says."""
+    if not isinstance(value, str):
+        raise ValueError("text")
+    if not value.startswith("@"):
+        return value
+    path = Path(value[1:]).expanduser()
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ValueError("a file of text of at most 1 MiB")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"text, or @ and a file that can be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("a file of UTF-8 text") from error
+
+
+def template(value: Any) -> str:
+    """A text, or with `@file` what that file says, that has a place for the text of an item."""
+    found = text(value)
+    if "{input}" not in found:
+        raise ValueError("a text with {input}, where the item's text goes")
+    return found
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    r"""One text or several: a list, or its JSON. `\n` is a line break."""
+    found = value
+    if isinstance(value, str):
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            parsed = None
+        found = parsed if isinstance(parsed, list) else [value]
+    if not isinstance(found, (list, tuple)) or not all(isinstance(one, str) and one for one in found):
+        raise ValueError("a text or a list of texts, none empty")
+    return tuple(one.replace("\\n", "\n") for one in found)
+
+
+def fields(value: Any) -> dict[str, Any]:
+    """A JSON object, or its text."""
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            found = None
+    if not isinstance(found, dict):
+        raise ValueError("a JSON object")
+    return found
+
+
+def like(example: Any) -> Reader:
+    """As the type of `example`, where text has to be told from a number; everything else as it is given."""
+    by_type = {bool: truth, int: whole(), float: number()}
+    reader = by_type.get(type(example))
+    return lambda value: reader(value) if reader is not None and isinstance(value, str) else value

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instar.doors.answers import Answers, Subject, Tell, batches
-from instar.doors.settings import Settings
+from instar.doors.local import Answers, Settings, Subject, Tell, batches
 from instar.errors import DataError
 from instar.gate.predictions import Cases
 

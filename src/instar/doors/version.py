@@ -21,6 +21,9 @@ class Progress(Protocol):
 class Version(abc.ABC):
     """Something that answers cases: a local model, an endpoint, a function.
 
+    Whatever can be known to be wrong before anything runs (a setting, a missing file) is refused when a version is made, so
+    that the new one fails before the old one has run for an hour.
+
     Args:
         source: what the user named (a folder, an address, `file.py:function`).
         settings: of this version alone, from `--old name=value` or `--new name=value`; unknown names are refused.
@@ -52,3 +55,9 @@ class Version(abc.ABC):
         An item that cannot be answered has the output None and its reason in `errors`; what makes every answer impossible
         (no such model, endpoint down at the first call) raises DataError or ModelError.
         """
+
+
+def require_task(task: str) -> None:
+    """Raise UnknownNameError for what is no task."""
+    if task not in TASKS:
+        raise UnknownNameError.among("task", task, TASKS)
