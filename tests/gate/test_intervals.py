@@ -134,5 +134,28 @@ def test_mean_interval_of_many_items_is_cheap_and_the_same() -> None:
     half = 1.96 / np.sqrt(len(values))
     assert found.low == pytest.approx(values.mean() - half, abs=half * 0.1)
     assert found.high == pytest.approx(values.mean() + half, abs=half * 0.1)
-    constant = intervals.mean_interval(np.full(50, 0.25), None)
-    assert (constant.low, constant.high) == (0.25, 0.25)
+
+
+def test_marks_that_hardly_differ_do_not_look_sure() -> None:
+    """Fifty equal differences, or one fall among a hundred, do not tell the spread; the shares of falls do."""
+    for values in (np.full(50, 0.25), np.zeros(50), np.eye(100)[0] * 0.3, np.full(50, 0.1)):
+        assert intervals.mean_interval(values, None).high is None
+        found = intervals.mean_interval(values, None, reach=0.5)
+        low, high = intervals.difference_interval(values.sum() / 0.5, 0, len(values))
+        assert (found.low, found.high) == pytest.approx((0.5 * low, 0.5 * high))
+        assert found.low <= values.mean() <= found.high
+    none = intervals.mean_interval(np.zeros(50), None, reach=1.0)
+    assert none.high is not None
+    assert none.high > 0.05  # fifty items without a fall do not show that fewer than 5 % fall
+
+
+def test_rare_falls_are_covered() -> None:
+    """2 % of items fall by all that a mark can: half of such samples have so few that a bootstrap alone would miss the rest."""
+    generator = np.random.default_rng(8)
+    inside, repeats = 0, 400
+    for _ in range(repeats):
+        found = intervals.mean_interval((generator.random(120) < 0.02).astype(float), None, reach=1.0, draws=400)
+        assert found.low is not None
+        assert found.high is not None
+        inside += found.low <= 0.02 <= found.high
+    assert inside / repeats >= 0.93

@@ -88,7 +88,7 @@ def test_cautions() -> None:
     same = Predictions("new", old.ids, ["yes"] * 300, old.labels)
     assert any("same answer to every item ('yes')" in c for c in judge(old, same).cautions)
     strange = Predictions("new", old.ids, ["yes"] * 299 + ["<b>oops</b>"], old.labels)
-    assert any("1 answers that are no label" in c and "oops" in c for c in judge(old, strange).cautions)
+    assert any("1 answer that is no label" in c and "oops" in c for c in judge(old, strange).cautions)
     twin = replace(old, facts={"sha256": "s"})
     assert any("same bytes" in c for c in judge(twin, twin).cautions)
     scored = Predictions("old", old.ids, old.outputs, scores=np.random.default_rng(0).random(300))

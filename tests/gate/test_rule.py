@@ -170,8 +170,8 @@ def test_reading_a_policy(tmp_path: Path) -> None:
     path.write_text('max_nfr = 0.01\nlevel = 0.9\n[[slices]]\ncolumn = "domain"\nvalue = 3\nmax_flips = 0\n')
     found = policy.read(path)
     assert (found.max_nfr, found.level, found.slices) == (0.01, 0.9, (SliceLimits(None, None, 0, "domain", "3"),))
-    assert found.with_(max_nfr=None, level=0.99).level == 0.99
-    assert found.with_(max_nfr=None).max_nfr == 0.01
+    assert policy.read(path, max_nfr=None, level=0.99).level == 0.99
+    assert policy.read(path, max_nfr=0.5).max_nfr == 0.5
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from instar.errors import DataError, UnknownNameError
-from instar.gate import tasks
+from instar.gate import marks, tasks
 from instar.gate.predictions import Cases, Predictions
 
 
 def _mark(outputs: list, labels: list, metric: str) -> list[float]:
     version = Predictions("v", [str(i) for i in range(len(outputs))], outputs, labels)
-    return tasks.mark(version, labels, metric).values.tolist()
+    return marks.mark(version, labels, metric).values.tolist()
 
 
 def test_agreement_reads_json_and_csv_alike() -> None:
@@ -37,13 +37,13 @@ def test_text_metrics() -> None:
 
 
 def test_rouge_by_hand() -> None:
-    assert tasks.rouge_n("the cat sat", "the cat ran home", 1) == pytest.approx(2 * 2 / 7)
-    assert tasks.rouge_n("the cat sat", "the cat ran home", 2) == pytest.approx(2 * 1 / 5)
-    assert tasks.rouge_n("a a a", "a", 1) == pytest.approx(2 * 1 / 4)
-    assert tasks.rouge_l("police killed the gunman", "police kill the gunman") == pytest.approx(0.75)  # Lin 2004, § 3.1
-    assert tasks.rouge_l("the gunman kill police", "police kill the gunman") == pytest.approx(0.5)
-    assert tasks.rouge_n("", "x", 1) == 0
-    assert tasks.rouge_l("same words", "Same, words!") == 1
+    assert marks.rouge_n("the cat sat", "the cat ran home", 1) == pytest.approx(2 * 2 / 7)
+    assert marks.rouge_n("the cat sat", "the cat ran home", 2) == pytest.approx(2 * 1 / 5)
+    assert marks.rouge_n("a a a", "a", 1) == pytest.approx(2 * 1 / 4)
+    assert marks.rouge_l("police killed the gunman", "police kill the gunman") == pytest.approx(0.75)  # Lin 2004, § 3.1
+    assert marks.rouge_l("the gunman kill police", "police kill the gunman") == pytest.approx(0.5)
+    assert marks.rouge_n("", "x", 1) == 0
+    assert marks.rouge_l("same words", "Same, words!") == 1
 
 
 def test_retrieval_by_hand() -> None:
@@ -89,7 +89,7 @@ def test_what_cannot_be_marked() -> None:
         _mark([["a"]], [["a"]], "recall@x")
     version = Predictions("v", ["a", "b"], ["x", "y"], scores=np.array([1.0, np.nan]))
     with pytest.raises(DataError, match="1 scores are no finite numbers: 'b'"):
-        tasks.mark(version, None, "score")
+        marks.mark(version, None, "score")
 
 
 def _choose(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from instar.errors import InstarError, PlanError
+
 if TYPE_CHECKING:
     from instar.gate.policy import Policy
     from instar.gate.predictions import Cases
@@ -26,7 +28,8 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer brings i
 class _Group(TyperGroup):
     """`instar gate OLD NEW` is the command itself; a file named like a subcommand is given as ./plan.
 
-    Exit code 2 says "undecided" here, so wrong usage ends with 3 like every other error.
+    Exit code 2 says "undecided" here, so wrong usage ends with 3 like every other error. Messages hold ids and names from
+    files: what would steer a terminal is taken out of them.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -44,6 +47,10 @@ class _Group(TyperGroup):
         except _UsageError as error:
             error.exit_code = _ERROR  # type: ignore[attr-defined]
             raise
+        except InstarError as error:
+            from instar.gate.words import printable
+
+            raise type(error)("\n".join(map(printable, str(error).split("\n")))) from error
 
 
 app = typer.Typer(cls=_Group, rich_markup_mode="markdown", no_args_is_help=False)
@@ -247,7 +254,6 @@ class _Bar:
 
 def _cases(data: str | None, examples: Path | None, documents: Path | None) -> Cases | None:
     from instar.doors import opening
-    from instar.errors import PlanError
 
     if data is None:
         if examples or documents:
@@ -260,8 +266,8 @@ def _policy(path: Path | None, *given: Any) -> Policy:
     from instar.gate import policy
 
     names = ("max_nfr", "max_flips", "max_accuracy_drop", "tolerance", "level")
-    found = policy.read(path) if path is not None else policy.Policy()
-    return found.with_(**dict(zip(names, given, strict=True)))
+    values = {name: value for name, value in zip(names, given, strict=True) if value is not None}
+    return policy.read(path, **values) if path is not None else policy.Policy(**values)
 
 
 def _writable(paths: list[Path]) -> None:

@@ -19,6 +19,7 @@ from instar import files
 from instar.errors import DataError, OutputError
 from instar.gate import reading
 from instar.gate.predictions import Cases, Predictions
+from instar.gate.values import as_json
 
 MANIFEST = "manifest.json"
 _FORMAT = "instar-gate-baseline-1"
@@ -71,7 +72,7 @@ def freeze(
             "versions": [{"name": v.name, "costs": dict(v.costs), "facts": dict(v.facts)} for v in (old, *again)],
             "files": {path.name: reading.sha256(path) for path in sorted(temporary.iterdir())},
         }
-        files.write(temporary / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n")
+        files.write(temporary / MANIFEST, as_json(manifest, indent=1, default=str) + "\n")
         temporary.chmod(0o755)
         temporary.replace(folder)
     except OSError as error:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from instar.gate.flips import Flips
 from instar.gate.pairing import Pairs
 from instar.gate.result import Broken, Group
-from instar.gate.tasks import canonical
+from instar.gate.values import canonical
 
 MOST = 1000
 """Items that are grouped: the worst ones. All are named in the record."""

@@ -13,6 +13,7 @@ however noisy it is. NFR and its relatives: Yan et al. 2021 (2011.09161); for ge
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +63,23 @@ class Flips:
     def __len__(self) -> int:
         return len(self.after)
 
+    @property
+    def reach(self) -> float:
+        """From the lowest mark to the highest: the furthest that one can fall."""
+        return float(max(self.before.max(), self.after.max()) - min(self.before.min(), self.after.min()))
+
 
 def flips(before: Floats, after: Floats, tolerance: float = 0.0, blocks: NDArray[np.int64] | None = None) -> Flips:
     """Flips from marks before [K, N] (K runs of the old version) and after [N]. Without NaN; O(K² N)."""
+    tolerance *= 1 + 1e-9  # 0.8 − 0.7 is a little more than 0.1
     falls = before - after > tolerance
     runs = len(before)
     excess, noise = falls.mean(0), None
     if runs > 1:
-        pairs = [(before[k] - before[m] > tolerance).astype(np.float64) for k in range(runs) for m in range(runs) if k != m]
-        noise = sum(pairs[1:], pairs[0]) / len(pairs)
+        noise = np.zeros(before.shape[1])
+        for k, m in itertools.permutations(range(runs), 2):
+            noise += before[k] - before[m] > tolerance
+        noise /= runs * (runs - 1)
         excess = excess - noise
     if blocks is not None:
         blocks = np.unique(blocks, return_inverse=True)[1].astype(np.int64)
@@ -120,7 +129,7 @@ def difference(values: Floats, blocks: NDArray[np.int64] | None, level: float) -
     return excess(values, blocks, True, level).figure
 
 
-def mean(values: Floats, blocks: NDArray[np.int64] | None, level: float) -> Figure:
-    """The mean of scores with its bootstrap-t interval."""
-    found = intervals.mean_interval(values, blocks, level)
+def mean(values: Floats, blocks: NDArray[np.int64] | None, level: float, reach: float | None = None) -> Figure:
+    """The mean of scores with its bootstrap-t interval; `reach`: how far a value can lie from 0."""
+    found = intervals.mean_interval(values, blocks, level, reach)
     return Figure(found.value, found.low, found.high)

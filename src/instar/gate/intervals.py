@@ -125,27 +125,49 @@ def effective(values: Floats, blocks: NDArray[np.int64] | None, level: float = L
 
 
 def mean_interval(
-    values: Floats, blocks: NDArray[np.int64] | None, level: float = LEVEL, draws: int = 2000, most: int = 4000
+    values: Floats,
+    blocks: NDArray[np.int64] | None,
+    level: float = LEVEL,
+    reach: float | None = None,
+    draws: int = 2000,
+    most: int = 4000,
 ) -> Estimate:
     """The mean of a paired score difference with its bootstrap-t interval over blocks.
 
     More than `most` blocks are first joined at random into as many: the spread of the mean is the same and the cost bounded.
+    Where so few blocks differ from the rest that the bootstrap often draws none of them, it knows nothing of the spread: then
+    the interval is that of shares, since differences in [−reach, reach] never vary more than as many in {−reach, 0, reach}
+    with the same falls and rises. Without `reach` there is none.
     """
     n, mean = len(values), float(values.mean())
     generator = np.random.default_rng(0)  # the same predictions must give the same page
     codes = np.arange(n) if blocks is None else blocks
-    groups = int(codes.max()) + 1
+    apart = groups = int(codes.max()) + 1
     if groups > most:
         codes = generator.permutation(np.arange(groups) % most)[codes]
         groups = most
-    total = np.bincount(codes, weights=values, minlength=groups)
-    size = np.bincount(codes, minlength=groups).astype(np.float64)
+    total: Floats = np.bincount(codes, weights=values, minlength=groups).astype(np.float64)
+    size: Floats = np.bincount(codes, minlength=groups).astype(np.float64)
     if groups < 2:
         return Estimate(mean, None, None, 1, n)
+    least = 1e-12 * float(np.abs(values).max())  # no spread, but for rounding
     residual = total - mean * size
     error = float(np.sqrt(residual @ residual)) / n
-    if error == 0:
-        return Estimate(mean, mean, mean, 1, n)
+    low, high = _studentised(total, size, mean, least, tail(level), draws, generator) if error > least else (-np.inf, np.inf)
+    if np.isfinite(low) and np.isfinite(high):
+        return Estimate(mean, mean - high * error, mean - low * error, 1, n)
+    if not reach:
+        return Estimate(mean, None, None, 1, n)
+    up, down = (float(np.maximum(sign * values, 0).mean()) / reach * apart for sign in (1, -1))
+    below, above = (float(bound) * reach for bound in difference_interval(up, down, apart, level))
+    return Estimate(mean, below, above, 1, n)
+
+
+def _studentised(
+    total: Floats, size: Floats, mean: float, least: float, alpha: float, draws: int, generator: np.random.Generator
+) -> tuple[float, float]:
+    """The quantiles alpha and 1 − alpha of (drawn mean − mean) / its standard error; infinite where draws have no spread."""
+    groups = len(total)
     columns = np.stack([total, size, total * total, total * size, size * size], 1)
     quantiles = []
     step = max(1, 4_000_000 // groups)
@@ -156,12 +178,13 @@ def mean_interval(
         drawn = t / s
         spread = np.sqrt(np.maximum(tt - 2 * drawn * ts + drawn * drawn * ss, 0.0)) / s
         with np.errstate(divide="ignore", invalid="ignore"):
-            quantiles.append((drawn - mean) / spread)
+            quantiles.append((drawn - mean) / np.where(spread * groups > least, spread, 0.0))
     t_values = np.concatenate(quantiles)
-    t_values = t_values[np.isfinite(t_values)]
-    alpha = tail(level)
-    low, high = np.quantile(t_values, [1 - alpha, alpha]) if len(t_values) else (0.0, 0.0)
-    return Estimate(mean, mean - float(low) * error, mean - float(high) * error, 1, n)
+    t_values = t_values[~np.isnan(t_values)]
+    if not len(t_values):
+        return -np.inf, np.inf
+    low, high = np.quantile(t_values, [alpha, 1 - alpha], method="inverted_cdf")
+    return float(low), float(high)
 
 
 def _at_least(k: Floats, n: Floats, p: Floats) -> Any:

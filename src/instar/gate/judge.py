@@ -13,16 +13,15 @@ from instar.bench import environment
 from instar.errors import DataError
 from instar.gate import rule, slices, words
 from instar.gate.broken import broken
+from instar.gate.cautions import cautions
 from instar.gate.flips import flips, mean, share
 from instar.gate.measures import measures
 from instar.gate.pairing import Pairs, pair
 from instar.gate.policy import Policy
 from instar.gate.predictions import Cases, Predictions
 from instar.gate.result import Decision, Figure, Result, Side, Test
-from instar.gate.tasks import coded
 
 _SIGN = {"pass": "PASS", "fail": "FAIL", "undecided": "UNDECIDED"}
-_FEW_BLOCKS = 20
 _SHOWN_MISSING = 50
 
 
@@ -74,7 +73,7 @@ def judge(
         decision=decision,
         headline=_headline(decision, pairs, by_id, len(places)),
         reasons=_reasons(tests, missing),
-        cautions=_cautions(pairs, policy),
+        cautions=cautions(pairs, policy),
         old=_side(pairs.old, pairs.before[0], pairs, policy.level),
         new=_side(pairs.new, pairs.after, pairs, policy.level),
         items=len(pairs.ids),
@@ -129,7 +128,11 @@ def _reasons(tests: Sequence[Test], missing: int) -> list[str]:
     for test in sorted(tests, key=lambda t: order[t.decision]):
         text = f"{test.words}: {test.decision}."
         if test.decision == "undecided" and test.kind != "max_flips" and not missing:
-            if test.needed is not None:
+            if test.figure.low is None:
+                text += " The items do not tell how marks vary (too few items or blocks, or marks that are all alike)."
+            elif test.items == 0 or test.figure.low > test.budget:
+                pass  # the sentence says why
+            elif test.needed is not None:
                 text += f" About {words.counted(test.needed, 'item')} would decide, if the shares stay as they are."
             elif test.budget == 0 and test.kind == "max_nfr":
                 text += " A budget of 0 cannot be passed by a sample; for a fixed list of items set max_flips = 0."
@@ -138,46 +141,6 @@ def _reasons(tests: Sequence[Test], missing: int) -> list[str]:
         told.append(text)
     if missing:
         told.append(f"{words.counted(missing, 'item')} without an answer: nothing passes while answers are missing.")
-    return told
-
-
-def _cautions(pairs: Pairs, policy: Policy) -> list[str]:
-    told = []
-    if not pairs.again:
-        told.append(
-            "No run of the old version was repeated: the noise floor is taken as 0, and every flip counts as the change's."
-        )
-    if pairs.metric == "unchanged":
-        told.append(
-            "There are no labels: the old version's answer counts as right, so every change of an answer is a negative flip."
-        )
-    for version in (pairs.old, pairs.new):
-        answers = [o for o in version.outputs if o is not None]
-        if len(answers) > 1 and len(coded(answers[:1000])[0]) == 1 and len(coded(answers)[0]) == 1:
-            told.append(f"{version.name} gives the same answer to every item ({str(answers[0])[:60]!r}).")
-    if pairs.old.facts.get("sha256", 0) == pairs.new.facts.get("sha256", 1) and not pairs.changed.any():
-        told.append("Both versions come from files with the same bytes.")
-    if pairs.task == "classification" and pairs.labels is not None:
-        known = set(coded(pairs.labels)[0] if not any(isinstance(x, list) for x in pairs.labels) else [])
-        strange = [
-            o for o in coded(pairs.new.outputs)[0] if known and o is not None and not isinstance(o, list) and o not in known
-        ]
-        former = {str(o) for o in coded(pairs.old.outputs)[0]}
-        strange = [str(o) for o in strange if str(o) not in former]
-        if strange:
-            some = ", ".join(sorted(strange)[:5])[:200]
-            told.append(f"{pairs.new.name} gives {len(strange)} answers that are no label and were never given before: {some}.")
-    documents = pairs.columns.get("doc_hash")
-    if documents is not None and pairs.blocks is None and len(coded(documents)[0]) < len(documents):
-        told.append(
-            "Some documents are asked more than once (column doc_hash), so items are not independent: use --block doc_hash."
-        )
-    if pairs.blocks is not None and len(np.unique(pairs.blocks)) < _FEW_BLOCKS:
-        told.append(f"There are only {len(np.unique(pairs.blocks))} blocks: intervals over so few are rough.")
-    if not pairs.binary and policy.tolerance == 0:
-        told.append(
-            "Marks are scores and the tolerance is 0: the smallest fall is a negative flip; a tolerance ignores small ones."
-        )
     return told
 
 

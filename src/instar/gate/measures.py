@@ -67,7 +67,7 @@ def _discrete(flips: Flips, changed: NDArray[np.bool_], level: float) -> list[Me
 def _continuous(flips: Flips, level: float) -> list[Measure]:
     blocks = flips.blocks
     change = flips.after - flips.before
-    rows = _sizes(change, blocks, level, "")
+    rows = _sizes(change, blocks, level, "", flips.reach)
     fallen, risen = int(flips.negative.sum()), int(flips.positive.sum())
     return [
         *rows,
@@ -81,14 +81,16 @@ def _continuous(flips: Flips, level: float) -> list[Measure]:
     ]  # fmt: skip
 
 
-def _sizes(change: NDArray[np.float64], blocks: NDArray[np.int64] | None, level: float, prefix: str) -> list[Measure]:
+def _sizes(
+    change: NDArray[np.float64], blocks: NDArray[np.int64] | None, level: float, prefix: str, reach: float | None = None
+) -> list[Measure]:
     """The smooth variants: by how much marks moved, and how far where they moved."""
     key = prefix.strip() and f"{prefix.strip()}_"
     rows = [
         Measure(
             f"{key}mean_change",
             f"{prefix}change of the mean",
-            mean(change, blocks, level),
+            mean(change, blocks, level, reach),
             "score",
             "mean mark after minus before",
         )

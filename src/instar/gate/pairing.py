@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instar.errors import DataError
-from instar.gate import tasks
+from instar.gate import marks, tasks
 from instar.gate.predictions import Cases, Json, Predictions, listed
+from instar.gate.values import canonical, choice, named, pairs_of
+
+_SILENT = ""
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,17 @@ def pair(
     cases: Cases | None = None,
 ) -> Pairs:
     """Join by id, agree on labels, and mark every answer. Raises DataError that lists what does not fit."""
+    order = None if cases is None else _order(cases.ids, old.ids, cases.name, old.name)
     aligned = [old, *(align(version, old) for version in (new, *again))]
-    labels = _labels(aligned, cases)
-    told = [replace(version, labels=labels) for version in aligned]
-    task, metric, why = tasks.choose(task, metric, told)
-    against = old.outputs if metric == "unchanged" else labels
-    if metric == "unchanged":
-        # Where the old version said nothing there is nothing to keep; the item is missing, not broken.
-        against = ["" if output is None else output for output in old.outputs]
-    marked = [tasks.mark(version, against, metric) for version in aligned]
+    if cases is not None and order is not None and cases.choices is not None:
+        choices = [cases.choices[i] for i in order]
+        aligned = [_spelled_out(version, choices) for version in aligned]
+    old = aligned[0]
+    labels = _labels(aligned, None if cases is None or cases.labels is None else [cases.labels[i] for i in order or ()], cases)
+    task, metric, why = tasks.choose(task, metric, [replace(version, labels=labels) for version in aligned])
+    # Without labels: where the old version said nothing there is nothing to keep; the item is missing, not broken.
+    against = [_SILENT if o is None else o for o in old.outputs] if metric == "unchanged" else labels
+    marked = [marks.mark(version, against, metric) for version in aligned]
     values = np.stack([m.values for m in marked])
     _same_documents(aligned)
     columns: dict[str, list[Json]] = {}
@@ -69,8 +74,7 @@ def pair(
         for name, column in version.columns.items():
             columns.setdefault(name, column)
     inputs = next((v.inputs for v in aligned if v.inputs is not None), None)
-    if cases is not None:
-        order = _order(cases.ids, old.ids, cases.name, old.name)
+    if cases is not None and order is not None:
         columns |= {name: [column[i] for i in order] for name, column in cases.columns.items()}
         inputs = inputs or [cases.inputs[i] for i in order]
     return Pairs(
@@ -86,7 +90,7 @@ def pair(
         after=values[1],
         binary=all(m.binary for m in marked),
         answered=np.asarray(~np.isnan(values).any(0)),
-        changed=_changed(old.outputs, aligned[1].outputs),
+        changed=_apart(old.outputs, aligned[1].outputs),
         blocks=_blocks(columns, block, old.name) if block else None,
         columns=columns,
         inputs=inputs,
@@ -123,6 +127,8 @@ def _order(ids: list[str], wanted: list[str], name: str, other: str) -> list[int
         surplus = [one for one in ids if one not in known]
         told = [f"{len(lacking)} only in {other}: {listed(lacking)}"] if lacking else []
         told += [f"{len(surplus)} only in {name}: {listed(surplus)}"] if surplus else []
+        if {_loosely(one) for one in lacking} & {_loosely(one) for one in surplus}:
+            told.append("some differ only in case, spaces, accents or the way a number is written (ids are compared as texts)")
         raise DataError(
             f"{other} ({len(wanted)} items) and {name} ({len(ids)} items) do not hold the same items; {'; '.join(told)}. "
             "Both versions must answer the same items: run the missing ones, or take them out of both files."
@@ -130,25 +136,39 @@ def _order(ids: list[str], wanted: list[str], name: str, other: str) -> list[int
     return [place[one] for one in wanted]
 
 
-def _labels(versions: list[Predictions], cases: Cases | None) -> list[Json] | None:
-    """The labels that the versions (and the evaluation file) agree on."""
-    sources = [(v.name, v.labels) for v in versions if v.labels is not None]
-    ids = versions[0].ids
-    if cases is not None and cases.labels is not None:
-        order = _order(cases.ids, ids, cases.name, versions[0].name)
-        sources.insert(0, (cases.name, [cases.labels[i] for i in order]))
+def _loosely(one: str) -> str:
+    return canonical(one).casefold()
+
+
+def _spelled_out(version: Predictions, choices: list[list[str]]) -> Predictions:
+    """Answers and labels of multiple choice by their text, where they are given as an index or a letter."""
+
+    def text(said: list[Json]) -> list[Json]:
+        found = [choice(one, among) for one, among in zip(said, choices, strict=True)]
+        return [one if meant is None else meant for one, meant in zip(said, found, strict=True)]
+
+    return replace(version, outputs=text(version.outputs), labels=version.labels and text(version.labels))
+
+
+def _labels(versions: list[Predictions], given: list[Json] | None, cases: Cases | None) -> list[Json] | None:
+    """The labels that the versions (and the evaluation file) agree on; who says nothing about an item does not disagree."""
+    sources = [(cases.name, given)] if cases is not None and given is not None else []
+    sources += [(v.name, v.labels) for v in versions if v.labels is not None]
+    sources = [(name, labels) for name, labels in sources if any(label is not None for label in labels)]
     if not sources:
         return None
     first, labels = sources[0]
     for name, others in sources[1:]:
         if others == labels:
             continue
-        apart = [ids[i] for i, (a, b) in enumerate(zip(labels, others, strict=True)) if tasks.canonical(a) != tasks.canonical(b)]
+        silent = np.array([a is None or b is None for a, b in zip(labels, others, strict=True)])
+        apart = [versions[0].ids[i] for i in np.flatnonzero(_apart(labels, others) & ~silent)]
         if apart:
             raise DataError(
                 f"{first} and {name} disagree about what is right for {len(apart)} items: {listed(apart)}. "
                 "A change of labels is no change of the model: give both files the same labels."
             )
+        labels = [b if a is None else a for a, b in zip(labels, others, strict=True)]
     return labels
 
 
@@ -156,14 +176,15 @@ def _same_documents(versions: list[Predictions]) -> None:
     """The column `doc_hash`, which evaluation harnesses write, must say that an id names the same document in every version."""
     hashes = [(v.name, v.columns["doc_hash"]) for v in versions if "doc_hash" in v.columns]
     for name, found in hashes[1:]:
-        apart = [versions[0].ids[i] for i, (a, b) in enumerate(zip(hashes[0][1], found, strict=True)) if a != b]
+        apart = [versions[0].ids[i] for i in np.flatnonzero(_apart(hashes[0][1], found))]
         if apart:
             raise DataError(f"{hashes[0][0]} and {name} were not asked the same documents: {listed(apart)} (column 'doc_hash').")
 
 
-def _changed(old: list[Json], new: list[Json]) -> NDArray[np.bool_]:
-    firsts, which = tasks.pairs_of(old, new)
-    apart = np.array([tasks.canonical(old[i]) != tasks.canonical(new[i]) for i in firsts])
+def _apart(first: Sequence[Json], second: Sequence[Json]) -> NDArray[np.bool_]:
+    """[N], where two columns do not mean the same."""
+    firsts, which = pairs_of(first, second)
+    apart = np.array([canonical(first[i]) != canonical(second[i]) for i in firsts])
     return np.asarray(apart[which])
 
 
@@ -173,4 +194,4 @@ def _blocks(columns: dict[str, list[Json]], block: str, name: str) -> NDArray[np
     lacking = sum(value is None for value in columns[block])
     if lacking:
         raise DataError(f"The block column '{block}' is empty for {lacking} items; every item belongs to one block.")
-    return tasks.coded(columns[block])[1]
+    return named(columns[block])[1]

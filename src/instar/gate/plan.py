@@ -86,6 +86,15 @@ def needed(up: float, down: float, budget: float, level: float = LEVEL, power: f
     return max(1, math.ceil(found)) if found <= _MOST else None
 
 
+def needed_mean(value: float, error: float, n: int, budget: float, level: float = LEVEL, power: float = 0.9) -> int | None:
+    """The same for a mean of scores with the standard error that was seen with n items."""
+    gap = abs(value - budget)
+    if gap == 0:
+        return None
+    found = n * (sum(float(special.ndtri(p)) for p in (1 - intervals.tail(level), power)) * error / gap) ** 2
+    return max(n + 1, math.ceil(found)) if found <= _MOST else None
+
+
 def fewest(power: Callable[[int], float], wanted: float) -> int | None:
     """The smallest number whose power is reached, and stays reached: power of counts goes up in saw-teeth."""
     high = 8

@@ -1,6 +1,6 @@
 """What may break: budgets for all items and for slices, from a TOML file or from the command line.
 
-max_nfr = 0.02              # of all items, beyond the noise floor
+max_nfr = 0.02              # of all items, beyond the noise floor (0.02 also where neither this nor max_flips is given)
 max_accuracy_drop = 0.01    # optional: of the mean mark
 level = 0.95
 
@@ -17,14 +17,18 @@ max_flips = 0               # of these very items: counted, no statistics
 
 from __future__ import annotations
 
+import math
 import tomllib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from instar.errors import PlanError, UnknownNameError
+from instar.gate.values import canonical
 
-_LIMITS = {"max_nfr": float, "max_accuracy_drop": float, "max_flips": int}
+DEFAULT = 0.02
+"""Of `max_nfr`."""
+_LIMITS = ("max_nfr", "max_accuracy_drop", "max_flips")
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,8 @@ class SliceLimits(Limits):
 
 @dataclass(frozen=True)
 class Policy(Limits):
-    """The whole policy."""
+    """The whole policy. `max_nfr` is 0.02 where neither it nor `max_flips`, which counts the same items, is given."""
 
-    max_nfr: float | None = 0.02
     level: float = 0.95
     """Of all intervals; a bound alone is wrong with probability (1 − level) / 2."""
     tolerance: float = 0.0
@@ -67,19 +70,20 @@ class Policy(Limits):
     slices: tuple[SliceLimits, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        if self.max_nfr is None and self.max_flips is None:
+            object.__setattr__(self, "max_nfr", DEFAULT)
         super().__post_init__()
         if not 0.5 <= self.level < 1:
             raise PlanError(f"level lies between 0.5 and 1 (0.95 is usual); received {self.level!r}.")
-        if not self.tolerance >= 0:
+        if not 0 <= self.tolerance < math.inf:
             raise PlanError(f"tolerance is 0 or more, in units of the metric; received {self.tolerance!r}.")
 
-    def with_(self, **given: Any) -> Policy:
-        """This policy with what the command line gives instead; None leaves what is there."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
+def read(path: Path, **given: Any) -> Policy:
+    """Read a policy. What is `given` (by the command line) takes the place of what is written; None leaves that.
 
-def read(path: Path) -> Policy:
-    """Read a policy. Unknown keys and wrong types are errors. Raises PlanError, UnknownNameError."""
+    Unknown keys and wrong types are errors. Raises PlanError, UnknownNameError.
+    """
     try:
         table = tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
@@ -90,7 +94,7 @@ def read(path: Path) -> Policy:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise PlanError(f"The policy {path}: slices are written as [[slices]] tables with a column and a limit.")
     known = [f.name for f in fields(Policy) if f.name != "slices"]
-    values = _typed(path, table, known)
+    values = _typed(path, table, known) | {name: value for name, value in given.items() if value is not None}
     slices = []
     for row in rows:
         found = _typed(path, row, [f.name for f in fields(SliceLimits)])
@@ -108,7 +112,7 @@ def _typed(path: Path, table: dict[str, Any], known: list[str]) -> dict[str, Any
         if name not in known:
             raise UnknownNameError.among(f"key in the policy {path}", name, known)
         if name == "value":
-            found[name] = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+            found[name] = canonical(value)
         elif name == "column":
             found[name] = str(value)
         elif (

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from instar.bench.record import SCHEMA
 from instar.errors import RecordError
+from instar.gate import values
 
 Decision = Literal["pass", "fail", "undecided"]
 
@@ -176,7 +177,7 @@ class Result:
 
 def as_json(result: Result) -> str:
     """The record, for programs."""
-    return json.dumps({"schema": SCHEMA, "kind": "gate", **asdict(result)}, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return values.as_json({"schema": SCHEMA, "kind": "gate", **asdict(result)}, indent=1, allow_nan=False) + "\n"
 
 
 def load(path: Path) -> Result:

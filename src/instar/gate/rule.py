@@ -28,7 +28,12 @@ from instar.gate import intervals, plan
 from instar.gate.flips import Excess, Flips, excess, mean
 from instar.gate.policy import Limits, Policy
 from instar.gate.result import Decision, Figure, Test
+from instar.gate.slices import MOST_VALUES, parts
+from instar.gate.values import named
 from instar.gate.words import counted, figure, percent
+
+ALL = "all items"
+"""The scope whose budgets stand alone; slices are named "column = value"."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class Scope:
     """Some of the items, with what is asked of them."""
 
     name: str
-    chosen: NDArray[np.bool_]
-    """[N] over all items, answered or not."""
+    chosen: NDArray[np.int64]
+    """Places of its items among all, answered or not."""
     limits: Limits
 
 
@@ -45,21 +50,32 @@ def scopes(
     policy: Policy, columns: Mapping[str, Sequence[object]], coded: Mapping[str, tuple[list[str], NDArray[np.int64]]], n: int
 ) -> list[Scope]:
     """All items, then every slice that the policy names. Raises PlanError for a column or value that is not there."""
-    found = [Scope("all items", np.ones(n, dtype=bool), policy)]
+    found = [Scope(ALL, np.arange(n), policy)]
+    exact: dict[str, tuple[list[str], NDArray[np.int64]]] = {}
     for limits in policy.slices:
-        if limits.column not in coded:
+        column, value = limits.column, limits.value
+        if column not in columns:
             known = ", ".join(columns) or "none"
-            raise PlanError(f"The policy sets limits for the column '{limits.column}'; the items have the columns {known}.")
-        names, codes = coded[limits.column]
-        if limits.value is None:
-            found += [Scope(f"{limits.column} = {name}", codes == code, limits) for code, name in enumerate(names)]
-        elif limits.value in names:
-            found.append(Scope(f"{limits.column} = {limits.value}", codes == names.index(limits.value), limits))
-        else:
+            raise PlanError(f"The policy sets limits for the column '{column}'; the items have the columns {known}.")
+        if column not in coded or value is not None:  # a value may be named in any column, however many there are
+            exact.setdefault(column, named(columns[column]))
+        names, codes = (
+            exact[column] if column not in coded or (value is not None and value not in coded[column][0]) else coded[column]
+        )
+        if value is None and len(names) > MOST_VALUES:
             raise PlanError(
-                f"The policy sets limits for {limits.column} = {limits.value}, but no item is there; values are "
-                f"{', '.join(names[:20])}. An empty slice is never passed in silence."
+                f"The policy sets limits for every value of '{column}', but it has {len(names)}, more than {MOST_VALUES}; "
+                "name the values that matter, or use a column that sorts items into fewer kinds."
             )
+        if value is not None and value not in names:
+            some = ", ".join(dict.fromkeys([*names[:20], *(coded[column][0] if column in coded else ())]))
+            raise PlanError(
+                f"The policy sets limits for {column} = {value}, but no item is there; values are {some}"
+                f"{' …' if len(names) > 20 else ''}. An empty slice is never passed in silence."
+            )
+        wanted = names if value is None else [value]
+        places = parts(codes, len(names)) if value is None else [np.flatnonzero(codes == names.index(value))]
+        found += [Scope(f"{column} = {name}", inside, limits) for name, inside in zip(wanted, places, strict=True)]
     return found
 
 
@@ -68,9 +84,9 @@ def decide(flips: Flips, answered: NDArray[np.bool_], asked: Sequence[Scope], *,
     tests: list[Test] = []
     place = np.cumsum(answered) - 1
     for scope in asked:
-        inside = flips.of(place[scope.chosen & answered])
-        missing = int((scope.chosen & ~answered).sum())
-        tests += _tests(scope, inside, missing, binary, level)
+        there = answered[scope.chosen]
+        inside = flips if there.all() and scope.name == ALL else flips.of(place[scope.chosen[there]])
+        tests += _tests(scope, inside, int((~there).sum()), binary, level)
     return _adjusted(tests, level)
 
 
@@ -101,42 +117,31 @@ def _nfr(name: str, flips: Flips, budget: float, missing: int, level: float) -> 
 
 
 def _drop(name: str, flips: Flips, budget: float, missing: int, binary: bool, level: float) -> Test:
-    if len(flips) == 0:
+    n = len(flips)
+    if n == 0:
         return _unanswered(name, "max_accuracy_drop", budget, missing)
     fall = flips.before - flips.after
     if binary:
-        return _shares(
-            name,
-            "max_accuracy_drop",
-            "drop of accuracy",
-            excess(fall, flips.blocks, True, level),
-            len(flips),
-            budget,
-            missing,
-            level,
-        )
-    found = mean(fall, flips.blocks, level)
-    decision = _bounds(found, budget)
-    p = None
-    if found.low is not None and found.high is not None:
-        error = (found.high - found.low) / (2 * float(special.ndtri(1 - intervals.tail(level))))
-        p = float(special.ndtr((budget - found.value) / error)) if error else float(found.value <= budget)
-        if missing and decision == "fail" and found.low * len(flips) / (len(flips) + missing) <= budget:
-            decision = "undecided"
-    decision = "undecided" if missing and decision == "pass" else decision
+        tested = excess(fall, flips.blocks, True, level)
+        return _shares(name, "max_accuracy_drop", "drop of accuracy", tested, n, budget, missing, level)
+    found = mean(fall, flips.blocks, level, flips.reach)
     words = f"{name}: drop of the mean mark {found.value:.4g}, budget {budget:g}"
-    return Test(name, "max_accuracy_drop", len(flips), budget, found, decision, p, None, words)
+    if found.low is None or found.high is None:
+        return Test(name, "max_accuracy_drop", n, budget, found, "undecided", None, None, f"{words}, spread unknown")
+    normal = float(special.ndtri(1 - intervals.tail(level)))
+    error = (found.value - found.low) / normal  # of the side that fails, so that p and the bound say the same
+    far = budget * (n + missing) / n  # with missing items counted as kept
+    p = float(special.ndtr((far - found.value) / error)) if error > 0 else float(found.low <= far)
+    decision = _decided(found, budget, p, missing, level)
+    half = (found.high - found.low) / (2 * normal)
+    needed = None if missing or decision != "undecided" else plan.needed_mean(found.value, half, n, budget, level)
+    return Test(name, "max_accuracy_drop", n, budget, found, decision, p, needed, words)
 
 
 def _shares(name: str, kind: str, what: str, tested: Excess, n: int, budget: float, missing: int, level: float) -> Test:
-    decision = _bounds(tested.figure, budget)
-    p = tested.p(budget)
-    if missing:
-        part = n / (n + missing)
-        diluted = replace(tested, up=tested.up * part, down=tested.down * part, effective=tested.effective / part)
-        if decision == "fail" and diluted.p(budget) > intervals.tail(level):
-            decision = "undecided"
-        decision = "undecided" if decision == "pass" else decision
+    part = n / (n + missing)  # missing items are counted as kept
+    p = replace(tested, up=tested.up * part, down=tested.down * part, effective=tested.effective / part).p(budget)
+    decision = _decided(tested.figure, budget, p, missing, level)
     needed = None
     if decision == "undecided" and not missing:
         needed = plan.needed(tested.up, tested.down, budget, level, paired=tested.paired)
@@ -157,20 +162,22 @@ def _unanswered(name: str, kind: str, budget: float, missing: int) -> Test:
     return Test(name, kind, 0, budget, Figure(0.0, 0.0, 1.0), "undecided", 1.0, None, words)  # type: ignore[arg-type]
 
 
-def _bounds(found: Figure, budget: float) -> Decision:
-    if found.low is None or found.high is None:
-        return "undecided"
-    return "fail" if found.low > budget else "pass" if found.high < budget else "undecided"
+def _decided(found: Figure, budget: float, p: float, missing: int, level: float) -> Decision:
+    if found.low is not None and found.low > budget and (p <= intervals.tail(level) or not missing):
+        return "fail"
+    return "pass" if found.high is not None and found.high < budget and not missing else "undecided"
 
 
 def _adjusted(tests: list[Test], level: float) -> list[Test]:
     """Holm's adjustment over the slices; the budgets of all items are what was asked first and stand alone."""
-    places = [i for i, test in enumerate(tests) if test.scope != "all items" and test.p is not None]
+    places = [i for i, test in enumerate(tests) if test.scope != ALL and test.p is not None]
     if len(places) < 2:
         return tests
     adjusted = intervals.holm([tests[i].p or 0.0 for i in places])
     for i, p in zip(places, adjusted, strict=True):
         test = tests[i]
-        weak = test.decision == "fail" and p > intervals.tail(level)
-        tests[i] = replace(test, p=float(p), decision="undecided" if weak else test.decision)
+        if test.decision == "fail" and p > intervals.tail(level):
+            words = f"{test.words}; alone it would fail, but among {len(places)} budgets of slices chance does as much"
+            test = replace(test, decision="undecided", words=words)
+        tests[i] = replace(test, p=float(p))
     return tests

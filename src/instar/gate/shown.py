@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instar.gate.result import Decision, Figure, Measure, Result, Test
-from instar.gate.words import counted, percent
+from instar.gate.words import counted, percent, printable
 from instar.report import units
 
 WORDS: Mapping[Decision, str] = {"pass": "PASS", "fail": "FAIL", "undecided": "UNDECIDED"}
@@ -30,8 +30,6 @@ _COSTS = {
     "wall_seconds": "Time of the run",
     "cpu_seconds": "Processor time of the run",
 }
-_JOINERS = "\u200c\u200d"
-"""Without them Persian, Hindi and some emoji fall apart; they steer nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,13 @@ class Folded:
 
 def line(text: str, longest: int = 200) -> str:
     """A text on one line, printable and not longer than `longest` characters."""
-    words = _printable(" ".join(text[: 4 * longest].split()))
+    words = printable(" ".join(text[: 4 * longest].split()))
     return words if len(words) <= longest and len(text) <= 4 * longest else words[: longest - 1].rstrip() + "…"
 
 
 def passage(text: str, longest: int = 4000) -> tuple[str, int]:
     """A text with its lines, printable, and how many characters beyond `longest` were left out."""
-    return "\n".join(_printable(part.expandtabs(4)) for part in text[:longest].splitlines()), max(0, len(text) - longest)
+    return "\n".join(printable(part.expandtabs(4)) for part in text[:longest].splitlines()), max(0, len(text) - longest)
 
 
 def folded(text: str, longest: int, first: int = 260, lines: int = 5) -> Folded:
@@ -180,7 +178,3 @@ def fact(key: str, value: Any) -> str:
 
 def _quantity(value: float | None, unit: str) -> tuple[str, str]:
     return ("–" if value is None else units.quantity(value, unit)), ""
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() or c in _JOINERS else "�" for c in text)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from instar.gate.result import Figure
 
+_JOINERS = "\u200c\u200d"
+"""Without them Persian, Hindi and some emoji fall apart; they steer nothing."""
+
 
 def percent(value: float, places: int | None = None) -> str:
     """A share in percent: 0.0213 is "2.1 %"; small ones keep a digit that says something."""
@@ -20,6 +23,11 @@ def figure(found: Figure, level: float = 0.95) -> str:
     if found.low is None or found.high is None:
         return percent(found.value)
     return f"{percent(found.value)} ({level * 100:g} % interval {percent(found.low)} … {percent(found.high)})"
+
+
+def printable(text: str) -> str:
+    """A text without signs that steer a terminal, turn the direction of writing, or are half a character."""
+    return "".join(c if c.isprintable() or c in _JOINERS else "�" for c in text)
 
 
 def counted(number: int, thing: str) -> str:
