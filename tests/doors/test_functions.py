@@ -102,6 +102,17 @@ def test_settings_are_checked_against_the_signature() -> None:
     assert Function.of(lambda text, **more: more, name="f", any=1).run(cases("a"), "generation").outputs == [{"any": 1}]
 
 
+def test_settings_from_a_command_line_take_the_type_of_the_default() -> None:
+    def told(text: str, k: int = 1, scale: float = 1.0, loud: bool = False, word: str = "x", any: object = None) -> list:
+        return [k, scale, loud, word, any]
+
+    given = Function.of(told, k="3", scale="0.5", loud="true", word="4", any="5")
+    assert given.run(cases("a"), "generation").outputs == [[3, 0.5, True, "4", "5"]]
+    for wrong in ({"k": "0.5"}, {"scale": "much"}, {"loud": "yes"}):
+        with pytest.raises(ShapeError, match="The setting"):
+            Function.of(told, **wrong)
+
+
 def test_choices_and_documents_go_to_who_asks_for_them() -> None:
     found = Function.of(lambda text, choices: choices[-1]).run(cases("a", "b", choices=[["x", "y"], ["z"]]), "multiple_choice")
     assert found.outputs == ["y", "z"]

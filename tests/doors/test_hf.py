@@ -120,6 +120,24 @@ def test_retrieval_is_cosine_order(mini: tuple[Any, Any]) -> None:
         Live(*mini).run(SENTENCES, "retrieval")
 
 
+def test_vectors_that_are_not_numbers_are_no_answers(mini: tuple[Any, Any]) -> None:
+    class Broken(hf_encoder.Encoder):
+        def embed(self, texts: Any, *rest: Any) -> Any:
+            vectors, seconds = super().embed(texts, *rest)
+            vectors[[text == "is it snowing" for text in texts]] = np.nan
+            return vectors, seconds
+
+    cases = Cases("search", SENTENCES.ids, TEXTS, examples=EXAMPLES, documents=[("d", "weather"), ("e", "money")])
+    for task in ("classification", "retrieval"):
+        answers = Broken(*mini).answer(cases, task, Settings(), lambda done: None)
+        assert [output is None for output in answers.outputs] == [False, True, False, False]
+        assert answers.errors == {1: "the model answered NaN or infinity"}
+        assert answers.embeddings is None
+    bad = Cases("search", ["a"], ["rain"], documents=[("d", "is it snowing")])
+    with pytest.raises(ModelError, match="documents"):
+        Broken(*mini).answer(bad, "retrieval", Settings(), lambda done: None)
+
+
 @pytest.mark.parametrize("labels", [1, 3])
 def test_heads(labels: int, mini: tuple[Any, Any], tmp_path: Path) -> None:
     from transformers import BertConfig, BertForSequenceClassification

@@ -190,6 +190,9 @@ def test_retrieval_orders_documents_by_cosine() -> None:
     assert found.errors == {"i2": "HTTP 400: too long"}
     assert set(found.outputs[3][:2]) == {"d4", "d5"}
     with serving(embeddings) as server:
+        few = Endpoint(server.url, {"k": "2"}).run(cases("aaa", documents=documents), "retrieval")
+        assert few.outputs == [["d9", "d8"]]
+    with serving(embeddings) as server:
         whole = Endpoint(server.url).run(cases("aaa", "b", documents=documents * 1), "retrieval")
         assert np.allclose(np.linalg.norm(whole.embeddings, axis=1), 1)
         with pytest.raises(ModelError, match="document 'x'"):
@@ -378,6 +381,35 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyP
     for secret in (KEY, "q-secret"):
         assert secret not in everything(found) + repr(vars(version))
     assert KEY not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("before", range(0, 260, 13))
+def test_no_part_of_a_secret_survives_where_messages_are_cut(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that repeats the key (or the address, with a key in its query) in errors, names, redirects and answers."""
+    monkeypatch.setenv("MY_KEY", KEY)
+    client = Endpoint("http://127.0.0.1:1/v1?api_key=q-very-secret", {"key_env": "MY_KEY"})._client
+    for secret in (KEY, "q-very-secret"):
+        shown = client.shown("." * before + secret + "." * 300)
+        assert len(shown) <= 240
+        assert not any(secret[:n] in shown for n in range(4, len(secret)))
+
+
+def test_an_answer_that_repeats_the_key_is_kept_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+
+    def repeats(handler: api.Handler, body: dict[str, Any]) -> None:
+        if api.prompt(body) == "two":
+            return api.status(400, message="x" * 190 + f" {handler.path} {handler.headers['Authorization']}")(handler, body)
+        if api.prompt(body) == "six":
+            return api.status(307, {"Location": "http://elsewhere" + handler.path})(handler, body)
+        return handler.say(f"you sent {handler.headers['Authorization']}")
+
+    with serving(repeats) as server:
+        version = Endpoint(server.url + "?api_key=q-very-secret", {"key_env": "MY_KEY"})
+        found = version.run(cases("one", "two", "six"), "generation")
+    assert found.outputs == ["you sent Bearer ***", None, None]
+    assert set(found.errors) == {"i1", "i2"}
+    assert "secret" not in everything(found)
 
 
 def test_userinfo_becomes_basic_authentication() -> None:

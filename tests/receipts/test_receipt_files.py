@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -159,6 +162,30 @@ def test_damaged_folders_load_nothing(name: str, damage: Callable[[Path], None],
         require(model, before, "After the refused undo")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found.update(seconds=math.nan),
+        lambda found: found.update(seconds=-1.0),
+        lambda found: found["changes"][0]["before"].update(shape=[2**62] * 30),
+    ],
+    ids=["nan", "negative", "giant"],
+)
+def test_a_forged_receipt_with_the_right_id_says_nothing_that_breaks_a_reader(change: Callable, tmp_path: Path) -> None:
+    model, folder = decoder(), tmp_path / "model"
+    path = edit(model).record(folder) / FACTS
+    found = json.loads(path.read_text())
+    change(found)
+    said = {key: value for key, value in found.items() if key not in ("id", "format")}
+    found["id"] = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+    path.write_text(json.dumps(found))
+    path.parent.rename(path.parent.with_name(f"001-{found['id']}"))
+    (line,) = history(folder)
+    assert line.facts is None
+    assert "damaged" in line.problem
+    assert "altered" not in line.problem, "the id itself fits"
+
+
 def test_a_model_and_its_folder_have_the_same_fingerprint(tmp_path: Path) -> None:
     for name, model in (("tied", decoder()), ("untied", decoder(tied=False)), ("half", decoder().bfloat16()), ("bert", minilm())):
         model.save_pretrained(tmp_path / name)
@@ -191,7 +218,10 @@ def test_fingerprints_of_hostile_folders(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="index"):
             fingerprint(tmp_path)
     index.write_text('{"weight_map": {"x": "gone.safetensors"}}')
-    with pytest.raises(CheckpointError, match="missing"):
+    with pytest.raises(CheckpointError, match="no file"):
+        fingerprint(tmp_path)
+    os.mkfifo(tmp_path / "gone.safetensors")
+    with pytest.raises(CheckpointError, match="no file"):  # a reader of the pipe would wait for ever
         fingerprint(tmp_path)
 
 

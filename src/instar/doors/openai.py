@@ -20,7 +20,6 @@ from instar.doors.version import Progress, Version, require_task
 from instar.doors.wire import Address, FailedError
 from instar.errors import DataError, ModelError, ShapeError
 from instar.gate.predictions import Cases, Json, Predictions
-from instar.report.units import printable
 
 CHOICE_PROMPT = "{input}\n\n{choices}\n\nAnswer with the letter of the right choice alone."
 """What is asked in multiple choice unless the setting `prompt` says otherwise; {choices} is one line a choice, "A. text"."""
@@ -110,7 +109,7 @@ class Endpoint(Version):
 
         def names_in(reply: Any) -> list[str]:
             try:
-                return [printable(self._client.redact(str(model["id"])))[:200] for model in reply["data"]]
+                return [self._client.shown(str(model["id"])) for model in reply["data"]]
             except (KeyError, TypeError) as error:
                 raise FailedError("the reply lists no models") from error
 
@@ -152,7 +151,7 @@ class Endpoint(Version):
             elif task == "regression":
                 output = wording.number(answer.text)
                 if output is None:
-                    errors[cases.ids[item]] = f"not one number: {self._client.redact(answer.text)[:80]!r}"
+                    errors[cases.ids[item]] = f"not one number: {answer.text[:80]!r}"
             elif task == "multiple_choice":
                 output = wording.choice(answer.text, (cases.choices or [])[item], "{choices}" in template)
             else:
@@ -176,7 +175,7 @@ class Endpoint(Version):
         body = {**({"model": model} if model else {}), **content, **self._chosen.sampling()}
         begin = time.perf_counter()
         text, notes = self._client.ask("/chat/completions" if self._chat else "/completions", body, self._read)
-        return Said(text, time.perf_counter() - begin, {k: self._client.redact(v) for k, v in notes.items()})
+        return Said(text, time.perf_counter() - begin, notes)
 
     def _read(self, reply: Any) -> tuple[str, dict[str, str]]:
         try:
@@ -187,10 +186,10 @@ class Endpoint(Version):
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             where = "choices[0].message.content" if self._chat else "choices[0].text"
             raise FailedError(f"the reply is not of the expected shape (no {where})") from error
-        notes = {what: printable(value)[:200] for what, value in beside.items() if isinstance(value, str)}
+        notes = {what: self._client.shown(value) for what, value in beside.items() if isinstance(value, str)}
         if not isinstance(text, str):
             raise FailedError(f"the reply holds no text (finish_reason: {notes.get('finish_reason', 'not given')})")
-        return wording.utf8(text), notes
+        return self._client.redact(wording.utf8(text)), notes
 
     def _search(self, cases: Cases, task: str, model: str, progress: Progress | None) -> dict[str, Any]:
         """The nearest documents of each query, as columns of Predictions."""

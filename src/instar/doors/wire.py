@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from instar.errors import ModelError
-from instar.report.units import printable
 
 LARGEST = 8 * 2**20
 """Bytes of one reply."""
@@ -30,7 +29,7 @@ class FailedError(Exception):
     """A request without an answer.
 
     Args:
-        reason: for people.
+        reason: for people; as long as the server made it, and with whatever it repeats.
         retry: whether the same request may succeed later.
         down: whether it tells against the endpoint rather than against this item.
         refused: whether nobody listens there.
@@ -104,8 +103,7 @@ def ask(address: Address, path: str, body: Any, headers: Mapping[str, str], seco
     except (socket.gaierror, UnicodeError) as error:
         raise FailedError(f"there is no host {address.host}", retry=True, down=True, refused=True) from error
     except (OSError, http.client.HTTPException) as error:
-        what = printable(f"{type(error).__name__}: {error}")[:200]
-        raise FailedError(f"the connection broke ({what})", retry=True, down=True) from error
+        raise FailedError(f"the connection broke ({type(error).__name__}: {error})", retry=True, down=True) from error
     return _read(status, reply, told)
 
 
@@ -174,8 +172,7 @@ def _redirected(address: Address, target: str, status: int, location: str) -> st
     except ValueError:
         same = False
     if status not in (307, 308) or not same or not _plain(location):
-        where = printable(location)[:100]
-        raise FailedError(f"the endpoint redirects (HTTP {status}) to {where}; name that address itself", down=True)
+        raise FailedError(f"the endpoint redirects (HTTP {status}), so name that address itself: {location}", down=True)
     return new.path + (f"?{new.query}" if new.query else "")
 
 
@@ -189,13 +186,13 @@ def _read(status: int, reply: bytes, told: http.client.HTTPMessage) -> Any:
         value = json.loads(reply)
     except (ValueError, RecursionError) as error:
         if 200 <= status < 300:
-            raise FailedError(f"the reply is no JSON: {printable(reply[:80].decode(errors='replace'))!r}") from error
+            raise FailedError(f"the reply is no JSON: {reply.decode(errors='replace')}") from error
         value = None
     if 200 <= status < 300:
         return value
-    said = value.get("error", value) if isinstance(value, dict) else reply[:300].decode(errors="replace")
+    said = value.get("error", value) if isinstance(value, dict) else reply.decode(errors="replace")
     said = said.get("message", said) if isinstance(said, dict) else said
-    reason = f"HTTP {status}: {printable(str(said))[:200]}".rstrip(": ")
+    reason = f"HTTP {status}: {said}".rstrip(": ")
     transient = status in _TRANSIENT or status >= 500
     raise FailedError(
         reason, retry=transient, down=transient or status in (401, 403, 404), wait=_wait(told.get("Retry-After") or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from instar.receipts.fingerprint import Entry
 
 FORMAT = "instar-receipt-1"
 _LARGEST = 256 << 20
+_MOST = 2**60
+"""Elements of a tensor."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 _PLAIN_TYPE = re.compile(r"u?int\d+|bool|b?float\w+|complex\d+")  # torch's quantised types crash where bytes become tensors
 
@@ -128,7 +131,8 @@ def _facts(found: dict[str, Any]) -> Facts:
         _hash(found[key])
     for key in ("settings", "moved", "modules"):
         _is(found[key], dict, key)
-    _is(found["seconds"], float, "seconds")
+    if not 0 <= _is(found["seconds"], float, "seconds") < math.inf:
+        raise ValueError(f"{found['seconds']} is no number of seconds")
     for key in ("changes", "attributes"):
         _is(found[key], list, key)
     for name in [*found["moved"].values(), *found["attributes"]]:
@@ -152,7 +156,7 @@ def _entry(found: dict[str, Any] | None) -> Entry | None:
     if not plain or not isinstance(getattr(torch, found["dtype"], None), torch.dtype):
         raise ValueError(f"there is no type {found['dtype']!r}")
     shape = tuple(_is(found["shape"], list, "shape"))
-    if any(type(n) is not int or n < 0 for n in shape):
+    if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) >= _MOST:
         raise ValueError(f"{shape} is no shape")
     return Entry(
         **{**found, "shape": shape, "sha256": _hash(found["sha256"]), "persistent": _is(found["persistent"], bool, "persistent")}

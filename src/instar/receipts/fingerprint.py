@@ -116,9 +116,11 @@ def _files(path: Path) -> list[Path]:
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a file, one in memory at a time."""
+    if not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"There is no file {path}.")
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 yield name, file.get_tensor(name)
     except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} is missing, no safetensors file, or a truncated one ({error}).") from error
+        raise CheckpointError(f"{path} is no safetensors file, or a truncated one ({error}).") from error
