@@ -189,3 +189,61 @@ def test_looking_at_help_imports_no_torch() -> None:
         check=True,
         stdout=subprocess.DEVNULL,
     )
+
+
+def _hostile(**fields: object) -> list[str]:
+    row = {"output": "yes", "label": "yes", **fields}
+    return [json.dumps({"id": f"{row.get('id', 'i')}{i}", **{k: v for k, v in row.items() if k != "id"}}) for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        _hostile(output="\ud800", input="\udfff", **{"\ud801": "\ud802"}),
+        _hostile(output="\x1b[31m\u202e</script>", id="\x1b[2J\u202e"),
+        _hostile(output={"a": [1]}, label={"a": [1]}),
+        _hostile(output=["a"], label=["a", "b"], n=10**400),
+        _hostile(output="9" * 1_000_000, label="9" * 1_000_001),
+        _hostile(negative=1, p="a", items=2, **{"all items": 3, "": 4}),
+    ],
+)
+def test_hostile_files_are_judged(folder: Path, rows: list[str]) -> None:
+    """Whatever stands in a file, every output is written, can be read, and says the same."""
+    (folder / "hostile.jsonl").write_text("\n".join(rows), "utf-8")
+    outputs = ["--html", "p.html", "--md", "p.md", "--junit", "p.xml", "--json", "p.json", "--save", "kept"]
+    done = _gate(folder, "hostile.jsonl", "hostile.jsonl", *outputs)
+    assert done.returncode == 2, done.stderr
+    assert "\x1b" not in done.stdout
+    found = result.load(folder / "p.json")
+    assert ET.parse(folder / "p.xml").find(".//property[@name='decision']").attrib["value"] == found.decision  # type: ignore[union-attr]
+    assert "UNDECIDED" in (folder / "p.html").read_text("utf-8")
+    assert _gate(folder, "kept/old.jsonl", "hostile.jsonl", "-q").returncode == 2
+
+
+def test_messages_do_not_steer_the_terminal(folder: Path) -> None:
+    (folder / "hostile.jsonl").write_text("\n".join(_hostile(id="\x1b[2J\u202e")), "utf-8")
+    done = _gate(folder, "hostile.jsonl", "old.jsonl")
+    assert done.returncode == 3
+    assert "only in hostile.jsonl" in done.stderr
+    assert not {"\x1b", "\u202e"} & set(done.stderr)
+
+
+def test_formats_give_the_same_answer(folder: Path) -> None:
+    """Numbers, labels and slices of a CSV are those of the JSON lines."""
+    rows = [{"id": i, "output": i % 7 / 2, "label": i % 5 / 2, "n": i} for i in range(300)]
+    found = {}
+    (folder / "n.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "n.csv").write_text("id,output,label,n\r\n" + "".join(f"{','.join(map(str, row.values()))}\r\n" for row in rows))
+    for kind in ("jsonl", "csv"):
+        done = _gate(folder, "n.jsonl", f"n.{kind}", "--json", f"{kind}.json", "-q")
+        assert done.returncode == 0, done.stderr
+        record = result.load(folder / f"{kind}.json")
+        found[kind] = (record.task, record.measures, record.slices)
+    assert found["csv"] == found["jsonl"]
+    assert found["csv"][0] == "regression"
+
+
+def test_a_short_list_that_must_work(folder: Path) -> None:
+    (folder / "few.jsonl").write_text("\n".join(_hostile()))
+    assert _gate(folder, "few.jsonl", "few.jsonl", "--max-flips", "0").returncode == 0
+    assert _gate(folder, "few.jsonl", "few.jsonl").returncode == 2

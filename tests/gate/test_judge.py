@@ -230,3 +230,45 @@ def test_the_record_comes_back(tmp_path: Path) -> None:
 def test_the_same_predictions_give_the_same_record() -> None:
     made = [judge(version("old", RIGHT), version("new", flipped(RIGHT, [5]))) for _ in (0, 1)]
     assert replace(made[0], started="", seconds=0.0) == replace(made[1], started="", seconds=0.0)
+
+
+def test_answers_and_labels_of_multiple_choice() -> None:
+    """An index, a letter and the text are the same answer, where the choices are known."""
+    ids = [str(i) for i in range(40)]
+    cases = Cases("items", ids, ["?"] * 40, ["Paris"] * 40, [["Rome", "Paris"]] * 40)
+    said = (("Paris", 1), (1, "B"), ("B", 1))
+    text, index, letter = (Predictions(f"v{output}", ids, [output] * 40, [label] * 40) for output, label in said)
+    for new in (text, index, letter):
+        found = judge(text, new, cases=cases)
+        assert found.new.mean.value == 1
+        assert {m.id: m.figure.value for m in found.measures}["changed"] == 0
+
+
+def test_labels_that_only_one_version_has() -> None:
+    old, new = version("old", RIGHT), version("new", RIGHT)
+    first = replace(old, labels=[None if i < 100 else x for i, x in enumerate(old.labels or [])])
+    second = replace(new, labels=[x if i < 100 else None for i, x in enumerate(new.labels or [])])
+    assert judge(first, second).measures == judge(old, new).measures
+
+
+def test_ids_that_nearly_join() -> None:
+    with pytest.raises(DataError, match="differ only in case, spaces, accents or the way a number is written"):
+        judge(version("old", RIGHT, ids=[str(i) for i in range(300)]), version("new", RIGHT, ids=[f"{i}.0" for i in range(300)]))
+
+
+def test_more_cautions() -> None:
+    wrong = version("old", np.zeros(300, dtype=bool))
+    assert any("right nowhere" in c for c in judge(wrong, wrong).cautions)
+    fine = version("old", RIGHT, facts={"sha256": "s"})
+    assert any("measures no noise" in c for c in judge(fine, version("new", RIGHT), again=[fine]).cautions)
+    nested = Predictions("new", fine.ids, [{"a": i % 3} for i in range(300)], [{"a": 1}] * 300)
+    assert not any("right nowhere" in c for c in judge(nested, nested).cautions)
+    spelled = Predictions("new", fine.ids, [str(i % 3) for i in range(300)], [i % 3 for i in range(300)])
+    numbers = replace(spelled, outputs=[(i + 1) % 3 for i in range(300)])
+    assert not any("no label" in c for c in judge(numbers, spelled).cautions)
+
+
+def test_a_fall_of_the_tolerance_is_no_flip() -> None:
+    ids = ["a", "b"]
+    old, new = (Predictions(n, ids, ["t"] * 2, scores=np.array(s)) for n, s in (("old", [0.8, 0.8]), ("new", [0.7, 0.69])))
+    assert judge(old, new, policy=Policy(tolerance=0.1)).broken_ids == ["b"]

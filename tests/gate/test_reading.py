@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,8 @@ def test_more_rows_than_a_chunk(tmp_path: Path) -> None:
         ("p.jsonl", '{"id": null, "output": 1}\n', "item 1: an id"),
         ("p.jsonl", '{"id": [1], "output": 1}\n', "item 1: an id"),
         ("p.jsonl", '{"id": 1, "output": 1, "score": "high"}\n', "item 1: a number is expected"),
+        ("p.jsonl", '{"id": 1, "output": 1, "score": 1' + "0" * 400 + "}\n", "item 1: a number is expected"),
+        ("p.csv", "id;output\n1;a,b\n", "Fields are parted by ','"),
         ("p.jsonl", '{"id": 1, "output": 1, "embedding": [1, 2]}\n{"id": 2, "output": 1, "embedding": [1]}\n', "of one length"),
         ("p.jsonl", '{"id": 1, "output": 1, "embedding": [NaN]}\n', "finite numbers"),
         ("p.csv", "id,output\n1,a\n2\n", "line 3: 1 fields for 2 columns"),
@@ -176,3 +180,52 @@ def test_cases(tmp_path: Path) -> None:
 def test_cases_that_cannot_be_asked(tmp_path: Path, row: dict[str, Any], match: str) -> None:
     with pytest.raises(DataError, match=match):
         reading.cases(_write(tmp_path / "c.jsonl", [row]))
+
+
+def test_empty_answers(tmp_path: Path) -> None:
+    """In JSON lines an empty text is an answer; CSV cannot say so, and an error says that it is none."""
+    rows = [
+        {"id": 1, "output": ""},
+        {"id": 2, "output": "", "error": "timed out"},
+        {"id": 3, "output": None},
+        {"id": 4, "output": "x"},
+    ]
+    found = reading.predictions(_write(tmp_path / "p.jsonl", rows))
+    assert found.outputs == ["", None, None, "x"]
+    assert found.errors == {"2": "timed out"}
+    path = tmp_path / "p.csv"
+    path.write_text("id,output,error\n1,,\n2,,timed out\n3,x,\n", "utf-8")
+    found = reading.predictions(path)
+    assert found.outputs == [None, None, "x"]
+    assert "JSON lines" in found.errors["1"]
+    assert found.errors["2"] == "timed out"
+
+
+def test_nan_is_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": 1, "output": NaN, "label": NaN, "n": NaN}\n{"id": 2, "output": 1, "label": 2, "n": 3}\n')
+    found = reading.predictions(path)
+    assert (found.outputs, found.labels, found.columns["n"]) == ([None, 1], [None, 2], [None, 3])
+
+
+def test_scores_alone_need_no_label(tmp_path: Path) -> None:
+    found = reading.predictions(_write(tmp_path / "p.jsonl", [{"id": i, "score": i / 7, "label": "x"} for i in range(4)]))
+    assert found.labels is None
+    assert found.columns == {"label": ["x"] * 4}
+
+
+def test_columns_keep_their_order(tmp_path: Path) -> None:
+    names = [f"c{i}" for i in range(30)]
+    rows = [{"id": 1, "output": 1, **dict.fromkeys(names[:20], "a")}, {"id": 2, "output": 1, **dict.fromkeys(names, "b")}]
+    assert list(reading.predictions(_write(tmp_path / "p.jsonl", rows)).columns) == names
+
+
+def test_parquet_has_more_types(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    day = datetime.date(2024, 1, 31)
+    table = {"id": [day], "output": [Decimal("1.50")], "day": [day], "nested": [[day]], "raw": [b"x"]}
+    parquet.write_table(pyarrow.table(table), path)
+    found = reading.predictions(path)
+    assert (found.ids, found.outputs) == (["2024-01-31"], ["1.50"])
+    reading.write(tmp_path / "p.jsonl", found)  # all of it is JSON
+    assert reading.predictions(tmp_path / "p.jsonl").columns == found.columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from instar.errors import PlanError, UnknownNameError
 from instar.gate import policy
 from instar.gate.judge import judge
 from instar.gate.policy import Policy, SliceLimits
+from instar.gate.predictions import Predictions
 from instar.gate.result import Result
 
 N = 1000
@@ -188,6 +190,7 @@ def test_reading_a_policy(tmp_path: Path) -> None:
         ("slices = 3", PlanError, r"\[\[slices\]\]"),
         ("max_nfr = ", PlanError, "no TOML"),
         ("tolerance = -1", PlanError, "0 or more"),
+        ("tolerance = inf", PlanError, "0 or more"),
     ],
 )
 def test_policies_that_make_no_sense(tmp_path: Path, text: str, error: type[Exception], match: str) -> None:
@@ -197,3 +200,58 @@ def test_policies_that_make_no_sense(tmp_path: Path, text: str, error: type[Exce
         policy.read(path)
     with pytest.raises(PlanError, match="cannot be read"):
         policy.read(tmp_path / "none.toml")
+
+
+def test_counting_takes_the_place_of_the_default_budget(tmp_path: Path) -> None:
+    """A short list that must work can pass: thirty items can never show an upper bound below 2 %."""
+    path = tmp_path / "policy.toml"
+    path.write_text("max_flips = 0")
+    assert policy.read(path).max_nfr is None
+    assert Policy().max_nfr == Policy(max_accuracy_drop=0.1).max_nfr == 0.02
+    few = version("few", np.ones(30, dtype=bool))
+    assert judge(few, few, policy=policy.read(path)).decision == "pass"
+    assert judge(few, few).decision == "undecided"
+    assert policy.read(path, max_nfr=0.1).max_nfr == 0.1
+
+
+def test_p_and_bounds_say_the_same_of_scores() -> None:
+    generator = np.random.default_rng(4)
+    ids = [str(i) for i in range(150)]
+    for shift in (0.0, 0.02, 0.04, 0.06, 0.08):
+        before = generator.random(150)
+        after = before - shift - generator.exponential(0.03, 150)
+        old, new = (Predictions(n, ids, ["t"] * 150, scores=s) for n, s in (("old", before), ("new", after)))
+        test = judge(old, new, policy=Policy(max_nfr=0.99, max_accuracy_drop=0.075)).tests[1]
+        assert test.p is not None
+        assert (test.p <= 0.025) == (test.decision == "fail")
+        assert (test.needed is not None) == (test.decision == "undecided")
+
+
+def test_two_equal_marks_do_not_pass() -> None:
+    scores = np.array([0.5, 0.7])
+    old, new = (Predictions(n, ["a", "b"], ["t"] * 2, scores=scores) for n in ("old", "new"))
+    result = judge(old, new, policy=Policy(max_nfr=None, max_flips=0, max_accuracy_drop=0.01))
+    assert [t.decision for t in result.tests] == ["undecided", "pass"]
+    alike = replace(old, scores=np.array([0.5, 0.5]))
+    assert "do not tell how marks vary" in " ".join(judge(alike, alike, policy=Policy(max_accuracy_drop=0.01)).reasons)
+
+
+def test_missing_items_dilute_a_slice_before_holm() -> None:
+    """A slice that fails alone, and after Holm, but not after Holm with its missing items kept, has not failed."""
+    n, parts = 4000, 40
+    right = np.ones(n, dtype=bool)
+    columns = {"part": [f"p{i % parts}" for i in range(n)]}
+    limits = (SliceLimits(max_nfr=0.05, column="part"),)
+    chosen = Policy(max_nfr=0.9, slices=limits)
+    inside = np.flatnonzero(np.arange(n) % parts == 3)
+    old = version("old", right, columns=columns)
+    least = next(k for k in range(5, 40) if judge(old, version("n", flipped(right, inside[:k])), policy=chosen).exit_code == 1)
+    for flips, decision in ((least - 1, "undecided"), (least, "fail")):  # of 60 answered items of 100
+        new = version("new", flipped(right, inside[:flips]), silent=inside[-40:])
+        assert judge(old, new, policy=chosen).decision == decision
+    few = judge(old, version("new", flipped(right, inside[: least - 1])), policy=chosen)
+    test = next(t for t in few.tests if t.scope == "part = p3")
+    assert test.figure.low is not None
+    assert test.figure.low > 0.05
+    assert "alone it would fail" in test.words
+    assert not any("No realistic number" in reason for reason in few.reasons)

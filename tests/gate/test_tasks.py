@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from instar.errors import DataError, UnknownNameError
 from instar.gate import marks, tasks
@@ -132,3 +134,48 @@ def test_task_of_cases() -> None:
     assert tasks.of_cases(Cases("c", ids, inputs, ["u", "v", "w", "x"])) == "generation"
     assert tasks.of_cases(Cases("c", ids, inputs, ["u", "v", "w", "x"], examples=[("t", "u")])) == "classification"
     assert tasks.of_cases(Cases("c", ids, inputs)) == "generation"
+
+
+def test_numbers_of_a_csv() -> None:
+    assert _choose(["0.5", "2"], ["1", "0"]) == ("regression", "absolute_error")
+    assert _choose(["0.5", "a"] * 9, ["a", "a"] * 9) == ("classification", "agreement")
+    assert tasks.of_cases(Cases("c", ["1", "2"], ["a", "b"], ["0.5", "1"])) == "regression"
+
+
+def test_scores_of_one_version_alone_are_no_metric() -> None:
+    texts = [f"a longer answer number {i}" for i in range(30)]
+    bare = Predictions("v", texts, texts, texts)
+    scored = Predictions("w", texts, texts, texts, np.zeros(30))
+    for versions in ([bare, scored], [scored, bare]):
+        assert tasks.choose("auto", "", versions)[:2] == ("generation", "exact_match")
+
+
+def test_errors_are_never_right_or_wrong() -> None:
+    version = Predictions("v", ["a", "b"], [1.5, 2.5], [1.5, 2.5])
+    assert not marks.mark(version, [1.5, 2.5], "absolute_error").binary
+    assert marks.mark(version, [1.5, 2.5], "agreement").binary
+
+
+def test_scores_that_are_too_large() -> None:
+    with pytest.raises(DataError, match="no finite numbers: 'b'"):
+        marks.mark(Predictions("v", ["a", "b"], ["x", "y"], scores=np.array([1.0, 1e308])), None, "score")
+
+
+def test_exact_texts() -> None:
+    assert _mark(["cafe\u0301"], ["caf\u00e9"], "exact_match") == [1]
+    digits = "12345678901234567890"
+    assert _mark([digits], [digits[:-1] + "1"], "agreement") == [0]
+    assert _mark([f"= {digits}"], [f"= {digits[:-1]}1"], "last_number") == [0]
+    assert _mark(["so 007"], ["7.0"], "last_number") == [1]
+    assert _mark([["a", "b"], "a"], [["a", "b"], ["a", "b"]], "unchanged") == [1, 0]  # no list of alternatives here
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=70), st.lists(st.sampled_from("abcd"), max_size=70))
+def test_rouge_l_is_the_longest_common_subsequence(a: list[str], b: list[str]) -> None:
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = 0
+        for j, y in enumerate(b, 1):
+            before, row[j] = row[j], before + 1 if x == y else max(row[j], row[j - 1])
+    expected = 2 * row[-1] / (len(a) + len(b)) if row[-1] else 0
+    assert marks.rouge_l(" ".join(a), " ".join(b)) == pytest.approx(expected)

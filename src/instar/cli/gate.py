@@ -98,7 +98,7 @@ def judge(
     policy: Annotated[Path | None, typer.Option(help="TOML file of budgets, for all items and for slices.")] = None,
     max_nfr: Annotated[float | None, typer.Option(help="Budget of negative flips beyond the floor; default 0.02.")] = None,
     max_flips: Annotated[
-        int | None, typer.Option(help="Most items that may break, counted; 0 for a list that must work.")
+        int | None, typer.Option(help="Most items that may break, counted instead of --max-nfr; 0: all must work.")
     ] = None,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Budget of the drop of the mean mark.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="A score that falls by no more than this is no flip.")] = None,
