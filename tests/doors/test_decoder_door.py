@@ -49,7 +49,7 @@ def test_choices_are_the_naive_loop(model: Decoder) -> None:
     rows = [
         speaking.split(subject, t.rstrip(), f" {c}") for t, cs in zip(CASES.inputs, CASES.choices or [], strict=True) for c in cs
     ]
-    np.testing.assert_allclose(speaking.likelihoods(subject, rows), expected, rtol=1e-4)
+    np.testing.assert_allclose(speaking.likelihoods(subject, rows, 16), expected, rtol=1e-4)
     for batch in (1, 2, 50):
         assert Live(model, None, settings={"batch": batch}).run(CASES, "multiple_choice").outputs == best
 

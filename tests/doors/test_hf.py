@@ -184,7 +184,7 @@ def test_multiple_choice_is_the_naive_loop_at_any_batch(smol: tuple[Any, Any], s
     pairs = [(text.rstrip(), c) for text, choices in zip(CHOICES.inputs, CHOICES.choices or [], strict=True) for c in choices]
     expected = [naive(*short, text, choice) for text, choice in pairs]
     rows = [speaking.split(causal, text, f" {choice}") for text, choice in pairs]
-    np.testing.assert_allclose(speaking.likelihoods(causal, rows), expected, rtol=1e-4)
+    np.testing.assert_allclose(speaking.likelihoods(causal, rows, 16), expected, rtol=1e-4)
     for normalize in ("none", "characters"):
         values = iter(expected)
         best = []
@@ -195,6 +195,53 @@ def test_multiple_choice_is_the_naive_loop_at_any_batch(smol: tuple[Any, Any], s
             found = Live(*short, settings={"batch": batch, "normalize": normalize}).run(CHOICES, "multiple_choice")
             assert found.outputs == best
     assert Live(*smol).run(CHOICES, "multiple_choice").outputs[:2] == ["Paris", "Tokyo"]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_a_beginning_that_answers_share_is_read_once(batch: int, short: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    causal = hf.subject(*short)
+    assert isinstance(causal, speaking.Speaker)
+    texts = ["A long story. " * 20 + "Its end is", "Another one, which is not as long. " * 9 + "It says"]
+    answers = ["good", "bad and sad", "good in the end", "unknown"]
+    read, logits = [], causal.logits
+
+    def counted(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+        read.append(tokens.numel())
+        return logits(tokens, *rest)
+
+    monkeypatch.setattr(causal, "logits", counted)
+    for text in texts:
+        rows = [speaking.split(causal, text, f" {answer}") for answer in answers]
+        read.clear()
+        shared = speaking.likelihoods(causal, rows, batch)
+        assert sum(read) < len(rows[0][0]), "no answer reads the whole story"
+        np.testing.assert_allclose(shared, [naive(*short, text, answer) for answer in answers], rtol=1e-4)
+    cases = Cases("long", ["a", "b"], texts, choices=[answers, answers[::-1]])
+    found = causal.answer(cases, "multiple_choice", Settings(batch=batch), lambda done: None)
+    monkeypatch.setattr(causal, "remember", lambda tokens: None)
+    assert found.outputs == causal.answer(cases, "multiple_choice", Settings(batch=batch), lambda done: None).outputs
+
+
+@pytest.mark.parametrize("kind", ["Mamba", "Mistral", "GPT2"])
+def test_only_plain_keys_and_values_are_shared(kind: str, mini: tuple[Any, Any]) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 31000}
+    more = {"Mistral": {"sliding_window": 4, "intermediate_size": 16, "num_key_value_heads": 2}, "GPT2": {"bos_token_id": 0}}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **more.get(kind, {}), eos_token_id=0)
+    name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(config).eval()
+    causal = hf.subject(model, mini[1])
+    assert isinstance(causal, speaking.Speaker)
+    assert (causal.remember(torch.tensor([[1, 2, 3]])) is not None) == (kind == "GPT2")
+    rows = [([5, *range(7, 90), *answer], len(answer)) for answer in ([1, 2], [3], [4, 5, 6])]
+    with torch.no_grad():
+        expected = [
+            float(sum(model(torch.tensor([ids])).logits[0].log_softmax(-1)[i - 1, ids[i]] for i in range(len(ids) - n, len(ids))))
+            for ids, n in rows
+        ]
+    np.testing.assert_allclose(speaking.likelihoods(causal, rows, 16), expected, rtol=1e-4)
 
 
 def test_the_boundary_between_prompt_and_answer(short: tuple[Any, Any]) -> None:

@@ -1,1 +1,16 @@
-"""Code for one ecosystem each. A door imports its package when it is opened, never before."""
+"""Doors: one ecosystem each, whose package is imported when the door is opened, never before.
+
+Whatever answers items for the gate is a `version.Version`; `opening` finds the right one for a name.
+
+| file | what it is |
+|---|---|
+| `version` `settings` `opening` | the interface, how settings are read (one rule for all), from a name to predictions |
+| `functions` | a Python function |
+| `openai` | an endpoint: `asking` (retries, giving up) → `client` (keys) → `wire` (HTTP); `embedding`, `wording` (text → answer) |
+| `hf` `decoder` | a stored model of `transformers`, or of ours, each run in a fresh `process` |
+| `receipts` | a stored model before or after one of its updates |
+| `local` | what stored models share: settings, answers, the `Subject` that answers |
+| `speaking` `hf_causal` `hf_encoder` | subjects: what continues text (choices, generation), and what makes vectors, classes, numbers |
+| `nearest` | search by vectors, for endpoints and models |
+| `lm_eval` `lm_eval_samples` | reads what the lm-evaluation-harness wrote; nothing is run |
+"""

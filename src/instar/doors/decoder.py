@@ -64,7 +64,7 @@ class Bytes(Speaker):
     def decode(self, tokens: list[int]) -> str:
         return bytes(tokens).decode("utf-8", errors="replace")
 
-    def logits(self, tokens: Tensor, keep: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, keep: Tensor, after: Any = None) -> Tensor:
         return self.model(tokens)[0][:, keep]  # padding is on the right, where a causal model needs no mask
 
     def generate(self, rows: list[list[int]], most: int, finished: Callable[[str], bool]) -> list[list[int]]:

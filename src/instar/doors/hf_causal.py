@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,9 @@ class Causal(Speaker):
         first = tokenizer("a")["input_ids"][:1]
         self.start = first if first and first[0] == tokenizer.bos_token_id else []
         self.longest = getattr(model.config, "max_position_embeddings", None)
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        taken = inspect.signature(model.forward).parameters
+        self._keeps = "logits_to_keep" in taken
+        self._memory = next((name for name in ("cache", "past_key_values") if name in taken), "")  # its name changed
         ends = getattr(model.generation_config, "eos_token_id", None)
         ends = tokenizer.eos_token_id if ends is None else ends
         self.ends: list[int] = [] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [ends]
@@ -44,10 +47,24 @@ class Causal(Speaker):
         # The template writes the start mark itself; it is set before every row.
         return found.removeprefix(self.tokenizer.bos_token) if self.start else found
 
-    def logits(self, tokens: Tensor, keep: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, keep: Tensor, after: Any = None) -> Tensor:
+        memory: dict[str, Any] = {"use_cache": False}
+        if after is not None:
+            own = copy.deepcopy(after)
+            own.batch_repeat_interleave(len(tokens))
+            memory = {"use_cache": True, self._memory: own}
         if self._keeps:  # most models can spare the head, by far their largest output, the places that nobody asks for
-            return self.model(input_ids=tokens, logits_to_keep=keep, use_cache=False).logits
-        return self.model(input_ids=tokens, use_cache=False).logits[:, keep]
+            return self.model(input_ids=tokens, logits_to_keep=keep, **memory).logits
+        return self.model(input_ids=tokens, **memory).logits[:, keep]
+
+    def remember(self, tokens: Tensor) -> Any:
+        if not self._memory:
+            return None
+        only_last = {"logits_to_keep": 1} if self._keeps else {}
+        found = self.model(input_ids=tokens, use_cache=True, **only_last).get(self._memory)
+        # Plain keys and values alone: windows and recurrent states know no padding on the right.
+        plain = all(type(layer).__name__ == "DynamicLayer" for layer in getattr(found, "layers", [None]))
+        return found if plain else None
 
     @torch.no_grad()
     def generate(self, rows: list[list[int]], most: int, finished: Callable[[str], bool]) -> list[list[int]]:

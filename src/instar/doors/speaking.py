@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from instar.gate.predictions import Cases
 
 Row = tuple[list[int], int]
 """Tokens of a context and an answer, and how many of them are the answer's."""
+_SPARED = 128
+"""So many tokens must be spared before a beginning that answers share is read apart (SmolLM2-135M on a CPU breaks even at about 70)."""
 
 
 class Speaker(Subject):
@@ -33,8 +36,15 @@ class Speaker(Subject):
         """The text of tokens, marks aside."""
 
     @abc.abstractmethod
-    def logits(self, tokens: Tensor, keep: Tensor) -> Tensor:
-        """Logits [B, n, V] at the places `keep` [n] of tokens [B, T], which are padded on the right."""
+    def logits(self, tokens: Tensor, keep: Tensor, after: Any = None) -> Tensor:
+        """Logits [B, n, V] at the places `keep` [n] of tokens [B, T], which are padded on the right.
+
+        after: what `remember` gave of the tokens that come before those of every row; it is not changed.
+        """
+
+    def remember(self, tokens: Tensor) -> Any:
+        """What `logits` needs of tokens [1, T] that begin every row; None for a model that cannot share them."""
+        return None
 
     @abc.abstractmethod
     def generate(self, rows: list[list[int]], most: int, finished: Callable[[str], bool]) -> list[list[int]]:
@@ -83,10 +93,7 @@ def multiple_choice(speaker: Speaker, cases: Cases, settings: Settings, tell: Te
     done = len(cases) - len(askable)
     for part in _parts(askable, rows, settings.batch):
         started = time.perf_counter()
-        together = [row for place in part for row in rows[place]]
-        sums = np.concatenate(
-            [likelihoods(speaker, together[i : i + settings.batch]) for i in range(0, len(together), settings.batch)]
-        )
+        sums = likelihoods(speaker, [row for place in part for row in rows[place]], settings.batch)
         seconds, at = time.perf_counter() - started, 0
         for place in part:
             choices, own = cases.choices[place], sums[at : at + len(rows[place])]
@@ -113,20 +120,45 @@ def split(speaker: Speaker, context: str, answer: str) -> Row:
 
 
 @torch.no_grad()
-def likelihoods(speaker: Speaker, rows: list[Row]) -> np.ndarray:
-    """Summed log-likelihood [B] of each row's answer."""
-    device = next(speaker.model.parameters()).device
+def likelihoods(speaker: Speaker, rows: list[Row], batch: int) -> np.ndarray:
+    """Summed log-likelihood [N] of each row's answer. A long beginning that all rows share is read once."""
+    shared, after = _shared(rows), None
+    if _worth(rows):
+        after = speaker.remember(torch.tensor([rows[0][0][:shared]], device=_device(speaker)))
+    if after is not None:
+        rows = [(ids[shared:], n) for ids, n in rows]
+    return np.concatenate([_likelihoods(speaker, rows[i : i + batch], after) for i in range(0, len(rows), batch)])
+
+
+def _likelihoods(speaker: Speaker, rows: list[Row], after: Any) -> np.ndarray:
+    device = _device(speaker)
     tokens = torch.zeros(len(rows), max(len(ids) for ids, _ in rows) - 1, dtype=torch.int64)
     for row, (ids, _) in zip(tokens, rows, strict=True):
         row[: len(ids) - 1] = torch.tensor(ids[:-1])  # nothing follows the last
     wanted = [torch.arange(len(ids) - 1 - n, len(ids) - 1) for ids, n in rows]
     keep = torch.unique(torch.cat(wanted))
-    logits = speaker.logits(tokens.to(device), keep.to(device)).cpu()
+    logits = speaker.logits(tokens.to(device), keep.to(device), after).cpu()
     sums = np.empty(len(rows))
     for i, (ids, n) in enumerate(rows):
         own = logits[i, torch.searchsorted(keep, wanted[i])].float().log_softmax(-1)
         sums[i] = own.gather(1, torch.tensor(ids[-n:]).unsqueeze(1)).double().sum().item()
     return sums
+
+
+def _shared(rows: list[Row]) -> int:
+    """How many tokens begin every row, short of the last before an answer, whose logits are needed."""
+    most = min(len(ids) - n for ids, n in rows) - 1
+    first = rows[0][0]
+    return next((i for i in range(most) if any(ids[i] != first[i] for ids, _ in rows)), max(most, 0))
+
+
+def _worth(rows: list[Row]) -> bool:
+    """Whether reading the shared beginning apart spares more than a second call of the model costs."""
+    return _shared(rows) * (len(rows) - 1) >= _SPARED
+
+
+def _device(speaker: Speaker) -> torch.device:
+    return next(speaker.model.parameters()).device
 
 
 def generation(speaker: Speaker, cases: Cases, settings: Settings, tell: Tell) -> Answers:
@@ -171,9 +203,12 @@ def _problem(choices: list[str], rows: list[Row], room: int | None) -> str | Non
 
 
 def _parts(places: list[int], rows: list[list[Row]], size: int) -> Iterator[list[int]]:
-    """Items in groups of at most `size` answers (one item at least), the longest first."""
+    """Items in groups of at most `size` answers (one item at least), the longest first; alone where that shares a beginning."""
     part: list[int] = []
     for place in sorted(places, key=lambda p: -max(len(ids) for ids, _ in rows[p])):
+        if _worth(rows[place]):
+            yield [place]
+            continue
         if part and sum(len(rows[p]) for p in part) + len(rows[place]) > size:
             yield part
             part = []
