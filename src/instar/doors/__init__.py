@@ -6,11 +6,11 @@ Whatever answers items for the gate is a `version.Version`; `opening` finds the 
 |---|---|
 | `version` `settings` `opening` | the interface, how settings are read (one rule for all), from a name to predictions |
 | `functions` | a Python function |
-| `openai` | an endpoint: `asking` (retries, giving up) → `client` (keys) → `wire` (HTTP); `embedding`, `wording` (text → answer) |
+| `openai` | an endpoint, by `asking` (retries) → `client` (keys) → `wire` (HTTP); `embedding`, `wording` (text → answer) |
 | `hf` `decoder` | a stored model of `transformers`, or of ours, each run in a fresh `process` |
 | `receipts` | a stored model before or after one of its updates |
 | `local` | what stored models share: settings, answers, the `Subject` that answers |
-| `speaking` `hf_causal` `hf_encoder` | subjects: what continues text (choices, generation), and what makes vectors, classes, numbers |
+| `speaking` `hf_causal` `hf_encoder` | subjects: what continues text, and what makes vectors, classes and numbers of it |
 | `nearest` | search by vectors, for endpoints and models |
 | `lm_eval` `lm_eval_samples` | reads what the lm-evaluation-harness wrote; nothing is run |
 """

@@ -4,6 +4,7 @@ A value is given as text (`--new batch=1`) or from Python, and reads the same fo
 bounds, `true` or `false`, `none` where nothing may be chosen, `@file.txt` for a text that lies in a file, and for several texts
 a list or its JSON (`stop=["\\n", "END"]`). Whatever does not fit is a ShapeError before anything runs.
 
+>>> from dataclasses import dataclass
 >>> @dataclass(frozen=True)
 ... class Mine:
 ...     batch: int = setting(16, whole(1), "items at a time")

@@ -18,7 +18,7 @@ from instar.gate.predictions import Cases
 Row = tuple[list[int], int]
 """Tokens of a context and an answer, and how many of them are the answer's."""
 _SPARED = 128
-"""So many tokens must be spared before a beginning that answers share is read apart (SmolLM2-135M on a CPU breaks even at about 70)."""
+"""Tokens that must be spared before a shared beginning is read apart (SmolLM2-135M on a CPU breaks even at about 70)."""
 
 
 class Speaker(Subject):

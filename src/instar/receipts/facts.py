@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ FORMAT = "instar-receipt-1"
 _LARGEST = 256 << 20
 _MOST = 2**60
 """Elements of a tensor."""
+_SHOWN = 5
 _HASH = re.compile(r"[0-9a-f]{64}")
 _PLAIN_TYPE = re.compile(r"u?int\d+|bool|b?float\w+|complex\d+")  # torch's quantised types crash where bytes become tensors
 
@@ -103,6 +105,12 @@ def settings(value: Any) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise ReceiptError(f"The settings of an update are a dict of names and values; received {type(value).__name__}.")
     return plain
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of some names for a message, and how many are left out."""
+    found = sorted(names)
+    return ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
 
 
 def read(path: Path) -> Facts:

@@ -9,37 +9,35 @@ from torch import nn
 
 from instar.errors import ReceiptError
 from instar.receipts import bits
-from instar.receipts.facts import Facts
+from instar.receipts.facts import Facts, some
 from instar.receipts.fingerprint import Entry, Table, combine, named, table
 from instar.receipts.snapshot import Side, Sides, Slot
 from instar.receipts.structure import class_name, modules
 
-_SHOWN = 4
 
-
-def require_state(model: nn.Module, sides: Sides, tables: Mapping[Side, Table], side: Side, id: str) -> None:
+def require_state(model: nn.Module, sides: Sides, tables: Mapping[Side, Table], side: Side, receipt: str) -> None:
     """Raise ReceiptError unless the model that the update was made on is on this side, in bits and in objects.
 
     Tensors that were only moved (`model.to(device)`) are followed.
     """
     if differ := _differing(table(model), tables[side]):
-        raise ReceiptError(f"The model was changed since receipt {id}, in {differ}. Undo that first; nothing was written.")
+        raise ReceiptError(f"The model was changed since receipt {receipt}, in {differ}. Undo that first; nothing was written.")
     now = named(model)
     if not all(d.stands(side) for d in sides.attributes if d.tree) or any(
         now[s.name][0] is not s.tensor for s in sides.get(side)
     ):
-        raise ReceiptError(f"Modules or parameters of the model were replaced since receipt {id}. Nothing was written.")
-    there = {_key(slot): slot for slot in sides.get("before" if side == "after" else "after")}
+        raise ReceiptError(f"Modules or parameters of the model were replaced since receipt {receipt}. Nothing was written.")
+    there = {id(slot.tensor): slot for slot in sides.get("before" if side == "after" else "after")}
     for slot in sides.get(side):
         if not slot.in_place():
-            other = there.get(_key(slot))
+            other = there.get(id(slot.tensor))
             if other is None or other.copy is None or not bits.same_place(other.data, slot.data):
                 raise ReceiptError(
-                    f"{slot.name} was moved since receipt {id}, and what it replaced was not. Move the model back first."
+                    f"{slot.name} was moved since receipt {receipt}, and what it replaced was not. Move the model back first."
                 )
             slot.data = other.data = slot.tensor.detach()
     if foreign := sides.foreign("before" if side == "after" else "after"):
-        raise ReceiptError(f"{foreign[0]}, which receipt {id} keeps, was written by somebody else. Nothing was written.")
+        raise ReceiptError(f"{foreign[0]}, which receipt {receipt} keeps, was written by somebody else. Nothing was written.")
 
 
 def sides_by_name(model: nn.Module, said: Facts, to: Side, contents: Callable[[Side], Mapping[str, bits.Copy]]) -> Sides:
@@ -85,19 +83,11 @@ def _ignoring_hashes(said: Facts, to: Side) -> dict[str, Entry | None]:
     return {name: line and replace(line, sha256="") for name, line in lines.items()}
 
 
-def _key(slot: Slot) -> int:
-    return id(slot.tensor)
-
-
 def _structure(said: Facts) -> str:
     what = [*said.modules, *said.attributes, *(c.name for c in said.changes if c.before is None or c.after is None)]
     what += [c.name for c in said.changes if c.before and c.after and c.before.shape != c.after.shape]
-    return _some(what) or "types of tensors"
+    return some(what) or "types of tensors"
 
 
 def _differing(found: Mapping[str, Entry], expected: Mapping[str, Entry]) -> str:
-    return _some([name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)])
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return some([name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)])

@@ -22,12 +22,11 @@ from instar import files
 from instar.errors import InstarError, OutputError, ReceiptError
 from instar.models import checkpoint
 from instar.receipts import bits, facts
-from instar.receipts.facts import Facts
+from instar.receipts.facts import Facts, some
 from instar.receipts.snapshot import Side
 
 FACTS, RECEIPTS = "receipt.json", "receipts"
 _ENTRY = re.compile(r"(\d{3,9})-([0-9a-f]{12})")
-_SHOWN = 5
 # What every safetensors reader knows; other types are written as bytes, and the JSON says what they are.
 _NATIVE = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
@@ -75,13 +74,13 @@ def values(folder: Path, said: Facts, side: Side) -> dict[str, bits.Copy]:
     wanted = said.lines(side)
     if tensors.keys() != wanted.keys():
         raise ReceiptError(
-            f"{path} holds other tensors than {FACTS} says: {_some(tensors.keys() ^ wanted.keys())}. Nothing was loaded."
+            f"{path} holds other tensors than {FACTS} says: {some(tensors.keys() ^ wanted.keys())}. Nothing was loaded."
         )
     hashes = bits.digests([[tensor] for tensor in tensors.values()])
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
     wrong = [n for n, sha256 in zip(tensors, hashes, strict=True) if sha256 != wanted[n].sha256 or sizes[n] != wanted[n].nbytes]
     if wrong:
-        raise ReceiptError(f"{path} was altered: {_some(wrong)} differ from {FACTS}. Nothing was loaded.")
+        raise ReceiptError(f"{path} was altered: {some(wrong)} differ from {FACTS}. Nothing was loaded.")
     whole = {name: bits.value((tensor,), wanted[name].torch_dtype, wanted[name].shape) for name, tensor in tensors.items()}
     return {name: (bits.bits(tensor),) for name, tensor in whole.items()}
 
@@ -128,8 +127,3 @@ def _recorded(folder: Path) -> list[tuple[int, Path]]:
 
 def _stored(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in _NATIVE else tensor.reshape(-1).view(torch.uint8)
-
-
-def _some(names: object) -> str:
-    found = sorted(names)  # type: ignore[call-overload]
-    return ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")

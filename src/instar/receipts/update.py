@@ -80,10 +80,10 @@ def updating(
     found = marks(model)
     depth = len(found)
     parent = found[-1].id if found else ""
-    found.append(Mark("", method))
     update = Update(snapshot, aliases)
     start, when = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     try:
+        found.append(Mark("", method))
         yield update
         seconds = time.perf_counter() - start
         sides, table, moved, undeclared = compare(snapshot, model)
