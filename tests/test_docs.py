@@ -26,7 +26,12 @@ def test_the_page_runs(page: Path, tmp_path: Path) -> None:
         elif kind == "sh":
             path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             done = subprocess.run(
-                ["bash", "-euc", text], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+                ["bash", "-euc", text],
+                cwd=tmp_path,
+                env={**os.environ, "PATH": path},
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
             assert "exit code 3" not in done.stdout, f"{text}\n{done.stdout}\n{done.stderr}"

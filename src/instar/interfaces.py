@@ -6,8 +6,8 @@ Axes. One order everywhere, named by the legend
 A method's constructor arguments are its configuration (there is no second config class), and `issubclass` decides which
 interface it has. The interface of a family comes with its first method; the contract of each stands in `instar.checks`.
 
-Whatever changes a model in place returns an `instar.receipt.Receipt` (contract: `instar.checks.receipt`). What answers items for the
-gate, be it model, endpoint or function, is an `instar.doors.version.Version`; it imports no torch and stands there.
+Whatever changes a model in place returns an `instar.receipt.Receipt` (contract: `instar.checks.receipt`). What answers items
+for the gate, be it model, endpoint or function, is an `instar.doors.version.Version`; it imports no torch and stands there.
 """
 
 from __future__ import annotations
