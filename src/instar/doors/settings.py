@@ -142,13 +142,8 @@ def template(value: Any) -> str:
 
 def texts(value: Any) -> tuple[str, ...]:
     r"""One text or several: a list, or its JSON. `\n` is a line break."""
-    found = value
-    if isinstance(value, str):
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
-            parsed = None
-        found = parsed if isinstance(parsed, list) else [value]
+    parsed = _parsed(value)
+    found = [value] if isinstance(value, str) and not isinstance(parsed, list) else parsed
     if not isinstance(found, (list, tuple)) or not all(isinstance(one, str) and one for one in found):
         raise ValueError("a text or a list of texts, none empty")
     return tuple(one.replace("\\n", "\n") for one in found)
@@ -156,15 +151,20 @@ def texts(value: Any) -> tuple[str, ...]:
 
 def fields(value: Any) -> dict[str, Any]:
     """A JSON object, or its text."""
-    found = value
-    if isinstance(value, str):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            found = None
+    found = _parsed(value)
     if not isinstance(found, dict):
         raise ValueError("a JSON object")
     return found
+
+
+def _parsed(value: Any) -> Any:
+    """What JSON text says, None where it is none; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
 
 
 def like(example: Any) -> Reader:
