@@ -10,6 +10,7 @@ import pytest
 from made_predictions import flipped, version
 
 from instar.errors import DataError, RecordError
+from instar.gate import intervals
 from instar.gate import result as record
 from instar.gate.judge import judge
 from instar.gate.policy import Policy
@@ -137,6 +138,8 @@ def test_slices() -> None:
     assert len(quarters) == 4
     assert min(s.items for s in quarters) >= 60
     assert {s.column for s in found.slices} >= {"label", "domain"}
+    alone = [float(intervals.mcnemar(s.negative, s.positive)) for s in found.slices]
+    assert [s.p for s in found.slices] == pytest.approx(intervals.holm(alone))  # many slices, one error rate
     for column in ("label", "domain", "length", "maybe"):
         rows = [s for s in found.slices if s.column == column]
         assert sum(s.negative for s in rows) == 40  # every item lies in one value of a column

@@ -113,6 +113,7 @@ def test_missing_answers_never_pass() -> None:
     right = np.flatnonzero(RIGHT)
     silent = judge(version("old", RIGHT), version("new", RIGHT, silent=[3, 4], errors={"item-3": "timed out"}))
     assert silent.decision == "undecided"
+    assert silent.tests[0].decision == "undecided"  # the budget itself, not only the whole
     assert silent.missing == 2
     assert silent.missing_ids["item-3"] == "new: timed out"
     assert silent.missing_ids["item-4"] == "new: no answer"
