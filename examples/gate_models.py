@@ -38,7 +38,9 @@ def main() -> None:
     full = "--full" in arguments
     out = files.folder(Path(next((a for a in arguments if not a.startswith("--")), "gate-demo")))
     try:
-        made = {"minilm-int8": quantised(full), "smollm2-prompt": asked_otherwise(full)}
+        command = "python examples/gate_models.py" + (" --full" if full else "")
+    try:
+        made = {"minilm-int8": quantised(full, command), "smollm2-prompt": asked_otherwise(full, command)}
     except (DataError, MissingExtraError) as error:
         print(f"This example cannot run here: {error}")
         return
@@ -48,21 +50,21 @@ def main() -> None:
         print(f"{found.headline}\n  {found.old.name} -> {found.new.name}\n  {out / name}.html")
 
 
-def quantised(full: bool) -> result.Result:
+def quantised(full: bool, command: str) -> result.Result:
     """float32 against int8, with float32 at another batch size as the floor."""
     cases = clinc150_cases(per_class=None if full else 4)
     settings = ({}, {"quantize": "int8"}, {"batch": 1})
     old, new, again = (TransformersModel(MINILM, {"threads": 1, **s}).run(cases, "classification") for s in settings)
-    return judge(old, new, again=[again], policy=Policy(max_nfr=0.02), command="python examples/gate_models.py")
+    return judge(old, new, again=[again], policy=Policy(max_nfr=0.02), command=command)
 
 
-def asked_otherwise(full: bool) -> result.Result:
+def asked_otherwise(full: bool, command: str) -> result.Result:
     """One prompt against another."""
     cases = choices(clinc150_cases(per_class=8 if full else 1, examples_per_class=0), None if full else 90)
     shared = {"threads": 1, "dtype": "bfloat16"}
     settings = ({"prompt": OLD_PROMPT}, {"prompt": NEW_PROMPT}, {"prompt": OLD_PROMPT, "batch": 3})
     old, new, again = (TransformersModel(SMOLLM, {**shared, **s}).run(cases, "multiple_choice") for s in settings)
-    return judge(old, new, again=[again], policy=Policy(max_nfr=0.05), command="python examples/gate_models.py")
+    return judge(old, new, again=[again], policy=Policy(max_nfr=0.05), command=command)
 
 
 def choices(cases: Cases, most: int | None) -> Cases:
