@@ -37,8 +37,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     full = "--full" in arguments
     out = files.folder(Path(next((a for a in arguments if not a.startswith("--")), "gate-demo")))
-    try:
-        command = "python examples/gate_models.py" + (" --full" if full else "")
+    command = "python examples/gate_models.py" + (" --full" if full else "")
     try:
         made = {"minilm-int8": quantised(full, command), "smollm2-prompt": asked_otherwise(full, command)}
     except (DataError, MissingExtraError) as error:
