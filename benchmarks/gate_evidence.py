@@ -4,6 +4,8 @@ python benchmarks/gate_evidence.py simulated   (about 10 minutes)   every answer
 python benchmarks/gate_evidence.py real        (about 8 minutes)    MiniLM on CLINC150: runs that differ in seed, batch, threads
 python benchmarks/gate_evidence.py million     (about 1 minute)     `instar gate` on two files of 1,000,000 rows
 
+The comparisons of `real` share few runs (9 and 8), so they are not independent trials and their intervals are too narrow.
+
 Each writes `results/gate_KIND.json` with its settings, seeds, figures and machine. A share of trials is given with its own
 exact 95 % interval, so that chance in the evidence is seen as well.
 """

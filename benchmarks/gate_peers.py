@@ -6,7 +6,9 @@ Peers, each with its own defaults where it has some:
 - a fixed limit of 2 % on the negative flips that were seen;
 - a drop of accuracy that McNemar's exact test calls significant at 5 % (the rule of several evaluation tools, some of which add
   effect sizes and power analysis; it tests the accuracy, not the flips);
-- signaltest 0.7 (paired comparison of scores): significant at 5 % and larger than its least effect.
+- signaltest 0.7 (paired comparison of scores): significant at 5 % and larger than its least effect; one run a case here, though
+  it is made for several.
+The gate alone is given the second run of the old version; the others have no use for it.
 Every trial draws N items, each right with a probability of its own, and two runs of the old version and one of the new.
 """
 
