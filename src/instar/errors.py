@@ -72,6 +72,14 @@ class ReceiptError(InstarError):
     """A receipt that does not fit the model, that is not the last one, or that is damaged."""
 
 
+class StoreError(InstarError):
+    """A vector store that cannot be opened, reached, read or written."""
+
+
+class GenerationError(InstarError):
+    """Vectors of an encoder, or of a generation, that an index does not hold or cannot compare."""
+
+
 class ContractError(InstarError):
     """A check of `instar.checks` that the method under test does not pass."""
 

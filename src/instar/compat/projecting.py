@@ -1,0 +1,24 @@
+"""Queries for any generation from a head and the heads before it."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from instar.errors import ShapeError
+from instar.interfaces import CompatibleHead
+
+
+def project(head: CompatibleHead, x: Tensor, generation: int) -> Tensor:
+    """Unit vectors that query rows of `generation` (see `CompatibleHead.project`)."""
+    if x.ndim != 2 or x.shape[1] != head.input_dim:
+        raise ShapeError(f"{type(head).__name__} expects vectors [N, {head.input_dim}], received {list(x.shape)}.")
+    if not 0 <= generation <= head.newest:
+        raise ShapeError(f"{type(head).__name__} knows generations 0 to {head.newest}, received {generation}.")
+    if generation == head.newest:
+        found = head.full(x)
+    elif generation == head.newest - 1:
+        found = head.compatible(x)
+    else:
+        found = head.lower(head.full(x), generation)
+    return F.normalize(found, dim=1)

@@ -1,0 +1,1 @@
+"""Encoders of texts, and vectors that lie in files."""

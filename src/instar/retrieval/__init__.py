@@ -1,0 +1,1 @@
+"""Indexes of stored vectors that stay searchable while their encoder changes."""

@@ -1,0 +1,1 @@
+"""What a change of the encoder costs, arm by arm: measured on a sample, predicted with intervals, and checked."""
