@@ -132,59 +132,87 @@ def mean_interval(
     draws: int = 2000,
     most: int = 4000,
 ) -> Estimate:
-    """The mean of a paired score difference with its bootstrap-t interval over blocks.
+    """The mean of a paired score difference [N] with its bootstrap-t interval (see `mean_intervals`)."""
+    return mean_intervals(values[:, None], blocks, level, reach, draws, most)[0]
+
+
+def mean_intervals(
+    values: Floats,
+    blocks: NDArray[np.int64] | None,
+    level: float = LEVEL,
+    reach: float | None = None,
+    draws: int = 2000,
+    most: int = 4000,
+) -> list[Estimate]:
+    """The means of several paired score differences [N, M] of the same items, each with its bootstrap-t interval over blocks.
 
     More than `most` blocks are first joined at random into as many: the spread of the mean is the same and the cost bounded.
     Where so few blocks differ from the rest that the bootstrap often draws none of them, it knows nothing of the spread: then
     the interval is that of shares, since differences in [−reach, reach] never vary more than as many in {−reach, 0, reach}
-    with the same falls and rises. Without `reach` there is none.
+    with the same falls and rises. Without `reach` there is none. All columns are drawn with the same draws.
     """
-    n, mean = len(values), float(values.mean())
+    n, means = len(values), values.mean(0)
     generator = np.random.default_rng(0)  # the same predictions must give the same page
     codes = np.arange(n) if blocks is None else blocks
     apart = groups = int(codes.max()) + 1
     if groups > most:
         codes = generator.permutation(np.arange(groups) % most)[codes]
         groups = most
-    total: Floats = np.bincount(codes, weights=values, minlength=groups).astype(np.float64)
-    size: Floats = np.bincount(codes, minlength=groups).astype(np.float64)
     if groups < 2:
-        return Estimate(mean, None, None, 1, n)
-    least = 1e-12 * float(np.abs(values).max())  # no spread, but for rounding
-    residual = total - mean * size
-    error = float(np.sqrt(residual @ residual)) / n
-    low, high = _studentised(total, size, mean, least, tail(level), draws, generator) if error > least else (-np.inf, np.inf)
-    if np.isfinite(low) and np.isfinite(high):
-        return Estimate(mean, mean - high * error, mean - low * error, 1, n)
+        return [Estimate(float(mean), None, None, 1, n) for mean in means]
+    total = np.stack([np.bincount(codes, weights=column, minlength=groups) for column in values.T], 1)
+    size: Floats = np.bincount(codes, minlength=groups).astype(np.float64)
+    least = 1e-12 * np.abs(values).max(0)  # no spread, but for rounding
+    error = np.sqrt(((total - means * size[:, None]) ** 2).sum(0)) / n
+    low, high = np.full(len(means), -np.inf), np.full(len(means), np.inf)
+    if (spread := error > least).any():
+        low[spread], high[spread] = _studentised(
+            total[:, spread], size, means[spread], least[spread], tail(level), draws, generator
+        )
+    return [
+        Estimate(float(mean), float(mean - h * e), float(mean - lo * e), 1, n)
+        if np.isfinite(lo) and np.isfinite(h)
+        else _as_shares(column, float(mean), reach, apart, level)
+        for column, mean, e, lo, h in zip(values.T, means, error, low, high, strict=True)
+    ]
+
+
+def _as_shares(values: Floats, mean: float, reach: float | None, apart: int, level: float) -> Estimate:
+    """The interval of shares with the same falls and rises, where the bootstrap knows nothing."""
     if not reach:
-        return Estimate(mean, None, None, 1, n)
+        return Estimate(mean, None, None, 1, len(values))
     up, down = (float(np.maximum(sign * values, 0).mean()) / reach * apart for sign in (1, -1))
     below, above = (float(bound) * reach for bound in difference_interval(up, down, apart, level))
-    return Estimate(mean, below, above, 1, n)
+    return Estimate(mean, below, above, 1, len(values))
 
 
 def _studentised(
-    total: Floats, size: Floats, mean: float, least: float, alpha: float, draws: int, generator: np.random.Generator
-) -> tuple[float, float]:
-    """The quantiles alpha and 1 − alpha of (drawn mean − mean) / its standard error; infinite where draws have no spread."""
-    groups = len(total)
-    columns = np.stack([total, size, total * total, total * size, size * size], 1)
-    quantiles = []
-    step = max(1, 4_000_000 // groups)
+    total: Floats, size: Floats, means: Floats, least: Floats, alpha: float, draws: int, generator: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """For each column of total [G, M] the quantiles alpha and 1 − alpha of (drawn mean − mean) / its standard error.
+
+    Infinite where draws have no spread.
+    """
+    groups, columns = total.shape
+    parts = []
+    step = max(1, 4_000_000 // (groups + 4 * columns))
     for start in range(0, draws, step):
         rows = min(step, draws - start)
         counts = generator.multinomial(groups, np.full(groups, 1 / groups), size=rows).astype(np.float64)
-        t, s, tt, ts, ss = (counts @ columns).T
-        drawn = t / s
-        spread = np.sqrt(np.maximum(tt - 2 * drawn * ts + drawn * drawn * ss, 0.0)) / s
+        sizes = (counts @ size)[:, None]
+        drawn = (counts @ total) / sizes
+        squares = counts @ (total * total) - 2 * drawn * (counts @ (total * size[:, None]))
+        squares += drawn * drawn * (counts @ (size * size))[:, None]
+        spread = np.sqrt(np.maximum(squares, 0.0)) / sizes
         with np.errstate(divide="ignore", invalid="ignore"):
-            quantiles.append((drawn - mean) / np.where(spread * groups > least, spread, 0.0))
-    t_values = np.concatenate(quantiles)
-    t_values = t_values[~np.isnan(t_values)]
-    if not len(t_values):
-        return -np.inf, np.inf
-    low, high = np.quantile(t_values, [alpha, 1 - alpha], method="inverted_cdf")
-    return float(low), float(high)
+            parts.append((drawn - means) / np.where(spread * groups > least, spread, 0.0))
+    t_values = np.concatenate(parts)
+    found = np.full((2, columns), np.inf)
+    found[0] = -np.inf
+    for place, column in enumerate(t_values.T):
+        if len(known := column[~np.isnan(column)]):
+            found[:, place] = np.quantile(known, [alpha, 1 - alpha], method="inverted_cdf")
+    return found[0], found[1]
 
 
 def _at_least(k: Floats, n: Floats, p: Floats) -> Any:
