@@ -1,0 +1,79 @@
+"""In which order rows are re-encoded: a pure function of row and seed, so that what was interrupted goes on in the same order.
+
+An order gives every row a key; the smallest goes first, and rows with equal keys follow each other by a seeded hash of their ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instar.errors import DataError
+from instar.interfaces import Id, Index
+from instar.retrieval.uncertainty import Uncertainty
+
+Keys = NDArray[np.float64]
+_PAGE = 10_000
+
+
+class Order(Protocol):
+    """Keys [N] of rows that an index holds: the smallest goes first."""
+
+    def __call__(self, index: Index, ids: Sequence[Id]) -> Keys: ...
+
+
+def arrange(index: Index, ids: Sequence[Id], order: Order, seed: int = 0) -> list[Id]:
+    """The ids in their order: by key, then by a hash of seed and id. O(N log N)."""
+    keys = order(index, ids)
+    if len(keys) != len(ids) or np.isnan(keys).any():
+        raise DataError(f"An order gives each row a key that is a number; received {len(keys)} keys for {len(ids)} rows.")
+    ties = np.array([_hash(name, seed) for name in ids], dtype=np.uint64)
+    return [ids[i] for i in np.lexsort((ties, keys))]
+
+
+def random(index: Index, ids: Sequence[Id]) -> Keys:
+    """All keys equal: the hash alone decides. Every share of the rows is then a fair sample of them, as the report assumes."""
+    return np.zeros(len(ids))
+
+
+def most_queried(counts: Mapping[str, float]) -> Order:
+    """Rows that are found or asked for most often go first; rows without a count, last.
+
+    counts: the id as text -> how often. Raises DataError for counts that are negative or no numbers.
+    """
+    for name, count in counts.items():
+        if not np.isfinite(count) or count < 0:
+            raise DataError(f"A count is a number that is not negative; row {name} has {count}.")
+
+    def keys(index: Index, ids: Sequence[Id]) -> Keys:
+        return -np.array([counts.get(str(name), 0.0) for name in ids], dtype=np.float64)
+
+    return keys
+
+
+def least_certain(uncertainty: Uncertainty) -> Order:
+    """Rows that the head's map explains worst go first, as in FastFill (Jaeckle et al., ICLR 2023).
+
+    The key is read off the stored vector, which stays what it is until the row moves. Rows of another generation than the one
+    that the estimate was made for are known to no map: they go before all others.
+    """
+
+    def keys(index: Index, ids: Sequence[Id]) -> Keys:
+        found = np.full(len(ids), -np.inf)
+        numbers = {g.number for g in index.generations() if g.encoder == uncertainty.encoder}
+        for start in range(0, len(ids), _PAGE):
+            vectors, generations = index.fetch(ids[start : start + _PAGE])
+            known = [i for i, number in enumerate(generations) if number in numbers]
+            if known:
+                found[[start + i for i in known]] = -uncertainty(np.stack([vectors[i] for i in known]))
+        return found
+
+    return keys
+
+
+def _hash(name: Id, seed: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest(), "big")
