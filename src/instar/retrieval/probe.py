@@ -22,7 +22,7 @@ class Probe:
     queries: Mapping[int, Floats]
     """Generation -> the queries [Q, dim], as for `Index.search`."""
     relevant: Sequence[Those[Id]]
-    """[Q] ids of what should be found, at least one each."""
+    """[Q] ids of what should be found, at least one each; compared as texts."""
     k: int = 10
     fusion: Fusion = "cosine"
     every: float = 0.05
