@@ -127,6 +127,8 @@ class CompatibleHead(nn.Module, abc.ABC):
     """Whether `compatible(x)` is the prefix of `full(x)`, so that padded old rows and new rows can share one index."""
     supervised: ClassVar[bool] = False
     """Whether `fit` needs labels."""
+    closed_form: ClassVar[bool] = False
+    """Whether `fit` is a formula; otherwise it trains for `steps`."""
 
     @abc.abstractmethod
     def fit(self, pairs: Pairs, *, steps: int | None = None, seed: int = 0, monitor: Monitor | None = None) -> None:

@@ -160,7 +160,7 @@ def mean_intervals(
         groups = most
     if groups < 2:
         return [Estimate(float(mean), None, None, 1, n) for mean in means]
-    total = np.stack([np.bincount(codes, weights=column, minlength=groups) for column in values.T], 1)
+    total: Floats = np.stack([np.bincount(codes, weights=column, minlength=groups) for column in values.T], 1).astype(np.float64)
     size: Floats = np.bincount(codes, minlength=groups).astype(np.float64)
     least = 1e-12 * np.abs(values).max(0)  # no spread, but for rounding
     error = np.sqrt(((total - means * size[:, None]) ** 2).sum(0)) / n

@@ -1,0 +1,139 @@
+"""Recall and average precision of every arm at every stage of a backfill, by query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from instar.data.collection import Collection, Vectors
+from instar.errors import DataError
+from instar.retrieval.fusion import Calibration
+from instar.upgrade import ranks as ranking
+from instar.upgrade.arms import Arm
+from instar.upgrade.ranks import Asked, Gallery, Mixing, Scores
+from instar.upgrade.split import Split
+
+FUSIONS = ("cosine", "quantile", "rank")
+_CHOOSING = 300
+"""Queries by which the fusion of an arm is chosen."""
+_CALIBRATING = 200
+
+Told = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An arm's marks: [Q, B + 1] each, by query and stage."""
+
+    recall: NDArray[np.float64]
+    ap: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all arms are measured on."""
+
+    collection: Collection
+    old: Vectors
+    new: Vectors
+    split: Split
+    gallery: Gallery
+    k: int
+
+    def asked(self, queries: NDArray[np.int64]) -> Asked:
+        """Queries with what they should find in the gallery."""
+        if self.collection.relevant is not None:
+            inside = np.zeros(len(self.collection), dtype=bool)
+            inside[self.gallery.order] = True
+            relevant = [r[inside[r]] for r in self.collection.relevant]
+            kept = np.array([q for q in queries if len(relevant[q])], dtype=np.int64)
+            return Asked(kept, [relevant[q] for q in kept], itself=False)
+        if self.collection.labels is not None:
+            return Asked(queries, self._of_label(queries), itself=True)
+        return Asked(queries, self._neighbours(queries), itself=True)
+
+    def _of_label(self, queries: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        assert self.collection.labels is not None
+        groups: dict[object, list[int]] = {}
+        for place in np.sort(self.gallery.order):
+            groups.setdefault(self.collection.labels[place], []).append(int(place))
+        members = {label: np.array(places, dtype=np.int64) for label, places in groups.items()}
+        return [m[m != q] for q, m in ((q, members[self.collection.labels[q]]) for q in queries)]
+
+    def _neighbours(self, queries: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """What the new encoder itself finds."""
+        rows = torch.from_numpy(self.new.documents[self.gallery.order])
+        where = {int(place): i for i, place in enumerate(self.gallery.order)}
+        found = []
+        for part in np.array_split(queries, max(1, len(queries) // 256)):
+            scores = torch.from_numpy(self.new.documents[part]) @ rows.T
+            for row, query in enumerate(part):
+                if int(query) in where:
+                    scores[row, where[int(query)]] = -torch.inf
+            found += list(self.gallery.order[scores.topk(min(self.k, len(rows) - 1), dim=1).indices.numpy()])
+        return found
+
+
+def measure(
+    bench: Bench, arms: Sequence[Arm], fusions: Sequence[str], queries: Asked, told: Told | None = None
+) -> list[Measured]:
+    """Marks of each arm with its fusion; arms of one space are measured together."""
+    found: list[Measured | None] = [None] * len(arms)
+    rows_old = torch.from_numpy(bench.old.documents[bench.gallery.order]).T
+    for space in dict.fromkeys(arm.space for arm in arms):
+        places = [i for i, arm in enumerate(arms) if arm.space == space]
+        first = arms[places[0]]
+        rows_new = first.new_documents[torch.from_numpy(bench.gallery.order)].T
+        olds: list[tuple[Scores, Mixing]] = []
+        for i in places:
+            scale = calibration(bench, arms[i]) if fusions[i] == "quantile" else None
+            olds.append((_scores(arms[i].old_queries, rows_old, scale), "rank" if fusions[i] == "rank" else "scores"))
+        for i, result in zip(
+            places, ranking.ranks(queries, bench.gallery, olds, _scores(first.new_queries, rows_new)), strict=True
+        ):
+            found[i] = Measured(ranking.recall(result, bench.k), ranking.average_precision(result))
+        if told is not None:
+            told(len(places))
+    return [one for one in found if one is not None]
+
+
+def fusions(bench: Bench, arms: Sequence[Arm], told: Told | None = None) -> list[str]:
+    """For each arm the fusion with the largest mean recall over the stages, on the queries kept for choosing."""
+    queries = bench.asked(bench.split.choose[:_CHOOSING])
+    if not len(queries.queries):
+        return ["cosine"] * len(arms)
+    means = []
+    for fusion in FUSIONS:
+        try:
+            found = measure(bench, arms, [fusion] * len(arms), queries)
+            means.append([one.recall[:, 1:-1].mean() for one in found])
+        except DataError:  # scores without spread cannot be calibrated
+            means.append([-1.0] * len(arms))
+        if told is not None:
+            told(1)
+    return [FUSIONS[i] for i in np.argmax(np.array(means) - 1e-9 * np.arange(len(FUSIONS))[:, None], axis=0)]
+
+
+def calibration(bench: Bench, arm: Arm) -> Calibration:
+    """The scores of generation 0 on the scale of generation 1, from queries and documents at random."""
+    chosen = torch.from_numpy(bench.split.choose[:_CALIBRATING])
+    rows = torch.from_numpy(bench.gallery.order)
+    old = arm.old_queries[chosen] @ torch.from_numpy(bench.old.documents)[rows].T
+    new = arm.new_queries[chosen] @ arm.new_documents[rows].T
+    if bench.split.itself:
+        strangers = chosen.unsqueeze(1) != rows
+        old, new = old[strangers], new[strangers]
+    return Calibration.fit({0: old.flatten().numpy(), 1: new.flatten().numpy()}, reference=1)
+
+
+def _scores(queries: Tensor, rows: Tensor, scale: Calibration | None = None) -> Scores:
+    def scores(chosen: NDArray[np.int64]) -> Tensor:
+        found = queries[torch.from_numpy(chosen)] @ rows
+        return found if scale is None else torch.from_numpy(scale(0, found.numpy()))
+
+    return scores

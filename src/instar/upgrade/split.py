@@ -1,0 +1,102 @@
+"""Which items teach, which predict, and which check the prediction.
+
+Heads are fitted on pairs that are not searched: in an index of a million rows hardly any row took part in the fit. A prediction and
+its check use other queries, and questions about one document stay together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instar.data.collection import Collection
+from instar.errors import DataError
+
+Places = NDArray[np.int64]
+
+_FIT = 0.25
+"""Share of documents (and of the queries about them) that heads are fitted on."""
+_MOST_PAIRS = 20_000
+LEAST = 40
+"""Queries below which nothing can be predicted."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Places of documents and of queries."""
+
+    fit: Places
+    """Documents under both encoders that heads learn from; not in the gallery."""
+    gallery: Places
+    """Documents that are searched."""
+    choose: Places
+    """Queries by which an arm's settings are chosen; their vectors also teach the heads."""
+    predict: Places
+    """Queries of the prediction."""
+    held_out: Places
+    """Queries that check it."""
+    itself: bool
+    """Whether queries are places of documents."""
+    blocks: Places
+    """[queries of the collection] what belongs together: the first relevant document of a query."""
+
+
+def split(collection: Collection, *, seed: int = 0, pairs: int | None = None, most: int = 2000) -> Split:
+    """Split a collection.
+
+    pairs: documents that heads learn from; by default a quarter, at most 20,000. most: queries of the prediction and of the
+    check, each. Raises DataError for too few queries or documents.
+    """
+    draw = np.random.default_rng(seed)
+    n = len(collection)
+    order = draw.permutation(n)
+    count = min(_MOST_PAIRS, round(_FIT * n)) if pairs is None else pairs
+    if not 2 <= count <= n - 2:
+        raise DataError(
+            f"{collection.name} holds {n} documents; {count} pairs to fit on leave nothing to learn from or to search."
+        )
+    fit, gallery = np.sort(order[:count]), np.sort(order[count:])
+    if collection.relevant is None:
+        chosen = order[count:]  # documents ask; those of the gallery only
+        if collection.labels is not None:
+            chosen = chosen[_answered(collection, chosen)]
+        blocks = np.arange(n)
+    else:
+        inside = np.zeros(n, dtype=bool)
+        inside[gallery] = True
+        whole = np.array([bool(inside[r].all()) for r in collection.relevant])
+        chosen = draw.permutation(np.flatnonzero(whole))
+        blocks = np.array([int(r[0]) for r in collection.relevant], dtype=np.int64)
+    if len(chosen) < LEAST:
+        raise DataError(
+            f"{collection.name}: {len(chosen)} queries can be asked of the documents that are not needed to fit; a prediction and "
+            f"its check need {LEAST} or more. Give more queries, or fewer --pairs."
+        )
+    parts = _whole_blocks(chosen, blocks, draw)
+    asking = None if collection.relevant is None else np.flatnonzero(~whole)
+    choose = parts[0] if asking is None else np.concatenate([parts[0], asking])
+    return Split(fit, gallery, choose, parts[1][:most], parts[2][:most], collection.relevant is None, blocks)
+
+
+def _answered(collection: Collection, places: Places) -> NDArray[np.bool_]:
+    """Which documents have another of their label among these."""
+    assert collection.labels is not None
+    labels = [collection.labels[i] for i in places]
+    seen: dict[object, int] = {}
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+    return np.array([seen[label] > 1 for label in labels])
+
+
+def _whole_blocks(chosen: Places, blocks: Places, draw: np.random.Generator) -> list[Places]:
+    """A tenth, and two halves of the rest, in order of the draw; no block stands in two parts."""
+    names = np.unique(blocks[chosen])
+    part = np.empty(len(names), dtype=np.int64)
+    shuffled = draw.permutation(len(names))
+    tenth = max(1, len(names) // 10)
+    part[shuffled] = 1 + np.arange(len(names)) % 2
+    part[shuffled[:tenth]] = 0
+    of = part[np.searchsorted(names, blocks[chosen])]
+    return [chosen[of == p] for p in range(3)]
