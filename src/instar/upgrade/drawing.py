@@ -1,0 +1,87 @@
+"""The picture of a backfill: what each way to search finds while more and more rows are re-encoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instar.gate.shown import line
+from instar.report.plots import LIGHT, Plot, Styles, draw, label
+from instar.report.table import sheet
+from instar.upgrade import shown
+from instar.upgrade.result import Report
+
+_TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_HEADER = [
+    *("arm", "title", "order", "share", "recall", "low", "high", "held_out"),
+    *("map", "against_old", "against_old_low", "against_old_high", "hours", "bytes"),
+]
+
+
+def backfill(report: Report) -> Plot | None:
+    """Recall against the share of re-encoded rows; None where no arm has a curve.
+
+    A line an arm, the intervals of the recommended ones as bands, held-out queries as markers; the old search and the new one as
+    level lines. Where hours are known they stand below the shares.
+    """
+    arms, recommended = shown.drawn(report), set(shown.recommended(report))
+    if not arms:
+        return None
+    styles = Styles.of([a.id for a in arms])
+
+    def paint(figure: Any, axes: Any) -> None:
+        for arm in arms:
+            colour, strong = styles.colour(arm.id), arm.id in recommended
+            x = [p.fraction for p in arm.curve]
+            axes.plot(
+                x, [p.recall.value for p in arm.curve],
+                color=colour, lw=2.4 if strong else 1.3, marker=styles.marker(arm.id), ms=0, zorder=3 if strong else 2,
+                gid=f"arm-{styles.index[arm.id]}",
+            )  # fmt: skip
+            held = [(p.fraction, p.recall.realised) for p in arm.curve if p.recall.realised is not None]
+            axes.plot(*zip(*held, strict=True) if held else ((), ()), styles.marker(arm.id), color=colour, ms=4.5, mew=0, zorder=4,
+                      gid=f"held-{styles.index[arm.id]}")  # fmt: skip
+            band = [(p.fraction, p.recall.low, p.recall.high) for p in arm.curve if None not in (p.recall.low, p.recall.high)]
+            if strong and band:
+                axes.fill_between(*zip(*band, strict=True), color=colour, alpha=0.16, lw=0, gid=f"band-{styles.index[arm.id]}")
+        # Lines rise from the lower left to the upper right, so that these corners stay free.
+        for words, side, place, across, upright in (
+            ("old search", report.old, 1.0, "right", "top"),
+            ("new encoder, all re-encoded", report.new, 0.0, "left", "bottom"),
+        ):
+            level = side.own_recall.value
+            axes.axhline(level, color=LIGHT["muted"], lw=1, ls=(0, (4, 3)), zorder=1)
+            axes.text(place, level, words, ha=across, va=upright, size=8.5, color=LIGHT["muted"], zorder=5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xticks(_TICKS, [_tick(report, at) for at in _TICKS])
+        axes.yaxis.set_major_formatter(lambda v, _: f"{v * 100:.3g} %".replace("-", "−"))
+        axes.set_xlabel("rows re-encoded" + ("; below: time of encoding them" if report.hours_full is not None else ""))
+        axes.set_ylabel(f"Recall@{report.k}")
+        names = [axes.plot([], [], styles.marker(a.id), ls="-", lw=2.4 if a.id in recommended else 1.3, ms=5, mew=0,
+                           color=styles.colour(a.id))[0] for a in arms]  # fmt: skip
+        figure.legend(names, [label(line(a.title, 34), 34) for a in arms], loc="outside lower left", ncols=2, frameon=False,
+                      fontsize=8.5, handlelength=1.8, columnspacing=1.2)  # fmt: skip
+
+    level = f"{report.level * 100:g} %"
+    note = (
+        f"Lines: predicted recall; bands: {level} intervals of the recommended ways; markers: held-out queries, which took no part in "
+        "any choice. Dashed: the search as it is now, and the new encoder alone once every row is re-encoded."
+    )
+    return draw("backfill", f"What is found while rows are re-encoded (recall@{report.k})", note, _csv(report), paint, 4.2)
+
+
+def _tick(report: Report, fraction: float) -> str:
+    text = shown.share(fraction)
+    return text if report.hours_full is None else f"{text}\n{shown.hours(report.hours_full * fraction) if fraction else '0'}"
+
+
+def _csv(report: Report) -> str:
+    """Every figure of every arm, also of those that have no line."""
+    rows = [
+        [
+            line(a.id), line(a.title), line(a.order), p.fraction, p.recall.value, p.recall.low, p.recall.high, p.recall.realised,
+            p.ap.value, p.against_old.value, p.against_old.low, p.against_old.high, p.hours, p.bytes,
+        ]
+        for a in report.arms
+        for p in a.curve
+    ]  # fmt: skip
+    return sheet(_HEADER, rows)

@@ -1,0 +1,234 @@
+"""The page of a report on a change of encoder: the answer, what each effort buys, and why to believe it, in one offline file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from instar.gate.shown import Folded, fact, folded, line
+from instar.report import shell, units
+from instar.report.plots import Styles
+from instar.upgrade import drawing, shown
+from instar.upgrade.result import Arm, Point, Report
+
+_SENTENCE = 600
+_MOST_EXAMPLES = 30
+_TEXT = 2000
+_STAGES = ("Now", "Half re-encoded", "All re-encoded")
+
+
+@dataclass(frozen=True)
+class Strip:
+    """An interval as a bar inside a cell, in percent of its width."""
+
+    left: float
+    width: float
+    at: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An arm at one stage, as it is printed."""
+
+    order: float
+    """What a table sorts by."""
+    value: str
+    interval: str
+    held_out: str
+    against: str
+    verdict: str
+    strip: Strip
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm in the table."""
+
+    id: str
+    title: str
+    idea: str
+    kind: str
+    slot: int | None
+    """Colour of its line; None where it has none."""
+    recommended: bool
+    cells: list[Cell | None]
+    ap: list[str]
+    facts: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A document of an example, and whether it is one of the relevant ones."""
+
+    text: Folded
+    right: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query with the first documents of three searches."""
+
+    query: Folded
+    relevant: list[Folded]
+    lists: list[tuple[str, list[Found]]]
+
+
+def render(report: Report) -> str:
+    """The page as text. Everything from the record is cleaned and escaped; the same record gives the same bytes."""
+    drawn = shown.drawn(report)
+    styles = Styles.of([a.id for a in drawn])
+    recommended = set(shown.recommended(report))
+    return shell.page(
+        "encoder.html",
+        styles=("gate.css", "encoder.css"),
+        scripts=("encoder.js",),
+        r=report,
+        headline=line(report.headline, _SENTENCE),
+        advice=[line(text, _SENTENCE) for text in report.advice],
+        cautions=[line(text, _SENTENCE) for text in report.cautions],
+        tiles=_tiles(report),
+        choices=_choices(report),
+        picture=drawing.backfill(report),
+        behind=_behind(report, drawn),
+        stages=_STAGES,
+        rows=[_row(report, arm, styles, arm.id in recommended) for arm in shown.ran(report)],
+        level_at=_level(report),
+        lacking=[a for a in report.arms if not a.curve],
+        check=shown.check(report.check),
+        examples=_examples(report),
+        likeness=shown.likeness(report),
+        facts=_facts(report),
+        truth=shown.TRUTH[report.truth],
+        scope=line(shown.scope(report), 300),
+        line=line,
+        share=shown.share,
+        number=units.number,
+    )
+
+
+def _tiles(report: Report) -> list[tuple[str, str, str]]:
+    """The figures to remember: (title, value, what surrounds it)."""
+    found = []
+    for title, side in (("Search as it is now", report.old), ("Everything re-encoded", report.new)):
+        value, interval = shown.figure(side.own_recall)
+        found.append((title, value, f"recall@{report.k}" + (f", {interval}" if interval else "")))
+    rows = units.number(report.rows)
+    found.append(("Time to re-encode all", shown.hours(report.hours_full), f"{rows} rows"))
+    found.append(("Stored vectors", f"{shown.size(report.bytes_old)} → {shown.size(report.bytes_new)}", f"{rows} rows"))
+    return found
+
+
+def _choices(report: Report) -> list[dict[str, Any]]:
+    found = []
+    for choice in report.choices:
+        size = shown.bytes_of(report, choice)
+        found.append(
+            {
+                "share": "nothing" if choice.fraction == 0 else "everything" if choice.fraction == 1 else shown.share(choice.fraction),
+                "hours": shown.hours(choice.hours),
+                "arm": line(shown.title(report, choice.arm), 80),
+                "recall": shown.figure(choice.recall),
+                "held_out": shown.realised(choice.recall),
+                "bytes": "unknown" if size is None else shown.size(size),
+                "sure": choice.sure,
+                "words": line(choice.words, 400),
+            }
+        )  # fmt: skip
+    return found
+
+
+def _behind(report: Report, arms: list[Arm]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The picture as a table: heads, and (share, a cell an arm)."""
+    fractions = sorted({p.fraction for a in arms for p in a.curve})
+
+    def cell(point: Point | None) -> str:
+        if point is None:
+            return "–"
+        held = shown.realised(point.recall)
+        return shown.around(point.recall) + (f"; held out {held}" if held else "")
+
+    return [line(a.title, 60) for a in arms], [(shown.share(f), [cell(shown.at(a, f)) for a in arms]) for f in fractions]
+
+
+def _row(report: Report, arm: Arm, styles: Styles, recommended: bool) -> Row:
+    points = shown.stages(arm)
+    last = arm.curve[-1]
+    facts = [
+        ("fitting", shown.seconds(arm.fit_seconds)),
+        ("a query", shown.seconds(arm.query_seconds)),
+        ("all rows", "nothing to encode" if last.fraction == 0 else shown.hours(last.hours)),
+        ("vectors", shown.size(last.bytes)),
+        ("lists merged by", shown.FUSION.get(arm.fusion, line(arm.fusion, 40))),
+        *([] if arm.order == "random" else [("order", line(arm.order, 60))]),
+    ]
+    return Row(
+        id=line(arm.id, 60),
+        title=line(arm.title, 80),
+        idea=line(arm.idea, 300),
+        kind=shown.KINDS.get(arm.kind, line(arm.kind, 40)),
+        slot=styles.slot(arm.id) if arm.id in styles.index else None,
+        recommended=recommended,
+        cells=[None if p is None else _cell(p) for p in points],
+        ap=["–" if p is None else shown.around(p.ap) for p in points],
+        facts=facts,
+    )
+
+
+def _cell(point: Point) -> Cell:
+    value, interval = shown.figure(point.recall)
+    low = point.recall.value if point.recall.low is None else point.recall.low
+    high = point.recall.value if point.recall.high is None else point.recall.high
+    left, right, at = (round(100 * min(1.0, max(0.0, v)), 2) for v in (low, high, point.recall.value))
+    return Cell(
+        order=point.recall.value,
+        value=value,
+        interval=interval,
+        held_out=shown.realised(point.recall),
+        against=shown.difference(point.against_old),
+        verdict=shown.verdict(point.against_old),
+        strip=Strip(left, round(right - left, 2), at),
+    )
+
+
+def _level(report: Report) -> float:
+    """Where the search as it is now stands on the strips."""
+    return round(100 * report.old.own_recall.value, 2)
+
+
+def _examples(report: Report) -> list[Example]:
+    found = []
+    for one in report.examples[:_MOST_EXAMPLES]:
+        relevant = shown.texts(one.get("relevant"))
+        lists = [
+            (title, [Found(folded(text, _TEXT), text in relevant) for text in shown.texts(one.get(key))])
+            for key, title in (("old", "Now"), ("arm", "Recommended"), ("new", "All re-encoded"))
+        ]
+        found.append(Example(folded(str(one.get("query", "")), _TEXT), [folded(text, _TEXT) for text in relevant], lists))
+    return found
+
+
+def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What is needed to redo it: (heading, rows)."""
+    measured = [
+        ("data", line(report.data, 200)),
+        ("documents measured", units.number(report.documents)),
+        ("rows of the index", units.number(report.rows)),
+        ("queries", units.number(report.queries)),
+        ("right is", shown.TRUTH[report.truth]),
+        ("results looked at (k)", units.number(report.k)),
+        ("level of the intervals", f"{report.level * 100:g} %"),
+        ("seed", str(report.seed)),
+        *([("started", line(report.started, 60))] if report.started else []),
+        ("took", f"{shown.seconds(report.seconds)}, of which encoding {shown.seconds(report.seconds_encoding)}"),
+    ]
+    parts: list[tuple[str, Mapping[str, Any]]] = [
+        ("Data and split", report.facts),
+        *(
+            (f"{word} encoder: {line(side.name, 80)}", {"width": side.dim, "fingerprint": side.fingerprint, **side.facts})
+            for word, side in (("Old", report.old), ("New", report.new))
+        ),
+        ("Environment", report.environment),
+    ]
+    rest = [(title, [(line(k.replace("_", " "), 60), fact(k, v)) for k, v in part.items()]) for title, part in parts]
+    return [("What was measured", measured), *(part for part in rest if part[1])]
