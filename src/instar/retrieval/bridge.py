@@ -38,8 +38,8 @@ class Bridge:
         newest = saved.generations[-1]
         if (received := stamp(encoder.fingerprint, self.head)) != newest.encoder:
             raise GenerationError(
-                f"The head was fitted for {newest.name or 'an encoder'} ({newest.encoder[:12]}); with {encoder.name} it gives other "
-                f"vectors ({received[:12]}). Give the encoder that it was fitted for, with the same settings."
+                f"The head was fitted for {newest.name or 'an encoder'} ({newest.encoder[:12]}); with {encoder.name} it gives "
+                f"other vectors ({received[:12]}). Give the encoder that it was fitted for, with the same settings."
             )
         if self.head.input_dim != encoder.dim:
             raise ShapeError(f"The head reads vectors of {self.head.input_dim}; {encoder.name} gives {encoder.dim}.")
