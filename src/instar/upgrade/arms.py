@@ -88,15 +88,13 @@ def simplicity(arm: Arm) -> tuple[int, str]:
 
 
 def pairs(collection: Collection, split: Split, old: Vectors, new: Vectors) -> Pairs:
-    """What heads are fitted on: documents of the fitting part, and the queries that choose (their vectors, not what they find)."""
-    sides = [
-        side.documents[split.fit] if split.itself else np.concatenate([side.documents[split.fit], asked(side)[split.choose]])
-        for side in (old, new)
-    ]
-    labels = None
-    if collection.labels is not None and split.itself:
-        labels = [collection.labels[i] for i in split.fit]
-    return pairing.of(*sides, labels)
+    """What heads are fitted on: documents of the fitting part, and the choosing queries (their vectors, not what they find)."""
+    sides = [side.documents[split.fit] for side in (old, new)]
+    if split.itself:
+        labels = collection.labels and [collection.labels[i] for i in split.fit]
+        return pairing.of(sides[0], sides[1], labels)
+    first, second = (np.concatenate([rows, asked(side)[split.choose]]) for rows, side in zip(sides, (old, new), strict=True))
+    return pairing.of(first, second)
 
 
 def asked(side: Vectors) -> np.ndarray:

@@ -21,6 +21,10 @@ Kind = Literal["as it is", "two encoders", "switch", "map", "trained head"]
 encoder, rows store the new encoder's own vectors; a head that makes new vectors of its own."""
 
 
+Truth = Literal["queries", "labels", "neighbours"]
+"""How it is known what is right (see `data.collection.Collection`)."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """A predicted value with its interval, and what held-out queries gave."""
@@ -136,7 +140,7 @@ class Report:
     rows: int
     """In the index that is to change; equals `documents` unless the user said more."""
     queries: int
-    truth: Literal["queries", "labels", "neighbours"]
+    truth: Truth
     k: int
     check: Check
     kind_of_upgrade: str

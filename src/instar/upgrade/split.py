@@ -1,7 +1,7 @@
 """Which items teach, which predict, and which check the prediction.
 
-Heads are fitted on pairs that are not searched: in an index of a million rows hardly any row took part in the fit. A prediction and
-its check use other queries, and questions about one document stay together.
+Heads are fitted on pairs that are not searched: in an index of a million rows hardly any row took part in the fit. A prediction
+and its check use different queries, and questions about one document stay together.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def split(collection: Collection, *, seed: int = 0, pairs: int | None = None, mo
         blocks = np.array([int(r[0]) for r in collection.relevant], dtype=np.int64)
     if len(chosen) < LEAST:
         raise DataError(
-            f"{collection.name}: {len(chosen)} queries can be asked of the documents that are not needed to fit; a prediction and "
-            f"its check need {LEAST} or more. Give more queries, or fewer --pairs."
+            f"{collection.name}: {len(chosen)} queries can be asked of the documents that are not needed to fit; a prediction "
+            f"and its check need {LEAST} or more. Give more queries, or fewer --pairs."
         )
     parts = _whole_blocks(chosen, blocks, draw)
     asking = None if collection.relevant is None else np.flatnonzero(~whole)
