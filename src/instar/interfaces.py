@@ -121,14 +121,18 @@ class CompatibleHead(nn.Module, abc.ABC):
     """Width of x: `new_dim`, unless the head reads something else than the new vectors."""
     full_dim: int
     """Width of what a row of the newest generation stores."""
-    previous: CompatibleHead | None = None
-    """The head of the update before this one; its full vectors are this one's old ones."""
+    previous: CompatibleHead | None
+    """The head of the update before this one; its full vectors are this one's old ones. None at the start; assign it."""
     nested: ClassVar[bool] = False
     """Whether `compatible(x)` is the prefix of `full(x)`, so that padded old rows and new rows can share one index."""
     supervised: ClassVar[bool] = False
     """Whether `fit` needs labels."""
     closed_form: ClassVar[bool] = False
     """Whether `fit` is a formula; otherwise it trains for `steps`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.previous = None  # an attribute of the class would hide the module that is assigned later
 
     @abc.abstractmethod
     def fit(self, pairs: Pairs, *, steps: int | None = None, seed: int = 0, monitor: Monitor | None = None) -> None:

@@ -1,139 +1,72 @@
-"""Fit a head on items under both encoders, and say on a held-out tenth what it is worth."""
+"""What every `fit` asks of its pairs first, and the sums that closed forms are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor
 
-from instar import catalogue
-from instar.errors import DataError
-from instar.interfaces import CompatibleHead, Monitor, Pairs
-from instar.retrieval.uncertainty import Uncertainty
+from instar.errors import DataError, ShapeError
+from instar.interfaces import CompatibleHead, Pairs
 
-LEAST = 20
-"""Items below which no tenth can be held out."""
-_MOST_HELD = 2000
-_NEAREST = 10
-_SPREAD = 64
-"""Held-out items below which nothing is said of which rows are uncertain."""
+_ROWS = 8192
+"""Rows that are held in float64 at a time."""
 
 
-@dataclass(frozen=True)
-class Quality:
-    """What a head is worth on items that it was not fitted on, among the stored vectors of all items."""
-
-    fitted: int
-    held_out: int
-    cosine: float
-    """Mean of cos(compatible(new), old)."""
-    itself: float
-    """Share of the items whose own stored vector is the nearest to their mapped one."""
-    neighbours: float
-    """Share of the 10 nearest stored vectors of the item's stored one that its mapped one finds too."""
-    uncertainty: float | None
-    """Rank correlation of estimated and real residuals, fitted on one half of the held-out items, measured on the other."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A head, what it is worth, and which stored vectors it explains badly."""
-
-    head: CompatibleHead
-    quality: Quality
-    uncertainty: Uncertainty | None
-    """None for too few held-out items."""
-
-
-def fit(
-    address: str,
-    pairs: Pairs,
-    *,
-    old: str,
-    previous: CompatibleHead | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    monitor: Monitor | None = None,
-    knobs: Mapping[str, Any] | None = None,
-) -> Fitted:
-    """Fit the head of a method on nine tenths of the pairs and measure it on the others.
-
-    Args:
-        address: such as `ridge` or `bt2:cayley`. old: fingerprint of the encoder of the old vectors.
-        previous: the head of the update before this one. knobs: go before those of the address's preset.
-
-    The head that is returned is the one that was measured. Raises UnknownNameError, DataError for fewer than 20 pairs or a
-    method that needs labels where there are none, and what the head's `fit` raises.
-    """
-    items = len(pairs.new)
-    if items < LEAST:
-        raise DataError(f"A head is fitted on {LEAST} items or more, of which a tenth is held out; received {items}.")
-    head = build(address, pairs, previous=previous, seed=seed, knobs=knobs)
+def check(head: CompatibleHead, pairs: Pairs, least: int = 2) -> None:
+    """Raise ShapeError for pairs of other widths than the head's, DataError for too few or for rows that have no direction."""
+    name = type(head).__name__
+    parts = (
+        ("old vectors", pairs.old, head.old_dim),
+        ("new vectors", pairs.new, head.new_dim),
+        ("inputs", pairs.x, head.input_dim),
+    )
+    for what, value, width in parts:
+        if value.ndim != 2 or value.shape[1] != width or len(value) != len(pairs.old):
+            raise ShapeError(f"{name} expects {what} [{len(pairs.old)}, {width}], as it was built; received {list(value.shape)}.")
+    if len(pairs.old) < least:
+        raise DataError(f"{name} needs at least {least} pairs; received {len(pairs.old)}.")
+    for what, value, _ in parts:
+        norms = value.norm(dim=1)
+        usable = torch.isfinite(norms) & (norms > 0) if value is not pairs.inputs else torch.isfinite(norms)
+        if not bool(usable.all()):
+            raise DataError(
+                f"{int((~usable).sum())} of {len(norms)} {what} are zero, NaN or infinite; make pairs by compat.pairs.of."
+            )
     if head.supervised and pairs.labels is None:
-        raise DataError(f"{address} learns from labels, and the data has none. Give a column 'label', or another --method.")
-    order = np.random.default_rng(seed).permutation(items)
-    held = order[: min(max(items // 10, 2), _MOST_HELD)]
-    taught = np.setdiff1d(order, held)
-    head.fit(_of(pairs, taught), steps=steps, seed=seed, monitor=monitor)
-    head.eval()
-    with torch.no_grad():
-        mapped = F.normalize(head.compatible(pairs.x[torch.from_numpy(held)]).float(), dim=1)
-    stored, everything = F.normalize(pairs.old[torch.from_numpy(held)], dim=1), F.normalize(pairs.old, dim=1)
-    residuals = 1 - (mapped * stored).sum(1).numpy()
-    uncertainty, spread = _uncertainty(old, stored.numpy(), residuals)
-    itself, neighbours = _found(mapped, stored, everything, torch.from_numpy(held))
-    quality = Quality(len(taught), len(held), float(1 - residuals.mean()), itself, neighbours, spread)
-    return Fitted(head, quality, uncertainty)
+        raise DataError(f"{name} learns from classes; give labels to compat.pairs.of, or take a head that needs none.")
 
 
-def build(
-    address: str, pairs: Pairs, *, previous: CompatibleHead | None = None, seed: int = 0, knobs: Mapping[str, Any] | None = None
-) -> CompatibleHead:
-    """A head of the widths of the pairs, before it is fitted. Raises UnknownNameError, and ShapeError for bad knobs."""
-    found = catalogue.parse(address)
-    if found.card.interface != "CompatibleHead":
-        heads = sorted(slug for slug, card in catalogue.methods().items() if card.interface == "CompatibleHead")
-        raise DataError(f"{address} is no head that makes vectors compatible. Choose one of {', '.join(heads)}.")
-    make = catalogue.Build(found.card, catalogue.load(found.card), {**found.arguments, **(knobs or {})})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inputs = {} if pairs.inputs is None else {"input_dim": pairs.inputs.shape[1]}
-        head: CompatibleHead = make(pairs.new.shape[1], old_dim=pairs.old.shape[1], **inputs)
-    head.previous = previous
-    return head
+@dataclass(frozen=True)
+class Moments:
+    """Means, and centred second moments a pair, of new vectors x and old vectors y. Everything is float64 on the CPU."""
 
+    items: int
+    mean_x: Tensor
+    """[D]; zeros where nothing was centred."""
+    mean_y: Tensor
+    """[O]"""
+    xx: Tensor
+    """[D, D], the mean of x xᵀ."""
+    yx: Tensor
+    """[O, D]"""
+    yy: float
+    """The mean of ‖y‖²."""
 
-def _of(pairs: Pairs, places: np.ndarray) -> Pairs:
-    at = torch.from_numpy(places)
-    return Pairs(*(None if part is None else part[at] for part in (pairs.old, pairs.new, pairs.labels, pairs.inputs)))  # type: ignore[arg-type]
+    @classmethod
+    def of(cls, pairs: Pairs, *, centred: bool) -> Moments:
+        """One pass over the pairs for the means and one for the moments. Time O(N D (D + O)), memory O(D (D + O))."""
+        new, old, items = pairs.new.detach().cpu(), pairs.old.detach().cpu(), len(pairs.old)
+        mean_x, mean_y = (value.double().mean(0) if centred else value.new_zeros(value.shape[1]).double() for value in (new, old))
+        xx, yx, yy = mean_x.new_zeros(len(mean_x), len(mean_x)), mean_x.new_zeros(len(mean_y), len(mean_x)), 0.0
+        for first in range(0, items, _ROWS):
+            x, y = new[first : first + _ROWS].double() - mean_x, old[first : first + _ROWS].double() - mean_y
+            xx.addmm_(x.T, x)
+            yx.addmm_(y.T, x)
+            yy += float(y.square().sum())
+        return cls(items, mean_x, mean_y, xx / items, yx / items, yy / items)
 
-
-def _uncertainty(old: str, stored: np.ndarray, residuals: np.ndarray) -> tuple[Uncertainty | None, float | None]:
-    if len(residuals) < _SPREAD:
-        return None, None
-    half = len(residuals) // 2
-    guess = Uncertainty.fit(old, stored[:half], residuals[:half])(stored[half:])
-    spread = stats.spearmanr(guess, residuals[half:]).statistic if np.ptp(guess) > 0 else 0.0
-    return Uncertainty.fit(old, stored, residuals), float(np.nan_to_num(spread))
-
-
-def _found(mapped: Tensor, stored: Tensor, everything: Tensor, own: Tensor) -> tuple[float, float]:
-    """How often the mapped vectors find their own stored ones, and their neighbours."""
-    k = min(_NEAREST, len(everything) - 1)
-    itself = neighbours = 0.0
-    for start in range(0, len(mapped), 256):
-        part = slice(start, start + 256)
-        scores, real = mapped[part] @ everything.T, stored[part] @ everything.T
-        best = scores.max(1).values
-        itself += float((scores[torch.arange(len(scores)), own[part]] >= best).sum())
-        # The item itself is a neighbour of neither, so that it does not count twice.
-        scores[torch.arange(len(scores)), own[part]] = real[torch.arange(len(real)), own[part]] = -torch.inf
-        left, right = scores.topk(k, 1).indices, real.topk(k, 1).indices
-        neighbours += float((left[:, :, None] == right[:, None]).any(2).float().mean(1).sum())
-    return itself / len(mapped), neighbours / len(mapped)
+    def intercept(self, weight: Tensor) -> Tensor:
+        """[O], what a linear map [O, D] of centred vectors adds to vectors that are not."""
+        return self.mean_y - weight @ self.mean_x
