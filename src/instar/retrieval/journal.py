@@ -153,7 +153,7 @@ class Journal:
             **{"ids": list(segment.ids), "details": segment.details, "shape": list(values.shape)},
         }
         head = json.dumps(table).encode()
-        parts = [MAGIC + len(head).to_bytes(8, "little") + head, memoryview(values).cast("B") if values.size else b""]
+        parts = [MAGIC + len(head).to_bytes(8, "little") + head, values.data.cast("B") if values.size else b""]
         digest = hashlib.sha256()
         temporary = ""
         try:

@@ -47,8 +47,8 @@ def read(folder: Path) -> bytes:
         return (folder / NAME).read_bytes()
     except FileNotFoundError:
         raise GenerationError(
-            f"{folder} holds no {NAME}: nobody said which encoder made these vectors. Say so once with `instar encoder adopt`, or "
-            "in Python with instar.retrieval.opening.adopt_index(url, Generation(0, fingerprint, dim))."
+            f"{folder} holds no {NAME}: nobody said which encoder made these vectors. Say so once with `instar encoder adopt`, "
+            "or in Python with instar.retrieval.opening.adopt_index(url, Generation(0, fingerprint, dim))."
         ) from None
     except OSError as error:
         raise StoreError(f"{folder / NAME} cannot be read: {error.strerror}.") from error

@@ -55,7 +55,7 @@ def write(path: Path, rows: int, dim: int, parts: Iterable[Floats]) -> dict[str,
     def fill(file: Any) -> None:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)})
         for part in parts:
-            file.write(memoryview(np.ascontiguousarray(part, "<f4").ravel().view(np.uint8)))
+            file.write(np.ascontiguousarray(part, "<f4").data)
 
     return _placed(path, fill)
 
