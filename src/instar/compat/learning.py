@@ -15,6 +15,7 @@ from torch import Tensor
 from instar import catalogue
 from instar.errors import DataError
 from instar.interfaces import CompatibleHead, Monitor, Pairs
+from instar.retrieval.fusion import Calibration
 from instar.retrieval.uncertainty import Uncertainty
 
 LEAST = 20
@@ -22,7 +23,7 @@ LEAST = 20
 _MOST_HELD = 2000
 _NEAREST = 10
 _SPREAD = 64
-"""Held-out items below which nothing is said of which rows are uncertain."""
+"""Held-out items below which nothing is said of the distribution of scores and of residuals."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Fitted:
     quality: Quality
     uncertainty: Uncertainty | None
     """None for too few held-out items."""
+    calibration: Calibration | None
+    """Of the scores of old and new rows, for fusion; None for too few held-out items."""
 
 
 def fit(
@@ -82,14 +85,17 @@ def fit(
     taught = np.setdiff1d(order, held)
     head.fit(_of(pairs, taught), steps=steps, seed=seed, monitor=monitor)
     head.eval()
+    own = torch.from_numpy(held)
     with torch.no_grad():
-        mapped = F.normalize(head.compatible(pairs.x[torch.from_numpy(held)]).float(), dim=1)
-    stored, everything = F.normalize(pairs.old[torch.from_numpy(held)], dim=1), F.normalize(pairs.old, dim=1)
+        mapped, full = (F.normalize(part(pairs.x[own]).float(), dim=1) for part in (head.compatible, head.full))
+    stored, everything = F.normalize(pairs.old[own], dim=1), F.normalize(pairs.old, dim=1)
     residuals = 1 - (mapped * stored).sum(1).numpy()
     uncertainty, spread = _uncertainty(old, stored.numpy(), residuals)
-    itself, neighbours = _found(mapped, stored, everything, torch.from_numpy(held))
+    itself, neighbours = _found(mapped, stored, everything, own)
     quality = Quality(len(taught), len(held), float(1 - residuals.mean()), itself, neighbours, spread)
-    return Fitted(head, quality, uncertainty)
+    number = head.newest
+    calibration = _calibration({number - 1: (mapped, stored), number: (full, full)})
+    return Fitted(head, quality, uncertainty, calibration)
 
 
 def build(
@@ -121,6 +127,14 @@ def _uncertainty(old: str, stored: np.ndarray, residuals: np.ndarray) -> tuple[U
     guess = Uncertainty.fit(old, stored[:half], residuals[:half])(stored[half:])
     spread = stats.spearmanr(guess, residuals[half:]).statistic if np.ptp(guess) > 0 else 0.0
     return Uncertainty.fit(old, stored, residuals), float(np.nan_to_num(spread))
+
+
+def _calibration(sides: Mapping[int, tuple[Tensor, Tensor]]) -> Calibration | None:
+    """From the scores of each held-out item with every other one: (queries, rows) of a generation."""
+    if any(len(queries) < _SPREAD for queries, _ in sides.values()):
+        return None
+    others = ~torch.eye(len(next(iter(sides.values()))[0]), dtype=torch.bool)
+    return Calibration.fit({number: (queries @ rows.T)[others].numpy() for number, (queries, rows) in sides.items()})
 
 
 def _found(mapped: Tensor, stored: Tensor, everything: Tensor, own: Tensor) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from instar.errors import GenerationError, ShapeError
-from instar.interfaces import CompatibleHead, Encoder, Floats, Generation, Index
+from instar.interfaces import CompatibleHead, Encoder, Floats, Fusion, Generation, Index
 
 if TYPE_CHECKING:
     from instar.compat.saved import Saved
@@ -31,6 +31,7 @@ class Bridge:
     def __init__(self, encoder: Encoder, saved: Saved | None = None, old: Encoder | None = None) -> None:
         self.encoder, self.old = encoder, old
         self.head = None if saved is None else saved.head
+        self._calibration = None if saved is None else saved.calibration
         self._known = {} if saved is None else {g.encoder: g.number for g in saved.generations}
         if self.head is None or saved is None:
             self.fingerprint, self.dim = encoder.fingerprint, encoder.dim
@@ -76,6 +77,23 @@ class Bridge:
             elif counts.get(stored.number):
                 raise GenerationError(self._unreached(stored, counts[stored.number]))
         return found
+
+    def fusion(self, how: str, index: Index) -> Fusion:
+        """How scores become one list: cosine, rank, or calibrated by what was saved with the head.
+
+        Raises GenerationError where there is no calibration, ShapeError for another word.
+        """
+        if how == "cosine":
+            return "cosine"
+        if how == "rank":
+            return "rank"
+        if how != "calibrated":
+            raise ShapeError(f"Scores are merged by cosine, rank or calibrated; received '{how}'.")
+        calibration = self._calibration
+        if calibration is None:
+            raise GenerationError("There is no calibration: give a head that was trained with one, or merge by rank.")
+        numbers = {g.number: self._known[g.encoder] for g in index.generations() if g.encoder in self._known}
+        return lambda number, scores: calibration(numbers.get(number, number), scores)
 
     def _full(self, vectors: Floats) -> Floats:
         return vectors if self.head is None else _unit(self.head.full(_tensor(vectors)))
