@@ -8,6 +8,7 @@ Each check makes its own index and can be called alone: it returns None or raise
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -178,7 +179,7 @@ def check_refusals(stores: Stores) -> None:
             ("an id twice", [a, a], two, DataError),
             ("an id that is no id", [a, 1.5], two, DataError),
         ):
-            _refused(lambda i=ids, v=vectors: index.move(i, v, 1), error, f"move of {name}")
+            _refused(functools.partial(index.move, ids, vectors, 1), error, f"move of {name}")
         _refused(lambda: index.move([a, fresh], two, 1), DataError, "move of an unknown id")
         _refused(lambda: index.move([a], world.old[:1], 0), GenerationError, "move to an older generation")
         _refused(lambda: index.add([fresh], two[:1], 5), GenerationError, "add to an unknown generation")

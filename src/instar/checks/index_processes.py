@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from instar.checks.index_world import NEW, Stores, World
+from instar.checks.index_world import NEW, Stores, World, make_exact
 from instar.errors import ContractError, GenerationError
 from instar.interfaces import Index
 
@@ -165,12 +166,14 @@ def _complaint(hits: Any, true: dict[int, Any], place: dict[Any, int], stores: S
 
 
 @contextmanager
-def _child(work: Callable[..., None], *arguments: Any) -> Iterator[tuple[Connection, Any]]:
-    """A process that runs `work(*arguments, pipe)`; it is killed at the end."""
+def _child(work: Callable[..., None], stores: Stores, *arguments: Any) -> Iterator[tuple[Connection, Any]]:
+    """A process that runs `work(stores, *arguments, pipe)`; it is killed at the end."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["instar.checks.index_processes"])
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(*arguments, theirs), daemon=True)
+    # What makes an index stays here: it may be a function that no other process could import.
+    sent = dataclasses.replace(stores, make=make_exact)
+    process = context.Process(target=work, args=(sent, *arguments, theirs), daemon=True)
     process.start()
     theirs.close()
     try:

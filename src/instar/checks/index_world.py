@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,15 +25,21 @@ def open_address(url: str, readonly: bool = False) -> Index:
 
 def make_exact(generation: Generation, ids: Sequence[Id], vectors: Floats) -> str:
     """A new exact index with these rows; returns its address. The pattern for `Stores.make`."""
-    url = f"exact:{Path(tempfile.mkdtemp(prefix='instar-check-')) / 'index'}"
+    url = f"exact:{tempfile.mkdtemp(dir=_place().name)}"
     with open_index(url, create=generation) as index:
         index.add(ids, vectors, generation.number)
     return url
 
 
+@functools.cache
+def _place() -> tempfile.TemporaryDirectory[str]:
+    """Deleted when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="instar-check-")
+
+
 @dataclass(frozen=True)
 class Stores:
-    """The kind of store under test. Functions have to be importable by name, since other processes call `open` too."""
+    """The kind of store under test. `open` has to be importable by name, since other processes call it too."""
 
     make: Callable[[Generation, Sequence[Id], Floats], str] = make_exact
     """Makes a new index, elsewhere at each call, that holds these rows; returns an address for `open`."""
@@ -137,23 +143,17 @@ class World:
         listed = {g: pages(index, g, 150) for g in held}
         everything = [name for names in listed.values() for name in names]
         if len(everything) != len(set(everything)) or set(everything) != {self.ids[i] for i in np.flatnonzero(~self.gone)}:
-            raise ContractError(
-                f"{stage}: the pages of ids list {len(everything)} rows, not each of the {sum(wanted.values())} once."
-            )
-        places = np.flatnonzero(~self.gone)
+            raise ContractError(f"{stage}: pages of ids list {len(everything)} rows, not each of {sum(wanted.values())} once.")
+        places: list[int] = np.flatnonzero(~self.gone).tolist()
         vectors, generations = index.fetch([self.ids[i] for i in places])
+        listed_as = {g: set(names) for g, names in listed.items()}
         for at, vector, generation in zip(places, vectors, generations, strict=True):
-            if generation != int(self.moved[at]) or self.ids[at] not in listed[generation]:
-                raise ContractError(
-                    f"{stage}: fetch says generation {generation} of {self.ids[at]!r}, expected {int(self.moved[at])}."
-                )
-            expected = self.vector(at)
-            if (
-                vector.shape != expected.shape
-                or vector.dtype != np.float32
-                or np.abs(vector - expected).max() > self.stores.tolerance
-            ):
-                raise ContractError(f"{stage}: fetch gives another vector of {self.ids[at]!r} than was stored.")
+            name, right, expected = self.ids[at], int(self.moved[at]), self.vector(at)
+            if generation != right or name not in listed_as[right]:
+                raise ContractError(f"{stage}: {name!r} stands in generation {right}; fetch or ids say another.")
+            same = vector.shape == expected.shape and vector.dtype == np.float32
+            if not same or np.abs(vector - expected).max() > self.stores.tolerance:
+                raise ContractError(f"{stage}: fetch gives another vector of {name!r} than was stored.")
 
 
 def pages(index: Index, generation: int, limit: int) -> list[Id]:

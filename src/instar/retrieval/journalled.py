@@ -323,8 +323,7 @@ class JournalledIndex(Index, abc.ABC):
             self._hide(rows)
             self._rows.leave(rows)
         elif segment.kind in ("add", "move"):
-            if segment.vectors is None:
-                return  # a change of no rows
+            assert segment.vectors is not None
             rows = self._rows.enter(segment.ids) if segment.kind == "add" else self._rows.find(segment.ids)
             self._hide(rows)
             key = self._key(number)
@@ -340,6 +339,8 @@ class JournalledIndex(Index, abc.ABC):
 
     def _commit(self, segment: Segment) -> None:
         assert self._journal is not None
+        if segment.kind in ("add", "move", "remove") and not len(segment.ids):
+            return
         self._journal.append(self._applied + 1, segment)
         self._refresh()
 
