@@ -75,7 +75,7 @@ def load(
     transformers = extras.require("transformers", "models")
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             config = transformers.AutoConfig.from_pretrained(path, **local)
             if layers is not None:
                 _shorten(config, layers, path)
@@ -171,7 +171,7 @@ def _converted(name: str, sha256: str, source: Path) -> Path:
                 shutil.rmtree(old)
     made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        with _quiet(extras.require("transformers", "models")):
+        with quiet(extras.require("transformers", "models")):
             gguf_llama.convert(source, made)
         made.chmod(0o755)  # mkdtemp makes private folders
         try:
@@ -227,7 +227,7 @@ def _shorten(config: Any, layers: int, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """No progress bars and no load report: what matters in it is raised."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

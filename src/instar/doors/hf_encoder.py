@@ -121,9 +121,7 @@ def run(
     """`read(output, mask)` [N, D] of the model for every text, in batches, and the seconds of each text's batch."""
     model, tokenizer = subject.model, subject.tokenizer
     asked = [template.replace("{input}", text) for text in texts]
-    longest = settings.max_length or subject.longest or getattr(model.config, "max_position_embeddings", None)
-    if tokenizer.model_max_length < (longest or tokenizer.model_max_length + 1):
-        longest = tokenizer.model_max_length
+    longest = longest_of(model, tokenizer, settings.max_length or subject.longest)
     vectors: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(asked)
     seconds, done = np.full(len(asked), np.nan), 0
     for part in batches([len(text) for text in asked], settings.batch):
@@ -139,6 +137,12 @@ def run(
         if tell is not None:
             tell(done)
     return np.stack(vectors), seconds
+
+
+def longest_of(model: Any, tokenizer: Any, asked: int | None) -> int | None:
+    """Tokens after which a text is cut: as many as asked for, and no more than model and tokenizer take."""
+    longest = asked or getattr(model.config, "max_position_embeddings", None)
+    return tokenizer.model_max_length if tokenizer.model_max_length < (longest or tokenizer.model_max_length + 1) else longest
 
 
 def checked(answers: Answers, numbers: NDArray[np.float32]) -> Answers:
