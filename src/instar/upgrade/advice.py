@@ -107,7 +107,8 @@ def _found(old: NDArray[np.float64], full: NDArray[np.float64], k: int, truth: T
             f"Nobody said what is relevant, so every figure says how much of what the new encoder finds is found (the old one: "
             f"{percent(old.mean(), 1)}). Whether the new encoder is better, only queries with known answers or labels can tell."
         )
-    return f"Recall at {k} is {percent(old.mean(), 1)} now, and {percent(full.mean(), 1)} once the new encoder has re-encoded every row."
+    before, after = percent(old.mean(), 1), percent(full.mean(), 1)
+    return f"Recall at {k} is {before} now, and {after} once the new encoder has re-encoded every row."
 
 
 def _first(taken: Taken, old: NDArray[np.float64], k: int) -> str:

@@ -14,9 +14,10 @@ from instar.data.collection import Collection, Vectors
 from instar.errors import DataError
 from instar.retrieval.fusion import Calibration
 from instar.upgrade import ranks as ranking
+from instar.upgrade import truth
 from instar.upgrade.arms import Arm
 from instar.upgrade.ranks import Asked, Gallery, Mixing, Scores
-from instar.upgrade.split import Split
+from instar.upgrade.split import Answered, Split
 
 FUSIONS = ("cosine", "quantile", "rank")
 _CHOOSING = 300
@@ -47,36 +48,22 @@ class Bench:
 
     def asked(self, queries: NDArray[np.int64]) -> Asked:
         """Queries with what they should find in the gallery."""
-        if self.collection.relevant is not None:
-            inside = np.zeros(len(self.collection), dtype=bool)
-            inside[self.gallery.order] = True
-            relevant = [r[inside[r]] for r in self.collection.relevant]
-            kept = np.array([q for q in queries if len(relevant[q])], dtype=np.int64)
-            return Asked(kept, [relevant[q] for q in kept], itself=False)
-        if self.collection.labels is not None:
-            return Asked(queries, self._of_label(queries), itself=True)
-        return Asked(queries, self._neighbours(queries), itself=True)
+        return truth.asked(self.collection, self.new, self.gallery.order, queries, self.k)
 
-    def _of_label(self, queries: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        assert self.collection.labels is not None
-        groups: dict[object, list[int]] = {}
-        for place in np.sort(self.gallery.order):
-            groups.setdefault(self.collection.labels[place], []).append(int(place))
-        members = {label: np.array(places, dtype=np.int64) for label, places in groups.items()}
-        return [m[m != q] for q, m in ((q, members[self.collection.labels[q]]) for q in queries)]
 
-    def _neighbours(self, queries: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """What the new encoder itself finds."""
-        rows = torch.from_numpy(self.new.documents[self.gallery.order])
-        where = {int(place): i for i, place in enumerate(self.gallery.order)}
-        found = []
-        for part in np.array_split(queries, max(1, len(queries) // 256)):
-            scores = torch.from_numpy(self.new.documents[part]) @ rows.T
-            for row, query in enumerate(part):
-                if int(query) in where:
-                    scores[row, where[int(query)]] = -torch.inf
-            found += list(self.gallery.order[scores.topk(min(self.k, len(rows) - 1), dim=1).indices.numpy()])
+def answered(collection: Collection, old: Vectors, new: Vectors, k: int) -> Answered:
+    """How well the search as it is now answers queries: their average precision (0 where nothing should be found)."""
+
+    def by(gallery: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.float64]:
+        found = np.zeros(len(queries))
+        should = truth.asked(collection, new, gallery, queries, k)
+        rows = torch.from_numpy(old.documents[gallery]).T
+        scores = _scores(torch.from_numpy(old.documents if old.queries is None else old.queries), rows)
+        (ranks,) = ranking.ranks(should, Gallery.of(gallery, 1), [(scores, "scores")], scores)
+        found[np.isin(queries, should.queries)] = ranking.average_precision(ranks)[:, 0]
         return found
+
+    return by
 
 
 def measure(

@@ -35,8 +35,8 @@ class Gallery:
 
     @property
     def stages(self) -> list[float]:
-        """[B + 1], the share of re-encoded documents at each stage."""
-        return [cut / self.cuts[-1] for cut in self.cuts]
+        """[B + 1], the share of re-encoded documents at each stage (but for rounding)."""
+        return [i / (len(self.cuts) - 1) for i in range(len(self.cuts))]
 
     @classmethod
     def of(cls, order: NDArray[np.int64], buckets: int = 10) -> Gallery:

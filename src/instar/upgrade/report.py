@@ -98,7 +98,7 @@ def report(
         raise ShapeError(f"Expected k ≥ 1, rows ≥ 1, hours ≥ 0, rate > 0; received {k}, {rows}, {hours}, {rate}.")
     wanted = arms.names(chosen, without)
     old, new = (_checked(side, collection) for side in (old, new))
-    parts = split(collection, seed=seed, pairs=pairs, most=queries)
+    parts = split(collection, measuring.answered(collection, old, new, k), seed=seed, pairs=pairs, most=queries)
     order = np.random.default_rng([seed, 1]).permutation(parts.gallery)
     bench = Bench(collection, old, new, parts, Gallery.of(order, _BUCKETS), k)
     if len(parts.gallery) <= k:
@@ -258,7 +258,8 @@ def _arms(
         for stage, fraction in enumerate(bench.gallery.stages):
             hours = 0.0 if arm.kind == "as it is" else costs.hours(fraction, arm, len(bench.collection))
             stored = costs.rows * FLOAT * ((1 - fraction) * dims[0] + fraction * dims[1])
-            curve.append(Point(fraction, *figures(stage), hours, stored))
+            at, precision, gained = figures(stage)
+            curve.append(Point(fraction, at, precision, gained, hours, stored))
         if arm.kind == "as it is":
             curve, fusion = curve[:1], "cosine"
         found.append(
@@ -276,11 +277,15 @@ def _side(side: Vectors, point: Point) -> Side:
 def _check(shown: list[Shown], marks: list[list[Measured]], queries: int) -> Check:
     """Every predicted recall against that of the held-out queries."""
     differences = [
-        (abs((p.recall.realised or 0.0) - p.recall.value), f"{arm.title} at {p.fraction:.0%}") for arm in shown for p in arm.curve
+        (abs((p.recall.realised or 0.0) - p.recall.value), f"{arm.title} at {p.fraction:.0%}")
+        for arm in shown
+        if arm.id != arms.KEEP
+        for p in arm.curve
     ]
     worst, where = max(differences)
-    predicted, held_out = (np.concatenate([m.recall for m in side], 1) for side in marks)
-    spread = np.sqrt(predicted.var(0) / len(predicted) + held_out.var(0) / len(held_out))
+    predicted, held_out = (np.concatenate([m.recall for m in side[1:]], 1) for side in marks)
+    # Both halves are alike in how the search as it is answers them, so that part of the spread is no chance.
+    spread = np.sqrt(sum(_left(m, side[0].ap[:, :1]) / len(m) for m, side in zip((predicted, held_out), marks, strict=True)))
     margin = 0.02
     return Check(
         queries,
@@ -291,3 +296,10 @@ def _check(shown: list[Shown], marks: list[list[Measured]], queries: int) -> Che
         float(1.96 * np.median(spread)),
         margin,
     )
+
+
+def _left(marks: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The variance of each column of marks [Q, M] that a line in `known` [Q, 1] does not explain."""
+    centred, by = marks - marks.mean(0), known - known.mean(0)
+    explained = (centred * by).mean(0) ** 2 / max(float((by * by).mean()), 1e-12)
+    return np.asarray(np.maximum((centred * centred).mean(0) - explained, 0.0))

@@ -1,11 +1,13 @@
 """Which items teach, which predict, and which check the prediction.
 
 Heads are fitted on pairs that are not searched: in an index of a million rows hardly any row took part in the fit. A prediction
-and its check use different queries, and questions about one document stay together.
+and its check use different queries, and questions about one document stay together. Both halves are alike in how well the search
+as it is now answers them (which is known before any change): then less of their difference is chance.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,8 @@ Places = NDArray[np.int64]
 _FIT = 0.25
 """Share of documents (and of the queries about them) that heads are fitted on."""
 _MOST_PAIRS = 20_000
+_MOST_LOOKED_AT = 3
+"""Times the queries of a half that are looked at."""
 LEAST = 40
 """Queries below which nothing can be predicted."""
 
@@ -43,7 +47,11 @@ class Split:
     """[queries of the collection] what belongs together: the first relevant document of a query."""
 
 
-def split(collection: Collection, *, seed: int = 0, pairs: int | None = None, most: int = 2000) -> Split:
+Answered = Callable[[Places, Places], NDArray[np.float64]]
+"""(gallery, queries) -> how well each query is answered as it is now."""
+
+
+def split(collection: Collection, answered: Answered, *, seed: int = 0, pairs: int | None = None, most: int = 2000) -> Split:
     """Split a collection.
 
     pairs: documents that heads learn from; by default a quarter, at most 20,000. most: queries of the prediction and of the
@@ -74,7 +82,8 @@ def split(collection: Collection, *, seed: int = 0, pairs: int | None = None, mo
             f"{collection.name}: {len(chosen)} queries can be asked of the documents that are not needed to fit; a prediction "
             f"and its check need {LEAST} or more. Give more queries, or fewer --pairs."
         )
-    parts = _whole_blocks(chosen, blocks, draw)
+    chosen = chosen[: _MOST_LOOKED_AT * most]
+    parts = _alike(chosen, blocks, answered(gallery, chosen), draw)
     asking = None if collection.relevant is None else np.flatnonzero(~whole)
     choose = parts[0] if asking is None else np.concatenate([parts[0], asking])
     return Split(fit, gallery, choose, parts[1][:most], parts[2][:most], collection.relevant is None, blocks)
@@ -90,13 +99,17 @@ def _answered(collection: Collection, places: Places) -> NDArray[np.bool_]:
     return np.array([seen[label] > 1 for label in labels])
 
 
-def _whole_blocks(chosen: Places, blocks: Places, draw: np.random.Generator) -> list[Places]:
-    """A tenth, and two halves of the rest, in order of the draw; no block stands in two parts."""
-    names = np.unique(blocks[chosen])
-    part = np.empty(len(names), dtype=np.int64)
+def _alike(chosen: Places, blocks: Places, answered: NDArray[np.float64], draw: np.random.Generator) -> list[Places]:
+    """A tenth at random, and the rest in two halves, neighbours in how well they are answered apart; blocks stay whole."""
+    names, codes = np.unique(blocks[chosen], return_inverse=True)
+    mean = np.bincount(codes, weights=answered) / np.bincount(codes)
     shuffled = draw.permutation(len(names))
-    tenth = max(1, len(names) // 10)
-    part[shuffled] = 1 + np.arange(len(names)) % 2
-    part[shuffled[:tenth]] = 0
-    of = part[np.searchsorted(names, blocks[chosen])]
+    first, rest = np.split(shuffled, [max(1, len(names) // 10)])
+    rest = rest[np.argsort(mean[rest], kind="stable")]
+    part = np.zeros(len(names), dtype=np.int64)
+    # One of each two neighbours goes to either half, by chance.
+    swaps = draw.integers(0, 2, (len(rest) + 1) // 2)
+    part[rest] = 1 + (np.arange(len(rest)) + np.repeat(swaps, 2)[: len(rest)]) % 2
+    part[first] = 0
+    of = part[codes]
     return [chosen[of == p] for p in range(3)]
