@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -108,12 +108,21 @@ class Classifier(Subject):
         return names
 
 
+class Batching(Protocol):
+    """The settings that say how texts become batches."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def max_length(self) -> int | None: ...
+
+
 @torch.no_grad()
 def run(
     subject: Any,
     texts: Sequence[str],
     template: str,
-    settings: Settings,
+    settings: Batching,
     tell: Tell | None,
     read: Callable[[Any, Tensor], Tensor],
     **arguments: Any,

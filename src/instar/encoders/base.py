@@ -79,7 +79,7 @@ def unit(vectors: Any, name: str, texts: Sequence[str]) -> Floats:
 
 
 def width(full: int, dims: int | None, name: str) -> int:
-    """How many columns are kept (Matryoshka: the first ones, made unit vectors again). Raises ShapeError for more than there are."""
+    """How many columns are kept: the first ones (Matryoshka), made unit vectors again. Raises ShapeError."""
     if dims is not None and dims > full:
         raise ShapeError(f"{name} has {full} dimensions; the setting dims expects at most that, received {dims}.")
     return full if dims is None else dims

@@ -79,11 +79,14 @@ class Endpoint(base.CheckedEncoder):
 
     def _ask(self, texts: Sequence[str], progress: base.Progress | None) -> Floats:
         asking = Asking(self.name, self.settings.retries, self.settings.concurrency)
-        found, _ = embed(texts, self._fields, self._client, asking, self.settings.batch, progress)
-        for text, vector in zip(texts, found, strict=True):
+        tell = None if progress is None else lambda done, total: progress(done, total)
+        found = []
+        for one, vector in zip(
+            texts, embed(texts, self._fields, self._client, asking, self.settings.batch, tell)[0], strict=True
+        ):
             if isinstance(vector, FailedError):
-                raise ModelError(f"{self.name} gives no vector for {text[:60]!r}: {vector.reason}.")
-        widths = {len(vector) for vector in found if not isinstance(vector, FailedError)}
-        if len(widths) != 1:
+                raise ModelError(f"{self.name} gives no vector for {one[:60]!r}: {vector.reason}.")
+            found.append(vector)
+        if len(widths := {len(vector) for vector in found}) != 1:
             raise ModelError(f"{self.name} gives vectors of different lengths: {', '.join(map(str, sorted(widths)[:5]))}.")
         return np.stack(found)

@@ -47,7 +47,7 @@ class Lsa(base.CheckedEncoder):
 
     def __init__(self, folder: str | Path) -> None:
         tables, facts = folders.read(Path(folder), _KIND, ("components", "idf", "mean"))
-        words = facts.get("words")
+        words = facts.get("words") or []
         idf, components, mean = tables["idf"], tables["components"], tables["mean"]
         fits = isinstance(words, list) and len(set(map(str, words))) == len(words) == len(idf)
         if not fits or components.shape != (len(mean), len(idf)) or not len(idf):

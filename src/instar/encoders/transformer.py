@@ -125,12 +125,11 @@ class Transformer(base.CheckedEncoder):
                 progress(done, len(texts))
 
         def read(output: Any, mask: Tensor) -> Tensor:
-            return base.shortened(hf_encoder.pool(output.last_hidden_state, mask, self.pooling), self.settings.dims)
+            return hf_encoder.pool(output.last_hidden_state, mask, self.pooling)
 
+        subject = _Tokens(self) if self.settings.layer == 0 else self
         with _threads(self.settings.threads):
-            return hf_encoder.run(self if self.settings.layer != 0 else _Tokens(self), texts, prompt, self.settings, tell, read)[
-                0
-            ]
+            return hf_encoder.run(subject, texts, prompt, self.settings, tell, read)[0][:, : self.dim]
 
 
 class _Tokens:
