@@ -1,4 +1,4 @@
-"""Reports on a change of encoder as the measurement writes them, made by hand: every kind of upgrade and truth, and hostile texts."""
+"""Reports on a change of encoder as they are written, made by hand: every kind of upgrade and truth, and hostile texts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MARKED = (
     "@octocat #12 org/repo#3 https://evil.example www.evil.example me@evil.example | a `b` ``c`` **d** ![x](y) [z](w)\n# e\n- f"
 )
 """What Markdown would make something of."""
-SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+SHARES = tuple(i / 10 for i in range(11))
 
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What an upgrade looks like: recall with the old encoder, with the new one, and of every arm before anything is re-encoded."""
+    """An upgrade: recall with the old encoder, with the new one, and of every arm before anything is re-encoded."""
 
     old: float
     new: float
@@ -53,6 +53,11 @@ _TITLES: dict[str, tuple[str, Kind, str]] = {
     "bt2:cayley": ("BT², Cayley transform", "trained head", "BT² with another parameterisation of its rotations."),
     "regression:l2": ("L2 regression", "trained head", "A head trained to reproduce old vectors."),
 }  # fmt: skip
+_WORDS = {
+    "keep": "keeping the old encoder",
+    "two_encoders": "asking with both encoders",
+    "no_map": "switching only the query encoder, without a map",
+}
 EXAMPLES = [
     {
         "query": "In what year did the university open its first library?",
@@ -102,8 +107,8 @@ def choices(upgrade: Upgrade, arms: Sequence[Arm]) -> list[Choice]:
         name = best if share == 0 else "two_encoders" if by_id[best].kind == "as it is" and share < 1 else best
         name = "no_map" if share == 1 else name
         point = by_id[name].curve[place]
-        words = "Change nothing: no arm beats the search as it is." if name == "keep" else f"{by_id[name].title}."
-        found.append(Choice(share, point.hours, name, point.recall, share not in (0.1, 0.25), words))
+        words = _WORDS.get(name, "the new encoder alone") if share < 1 else "the new encoder alone"
+        found.append(Choice(share, point.hours, name, point.recall, share not in (0.1, 0.2), words))
     return found
 
 
@@ -212,7 +217,8 @@ def hostile(text: str = HOSTILE) -> Report:
         made,
         headline=text, advice=[text], cautions=[text], arms=arms, data=text, command=text, started=text, kind_of_upgrade=text,
         choices=[replace(c, words=text) for c in made.choices],
-        old=replace(made.old, name=text, facts={text: text}), new=replace(made.new, name=text, facts={"a": [text], "b": {text: 1}}),
+        old=replace(made.old, name=text, facts={text: text}),
+        new=replace(made.new, name=text, facts={"a": [text], "b": {text: 1}}),
         check=replace(made.check, worst_at=text), likeness={text: 0.5}, examples=[example], facts={text: text},
         environment={text: text},
     )  # fmt: skip

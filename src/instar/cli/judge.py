@@ -12,7 +12,7 @@ import typer
 
 from instar import catalogue
 from instar.cli.browse import Json
-from instar.errors import ShapeError
+from instar.errors import RecordError, ShapeError
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result.")]
 Jobs = Annotated[int | None, typer.Option(help="Runs at a time; default: one a core.")]
@@ -163,22 +163,20 @@ def claims(
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of records, or the record that `instar gate --json` wrote.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of records, or a record of `instar gate` or `instar encoder report`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("page.html"),
     results: Annotated[Path | None, typer.Option(help="Folder of claim records to show beside.")] = None,
 ) -> None:
     """Make one offline page from records alone.
 
     Examples:  `instar report runs/text -o page.html`  ·  `instar report runs/a runs/b -o both.html`
-    ·  `instar report gate.json -o page.html`
+    ·  `instar report gate.json -o page.html`  ·  `instar report encoder.json -o page.html`
     """
     if len(folders) == 1 and folders[0].is_file():
         from instar import files
-        from instar.gate import page
-        from instar.gate.result import load
 
         files.folder(out.parent)
-        files.write(out, page.render(load(folders[0])))
+        files.write(out, _page(folders[0]))
         typer.echo(str(out))
         return
     from instar.bench.claims import judge, results_folder, select
@@ -189,6 +187,22 @@ def report(
     shown = {address.partition(":")[0] for record in load_all(folders) for address in record["address"].split(",")}
     judged = [judge(card, claim, folder) for card, claim in select(sorted(shown & catalogue.methods().keys()))]
     typer.echo(str(make(folders, out, judgements=[j for j in judged if j.verdict != "not run"])))
+
+
+def _page(path: Path) -> str:
+    """The page of a record that is a file of its own, by its kind. Raises RecordError."""
+    try:
+        kind = dict(json.loads(path.read_text("utf-8"))).get("kind")
+    except (OSError, ValueError, TypeError) as error:
+        raise RecordError(f"{path} is no complete record of `instar gate` or `instar encoder report` ({error}).") from error
+    if kind == "encoder":
+        from instar.upgrade import page as change
+        from instar.upgrade import result as report
+
+        return change.render(report.load(path))
+    from instar.gate import page, result
+
+    return page.render(result.load(path))
 
 
 def _settings(given: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -8,8 +8,9 @@ from instar.gate.shown import line
 from instar.report.plots import LIGHT, Plot, Styles, draw, label
 from instar.report.table import sheet
 from instar.upgrade import shown
-from instar.upgrade.result import Report
+from instar.upgrade.result import Arm, Report
 
+_WIDTHS = {True: 2.4, False: 1.3}
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HEADER = [
     *("arm", "title", "order", "share", "recall", "low", "high", "held_out"),
@@ -30,19 +31,7 @@ def backfill(report: Report) -> Plot | None:
 
     def paint(figure: Any, axes: Any) -> None:
         for arm in arms:
-            colour, strong = styles.colour(arm.id), arm.id in recommended
-            x = [p.fraction for p in arm.curve]
-            axes.plot(
-                x, [p.recall.value for p in arm.curve],
-                color=colour, lw=2.4 if strong else 1.3, marker=styles.marker(arm.id), ms=0, zorder=3 if strong else 2,
-                gid=f"arm-{styles.index[arm.id]}",
-            )  # fmt: skip
-            held = [(p.fraction, p.recall.realised) for p in arm.curve if p.recall.realised is not None]
-            axes.plot(*zip(*held, strict=True) if held else ((), ()), styles.marker(arm.id), color=colour, ms=4.5, mew=0, zorder=4,
-                      gid=f"held-{styles.index[arm.id]}")  # fmt: skip
-            band = [(p.fraction, p.recall.low, p.recall.high) for p in arm.curve if None not in (p.recall.low, p.recall.high)]
-            if strong and band:
-                axes.fill_between(*zip(*band, strict=True), color=colour, alpha=0.16, lw=0, gid=f"band-{styles.index[arm.id]}")
+            _line(axes, arm, styles, arm.id in recommended)
         # Lines rise from the lower left to the upper right, so that these corners stay free.
         for words, side, place, across, upright in (
             ("old search", report.old, 1.0, "right", "top"),
@@ -56,17 +45,36 @@ def backfill(report: Report) -> Plot | None:
         axes.yaxis.set_major_formatter(lambda v, _: f"{v * 100:.3g} %".replace("-", "−"))
         axes.set_xlabel("rows re-encoded" + ("; below: time of encoding them" if report.hours_full is not None else ""))
         axes.set_ylabel(f"Recall@{report.k}")
-        names = [axes.plot([], [], styles.marker(a.id), ls="-", lw=2.4 if a.id in recommended else 1.3, ms=5, mew=0,
-                           color=styles.colour(a.id))[0] for a in arms]  # fmt: skip
-        figure.legend(names, [label(line(a.title, 34), 34) for a in arms], loc="outside lower left", ncols=2, frameon=False,
-                      fontsize=8.5, handlelength=1.8, columnspacing=1.2)  # fmt: skip
+        look: dict[str, Any] = {"loc": "outside lower left", "ncols": 2, "frameon": False, "fontsize": 8.5, "columnspacing": 1.2}
+        figure.legend(*zip(*(_key(axes, arm, styles, arm.id in recommended) for arm in arms), strict=True), **look)
 
     level = f"{report.level * 100:g} %"
     note = (
-        f"Lines: predicted recall; bands: {level} intervals of the recommended ways; markers: held-out queries, which took no part in "
-        "any choice. Dashed: the search as it is now, and the new encoder alone once every row is re-encoded."
+        f"Lines: predicted recall; bands: {level} intervals of the recommended ways; markers: held-out queries, which took no "
+        "part in any choice. Dashed: the search as it is now, and the new encoder alone once every row is re-encoded."
     )
     return draw("backfill", f"What is found while rows are re-encoded (recall@{report.k})", note, _csv(report), paint, 4.2)
+
+
+def _line(axes: Any, arm: Arm, styles: Styles, strong: bool) -> None:
+    """The curve of an arm; its parts are named, so that the page can light them up."""
+    colour, place = styles.colour(arm.id), styles.index[arm.id]
+    front = 3 if strong else 2
+    shares, recall = [p.fraction for p in arm.curve], [p.recall for p in arm.curve]
+    axes.plot(shares, [f.value for f in recall], color=colour, lw=_WIDTHS[strong], zorder=front, gid=f"arm-{place}")
+    held = [(x, f.realised) for x, f in zip(shares, recall, strict=True) if f.realised is not None]
+    if held:
+        look = {"color": colour, "ms": 4.5, "mew": 0, "ls": "", "zorder": front + 0.5}
+        axes.plot(*zip(*held, strict=True), marker=styles.marker(arm.id), gid=f"held-{place}", **look)
+    band = [(x, f.low, f.high) for x, f in zip(shares, recall, strict=True) if f.low is not None and f.high is not None]
+    if strong and band:
+        axes.fill_between(*zip(*band, strict=True), color=colour, alpha=0.16, lw=0, gid=f"band-{place}")
+
+
+def _key(axes: Any, arm: Arm, styles: Styles, strong: bool) -> tuple[Any, str]:
+    """What stands for an arm in the legend, and its name."""
+    look = {"color": styles.colour(arm.id), "lw": _WIDTHS[strong], "ms": 5, "mew": 0}
+    return axes.plot([], [], marker=styles.marker(arm.id), **look)[0], label(line(shown.called(arm), 34), 34)
 
 
 def _tick(report: Report, fraction: float) -> str:

@@ -38,6 +38,7 @@ class Cell:
     held_out: str
     against: str
     verdict: str
+    ap: str
     strip: Strip
 
 
@@ -48,13 +49,13 @@ class Row:
     id: str
     title: str
     idea: str
-    kind: str
     slot: int | None
     """Colour of its line; None where it has none."""
     recommended: bool
     cells: list[Cell | None]
-    ap: list[str]
-    facts: list[tuple[str, str]]
+    costs: list[tuple[float | None, str]]
+    """What a table sorts by, and what it prints."""
+    merged: str
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ def render(report: Report) -> str:
         tiles=_tiles(report),
         choices=_choices(report),
         picture=drawing.backfill(report),
-        behind=_behind(report, drawn),
+        behind=_behind(drawn),
         stages=_STAGES,
-        rows=[_row(report, arm, styles, arm.id in recommended) for arm in shown.ran(report)],
+        rows=[_row(arm, styles, arm.id in recommended) for arm in shown.ran(report)],
         level_at=_level(report),
         lacking=[a for a in report.arms if not a.curve],
         check=shown.check(report.check),
@@ -125,53 +126,49 @@ def _choices(report: Report) -> list[dict[str, Any]]:
         size = shown.bytes_of(report, choice)
         found.append(
             {
-                "share": "nothing" if choice.fraction == 0 else "everything" if choice.fraction == 1 else shown.share(choice.fraction),
+                "share": {0.0: "nothing", 1.0: "all"}.get(choice.fraction, shown.share(choice.fraction)),
                 "hours": shown.hours(choice.hours),
-                "arm": line(shown.title(report, choice.arm), 80),
+                "words": line(units.sentence(choice.words), 300),
                 "recall": shown.figure(choice.recall),
                 "held_out": shown.realised(choice.recall),
                 "bytes": "unknown" if size is None else shown.size(size),
                 "sure": choice.sure,
-                "words": line(choice.words, 400),
             }
-        )  # fmt: skip
+        )
     return found
 
 
-def _behind(report: Report, arms: list[Arm]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+def _behind(arms: list[Arm]) -> tuple[list[str], list[tuple[str, list[tuple[str, str]]]]]:
     """The picture as a table: heads, and (share, a cell an arm)."""
     fractions = sorted({p.fraction for a in arms for p in a.curve})
 
-    def cell(point: Point | None) -> str:
-        if point is None:
-            return "–"
-        held = shown.realised(point.recall)
-        return shown.around(point.recall) + (f"; held out {held}" if held else "")
+    def cell(point: Point | None) -> tuple[str, str]:
+        return ("–", "") if point is None else (shown.around(point.recall), shown.realised(point.recall))
 
-    return [line(a.title, 60) for a in arms], [(shown.share(f), [cell(shown.at(a, f)) for a in arms]) for f in fractions]
+    return [line(shown.called(a), 60) for a in arms], [(shown.share(f), [cell(shown.at(a, f)) for a in arms]) for f in fractions]
 
 
-def _row(report: Report, arm: Arm, styles: Styles, recommended: bool) -> Row:
-    points = shown.stages(arm)
+def _row(arm: Arm, styles: Styles, recommended: bool) -> Row:
     last = arm.curve[-1]
-    facts = [
-        ("fitting", shown.seconds(arm.fit_seconds)),
-        ("a query", shown.seconds(arm.query_seconds)),
-        ("all rows", "nothing to encode" if last.fraction == 0 else shown.hours(last.hours)),
-        ("vectors", shown.size(last.bytes)),
-        ("lists merged by", shown.FUSION.get(arm.fusion, line(arm.fusion, 40))),
-        *([] if arm.order == "random" else [("order", line(arm.order, 60))]),
-    ]
+    merged = shown.FUSION.get(arm.fusion, line(arm.fusion, 40))
+    if last.fraction == 0:
+        all_hours, merged = "nothing to encode", "–"
+    else:
+        all_hours = shown.hours(last.hours)
     return Row(
         id=line(arm.id, 60),
-        title=line(arm.title, 80),
+        title=line(shown.called(arm), 80),
         idea=line(arm.idea, 300),
-        kind=shown.KINDS.get(arm.kind, line(arm.kind, 40)),
         slot=styles.slot(arm.id) if arm.id in styles.index else None,
         recommended=recommended,
-        cells=[None if p is None else _cell(p) for p in points],
-        ap=["–" if p is None else shown.around(p.ap) for p in points],
-        facts=facts,
+        cells=[None if point is None else _cell(point) for point in shown.stages(arm)],
+        costs=[
+            (arm.fit_seconds, shown.seconds(arm.fit_seconds)),
+            (arm.query_seconds, shown.seconds(arm.query_seconds)),
+            (last.hours, all_hours),
+            (last.bytes, shown.size(last.bytes)),
+        ],
+        merged=merged if arm.order == "random" else f"{merged}; re-encoded in order: {line(arm.order, 60)}",
     )
 
 
@@ -187,6 +184,7 @@ def _cell(point: Point) -> Cell:
         held_out=shown.realised(point.recall),
         against=shown.difference(point.against_old),
         verdict=shown.verdict(point.against_old),
+        ap=shown.around(point.ap),
         strip=Strip(left, round(right - left, 2), at),
     )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from instar.gate.words import percent
 from instar.report import units
-from instar.upgrade.result import Arm, Check, Choice, Figure, Kind, Point, Report
+from instar.upgrade.result import Arm, Check, Choice, Figure, Point, Report
 
 TRUTH: Mapping[str, str] = {
     "queries": "the documents known to be relevant to a query",
@@ -21,13 +21,6 @@ FUSION: Mapping[str, str] = {
     "rank": "places in the two lists",
 }
 """How scores of old and new rows became one list."""
-KINDS: Mapping[Kind, str] = {
-    "as it is": "nothing changes",
-    "two encoders": "both encoders answer each query",
-    "switch": "only the query encoder changes",
-    "map": "a map after the new query encoder",
-    "trained head": "a trained head that makes new vectors of its own",
-}
 LIKENESS: Mapping[str, tuple[str, str]] = {
     "cka": ("Linear CKA", "1: the same space up to rotation and scale; 0: nothing in common."),
     "neighbours": ("Shared nearest neighbours", "The share of a document's nearest neighbours that both encoders agree on."),
@@ -113,9 +106,9 @@ def stages(arm: Arm) -> tuple[Point | None, Point | None, Point | None]:
     return at(arm, 0.0), at(arm, _HALF), at(arm, 1.0)
 
 
-def title(report: Report, name: str) -> str:
-    """How an arm is called."""
-    return next((a.title for a in report.arms if a.id == name), name)
+def called(arm: Arm) -> str:
+    """The title at the start of a line."""
+    return units.sentence(arm.title)
 
 
 def recommended(report: Report) -> list[str]:
@@ -144,23 +137,36 @@ def bytes_of(report: Report, choice: Choice) -> float | None:
     return point.bytes if point else None
 
 
+def fewer(choices: Sequence[Choice], most: int) -> list[Choice]:
+    """At most so many efforts: the first, the last, and evenly spaced ones between them."""
+    if len(choices) <= most:
+        return list(choices)
+    step = -(-(len(choices) - 2) // (most - 2))
+    return [choices[0], *choices[1:-1:step], choices[-1]]
+
+
 def check(found: Check) -> tuple[str, str]:
     """Whether the predictions held on held-out queries: ("pass" or "fail" or "", sentence)."""
     if not found.figures:
         return "", "No query was held out, so the predictions were not checked."
     margin = points(found.margin, signed=False)
     worst = f"the largest difference is {points(found.worst, signed=False)}" + (f" ({found.worst_at})" if found.worst_at else "")
-    chance = f"By the chance of {units.number(found.queries)} queries alone, ±{points(found.chance, signed=False)} are to be expected."
+    chance = (
+        f"By the chance of {units.number(found.queries)} queries alone, ±{points(found.chance, signed=False)} are to be expected."
+    )
     number = units.number(found.figures)
     if found.within == found.figures:
         return "pass", f"All {number} predicted recalls lie within {margin} of what held-out queries gave; {worst}. {chance}"
     missed = units.number(found.figures - found.within)
-    return "fail", f"{missed} of {number} predicted recalls lie more than {margin} from what held-out queries gave; {worst}. {chance}"
+    return (
+        "fail",
+        f"{missed} of {number} predicted recalls lie more than {margin} from what held-out queries gave; {worst}. {chance}",
+    )
 
 
 def scope(report: Report) -> str:
     """What was measured, in a line."""
-    rows = "" if report.rows == report.documents else f" (a sample of {units.number(report.rows)} rows)"
+    rows = "" if report.rows == report.documents else f" (a sample: the index holds {units.number(report.rows)})"
     return f"{units.number(report.documents)} documents{rows}, {units.number(report.queries)} queries, {report.data}"
 
 
