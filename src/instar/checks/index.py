@@ -168,7 +168,7 @@ def check_refusals(stores: Stores) -> None:
         index.begin(NEW)
         _refused(lambda: index.begin(Generation(1, "c" * 64, 32)), GenerationError, "begin by another encoder while one is open")
         _refused(lambda: index.finish(), GenerationError, "finish while rows are old")
-        for name, ids, vectors, error in (
+        bad: tuple[tuple[str, Any, Any, type[InstarError]], ...] = (
             ("another width", [a, b], two[:, :-1], ShapeError),
             ("float64", [a, b], two.astype(np.float64), ShapeError),
             ("a single vector", [a], two[0], ShapeError),
@@ -178,7 +178,8 @@ def check_refusals(stores: Stores) -> None:
             ("vectors that are not unit vectors", [a, b], longer, DataError),
             ("an id twice", [a, a], two, DataError),
             ("an id that is no id", [a, 1.5], two, DataError),
-        ):
+        )
+        for name, ids, vectors, error in bad:
             _refused(functools.partial(index.move, ids, vectors, 1), error, f"move of {name}")
         _refused(lambda: index.move([a, fresh], two, 1), DataError, "move of an unknown id")
         _refused(lambda: index.move([a], world.old[:1], 0), GenerationError, "move to an older generation")

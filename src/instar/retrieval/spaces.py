@@ -53,11 +53,12 @@ class FlatSpace(Space):
     """Exact search. What counts lies together without gaps, so that a search is one matrix product over exactly that.
 
     base: [N, dim] float32 that may be written to (a private map of a file: pages that nothing moved in stay shared with other
-    processes). Search is O(Q N dim) and holds no [Q, N]. Dropping n vectors moves at most n others into their places.
+    processes). owner: what has to live as long as the base.
+    Search is O(Q N dim) and holds no [Q, N]. Dropping n vectors moves at most n others into their places.
     """
 
-    def __init__(self, dim: int, base: Floats | None = None) -> None:
-        self.dim = dim
+    def __init__(self, dim: int, base: Floats | None = None, owner: object = None) -> None:
+        self.dim, self._owner = dim, owner
         self._fixed = _Pile(np.empty((0, dim), np.float32) if base is None else base, 0)
         self._grown = _Pile(np.empty((0, dim), np.float32), self._fixed.count)
 
