@@ -244,4 +244,4 @@ class Backfill:
         expected = self.probe.expected(fraction, start)
         self.log.add(time=round(time.time(), 3), rows=there, fraction=fraction, recall=recall, expected=expected)
         self.probe.judge(fraction, recall, start)
-        return fraction + self.probe.every
+        return (math.floor(fraction / self.probe.every + 1e-9) + 1) * self.probe.every
