@@ -163,7 +163,7 @@ def claims(
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of records, or a record of `instar gate` or `instar encoder report`.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of records, or one record of `gate` or `encoder report`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("page.html"),
     results: Annotated[Path | None, typer.Option(help="Folder of claim records to show beside.")] = None,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -10,40 +12,45 @@ from rich.text import Text
 from instar.gate.shown import line
 from instar.report import units
 from instar.upgrade import shown
-from instar.upgrade.result import Arm, Point, Report
+from instar.upgrade.result import Arm, Choice, Point, Report
 
 WIDTH, LINES = 100, 40
 """What is kept to, where the terminal is not narrower."""
-_MOST_ADVICE, _MOST_CAUTIONS, _MOST_CHOICES, _MOST_ARMS = 3, 2, 7, 20
-_TWO_LINES = 180
+_ADVICE_LINES, _CAUTION_LINES, _MOST_CHOICES, _MOST_ARMS = 10, 4, 7, 20
+_LONGEST = 280
+_FRAME = 4
+"""Lines of a table beside its rows, and the empty one before it."""
 _STYLES = {"better": "green", "worse": "red", "": "", "pass": "green", "fail": "yellow"}
 
 
 def show(report: Report, console: Console) -> None:
     """Print the answer, what each effort buys, and the ways to search before anything is re-encoded."""
-    text = [Text(f"{line(report.old.name, 45)} → {line(report.new.name, 45)}", style="dim")]
-    text.append(Text(line(report.headline, _TWO_LINES), style="bold"))
-    text += [Text(f"{i}. {line(one, _TWO_LINES)}") for i, one in enumerate(report.advice[:_MOST_ADVICE], 1)]
-    text += [Text(f"! {line(one, _TWO_LINES)}", style="yellow") for one in report.cautions[:_MOST_CAUTIONS]]
     verdict, sentence = shown.check(report.check)
-    last = Text(line(sentence, 2 * _TWO_LINES), style=_STYLES[verdict])
-    efforts = _efforts(report) if report.choices else None
-    used = sum(_height(console, one) for one in [*text, last])
-    used += _height(console, efforts) if efforts else 0
+    first = [
+        Text(f"{line(report.old.name, 45)} → {line(report.new.name, 45)}", style="dim"),
+        Text(line(report.headline, _LONGEST), style="bold"),
+    ]
+    advice = [Text(f"{i}. {line(one, _LONGEST)}") for i, one in enumerate(report.advice, 1)]
+    cautions = [Text(f"! {line(one, _LONGEST)}", style="yellow") for one in report.cautions]
+    text = [*first, *_fitting(console, advice, _ADVICE_LINES), *_fitting(console, cautions, _CAUTION_LINES)]
+    last = [Text(), Text(line(sentence, 2 * _LONGEST), style=_STYLES[verdict])]
+    efforts = shown.fewer(report.choices, _MOST_CHOICES)
+    used = _height(console, [*text, *last]) + (len(efforts) + _FRAME if efforts else 0)
     for one in text:
         _print(console, one)
     if efforts:
-        console.print(efforts)
-    console.print(_arms(report, max(1, min(_MOST_ARMS, LINES - used - 4))))
-    _print(console, last)
+        console.print(_efforts(report, efforts))
+    console.print(_arms(report, max(2, min(_MOST_ARMS, LINES - used - _FRAME))))
+    for one in last:
+        _print(console, one)
 
 
-def _efforts(report: Report) -> Table:
+def _efforts(report: Report, choices: Sequence[Choice]) -> Table:
     table = _table(f"By effort: recall@{report.k} with {report.level * 100:g} % interval (≈: level with others)")
     for head in ("Re-encoded", "Time", "Stored", "Recall"):
         table.add_column(Text(head), justify="right", no_wrap=True)
     _name(table)
-    for choice in shown.fewer(report.choices, _MOST_CHOICES):
+    for choice in choices:
         size = shown.bytes_of(report, choice)
         table.add_row(
             shown.share(choice.fraction),
@@ -84,7 +91,9 @@ def _arm(arm: Arm) -> list[Text]:
 
 
 def _table(title: str) -> Table:
-    return Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, padding=(0, 1))
+    return Table(
+        title=Text(f"\n{title}", style="bold"), box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, padding=(0, 1)
+    )
 
 
 def _name(table: Table) -> None:
@@ -92,8 +101,13 @@ def _name(table: Table) -> None:
     table.add_column(Text("Way to search"), overflow="ellipsis", no_wrap=True)
 
 
-def _height(console: Console, part: Text | Table) -> int:
-    return len(console.render_lines(part, console.options.update(height=None), pad=False))
+def _height(console: Console, parts: Sequence[Text]) -> int:
+    return sum(len(part.wrap(console, console.width)) for part in parts)
+
+
+def _fitting(console: Console, parts: Sequence[Text], lines: int) -> Sequence[Text]:
+    """The first ones, in no more lines."""
+    return [part for i, part in enumerate(parts) if _height(console, parts[: i + 1]) <= lines]
 
 
 def _print(console: Console, text: Text) -> None:
