@@ -17,7 +17,7 @@ from instar import formula
 from instar.errors import CardError, FormulaError, UnknownNameError
 
 Kind = Literal["system", "baseline", "study", "dataset", "survey"]
-Interface = Literal["Mixer"]
+Interface = Literal["Mixer", "CompatibleHead"]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
 
@@ -31,8 +31,14 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "lookahead": int,
     "max_len": int,
     "positions": ("none", "inside", "host"),
+    "orthonormal": bool,
+    "rotation": ("learnt", "exact"),
 }
-"""Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them."""
+"""Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
+
+Of a head: `orthonormal`, its method `bases()` gives the matrices whose rows or columns are; `rotation`, whether old vectors that
+are a rotation of the new ones are found again beyond chance (`learnt`) or exactly.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,12 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Cost:
-    """Closed forms for one layer and one sequence. Variables: T tokens, D width, H heads, and the constructor's arguments.
+    """Closed forms, of the constructor's numbers and the sizes that belong to the interface.
 
-    flops: multiply-adds counted as two, of one forward pass over T tokens. state: bytes after T tokens, float32.
+    Mixer, one layer and one sequence: T tokens, D width, H heads. flops: of one forward pass over T tokens, multiply-adds counted
+    as two. state: bytes after T tokens, float32.
+    CompatibleHead: D width of what it reads, O width of the old vectors. flops: of the matrix products that bring one vector to
+    the old generation. state: bytes of its own tensors, float32.
     """
 
     flops: str

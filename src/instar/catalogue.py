@@ -6,6 +6,7 @@ Another package adds a method by an entry point in the group `instar.methods` (o
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -167,18 +168,38 @@ def add(location: str) -> Card:
     return card
 
 
+@contextlib.contextmanager
+def holding(card: Card, cls: type) -> Iterator[None]:
+    """The catalogue has this method inside the block: what a class needs that is checked without being installed."""
+    before = _ADDED.get(card.slug)
+    _ADDED[card.slug] = (card, cls)
+    try:
+        yield
+    finally:
+        del _ADDED[card.slug]
+        if before is not None:
+            _ADDED[card.slug] = before
+
+
 def minimal(cls: type, path: Path) -> Card:
     """A card for a class that has none: enough to check and compare it, with no promise beyond its interface.
 
-    Positions come from the host, which harms no mixer that has its own and gives the others a sense of order.
+    Positions of a mixer come from the host, which harms none that has its own and gives the others a sense of order.
     """
     from instar import interfaces
 
-    if not issubclass(cls, interfaces.Mixer):
-        raise CardError(f"{cls.__name__} has no interface of instar.interfaces; it must be a subclass of Mixer.")
+    families: dict[type, tuple[cards.Interface, str, list[str]]] = {
+        interfaces.Mixer: ("Mixer", "mixers", ["causal", "streaming", "positions=host"]),
+        interfaces.CompatibleHead: ("CompatibleHead", "compat", []),
+    }
+    found = next((said for base, said in families.items() if issubclass(cls, base)), None)
+    if found is None:
+        wanted = " or ".join(base.__name__ for base in families)
+        raise CardError(f"{cls.__name__} has no interface of instar.interfaces; it must be a subclass of {wanted}.")
+    interface, family, tags = found
     return Card(
         slug=path.stem,
-        family="mixers",
+        family=family,
         title=cls.__name__,
         idea=(inspect.getdoc(cls) or cls.__name__).splitlines()[0],
         when_not="not stated",
@@ -187,8 +208,8 @@ def minimal(cls: type, path: Path) -> Card:
         tasks=[],
         path=path,
         entry=f"{cls.__module__}:{cls.__qualname__}",
-        interface="Mixer",
-        tags=["causal", "streaming", "positions=host"],
+        interface=interface,
+        tags=tags,
     )
 
 
@@ -207,15 +228,15 @@ class Build:
         """Forward FLOPs and state bytes of one layer for one sequence, by the card's formulas; None when it states none."""
         if self.card.cost is None:
             return None
-        values = variables(self.cls, {**given, **self.arguments}, tokens, width)
+        values = variables(self.cls, {**given, **self.arguments}, T=tokens, D=width)
         return formula.evaluate(self.card.cost.flops, values), formula.evaluate(self.card.cost.state, values)
 
 
-def variables(cls: type, arguments: dict[str, Any], tokens: int, width: int) -> dict[str, float]:
-    """What the formulas of a card may use: T, D, H and every numeric argument of the constructor."""
+def variables(cls: type, arguments: dict[str, Any], **sizes: float) -> dict[str, float]:
+    """What the formulas of a card may use: the sizes (T, D, …), H, and every numeric argument of the constructor."""
     values = {p.name: p.default for p in inspect.signature(cls).parameters.values()} | arguments
     numbers = {name: float(v) for name, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    return {**numbers, "T": tokens, "D": width, "H": numbers.get("heads", 1)}
+    return {**numbers, "H": numbers.get("heads", 1), **sizes}
 
 
 def claims(cards_: Iterable[Card] | None = None) -> Iterator[tuple[Card, Claim]]:

@@ -50,7 +50,7 @@ class Subject:
 
     def variables(self, tokens: int) -> dict[str, float]:
         """What the card's formulas may use, as this subject has it."""
-        return catalogue.variables(self.cls, self.arguments, tokens, self.width)
+        return catalogue.variables(self.cls, self.arguments, T=tokens, D=self.width)
 
     def build(self, dtype: torch.dtype | None = None, seed: int | None = None) -> Mixer:
         """A module in training mode (eval mode if it is stochastic).

@@ -18,7 +18,8 @@ def describe(card: Card) -> str:
     if card.equation:
         lines += ["", "Equation", textwrap.indent(card.equation.strip(), "  ")]
     if card.cost:
-        lines += ["", "Costs of one layer, one sequence", f"  FLOPs  {card.cost.flops}", f"  state  {card.cost.state} bytes"]
+        of_what = "one vector brought to the old generation" if card.interface == "CompatibleHead" else "one layer, one sequence"
+        lines += ["", f"Costs of {of_what}", f"  FLOPs  {card.cost.flops}", f"  state  {card.cost.state} bytes"]
     lines += ["", f"Tags     {', '.join(card.tags) or 'none'}", f"Entry    {card.entry or 'none'}"]
     lines += [f"Needs    pip install 'instar[{extra}]'" for extra in card.needs]
     if card.knobs:

@@ -24,8 +24,9 @@ class Procrustes(Map):
     dimensions, is decided towards no map at all.
 
     Args:
-        centre: whether means are taken off and added; without, x̄ = ȳ = 0 and s = 1 gives a rotation about the origin.
-        scale: s, by least squares after R: `none` is 1, `one` a number, `diagonal` a number a coordinate (Drift-Adapter's).
+        centre: whether means are taken off and added; without, x̄ = ȳ = 0, and s = 1 leaves a rotation about the origin.
+        scale: s, by least squares after R: `none` is 1, `one` a number, `diagonal` a number a coordinate (Drift-Adapter's). It
+            weighs what is particular to x against the mean of the old vectors.
 
     Closed form in float64: time O(N D (D + O) + D O min(D, O)), memory O(D (D + O)) beside the pairs.
     Raises ShapeError for another scale; `fit` raises DataError for fewer than 2 pairs.
@@ -37,7 +38,7 @@ class Procrustes(Map):
     bias: Tensor
 
     def __init__(
-        self, new_dim: int, old_dim: int, *, input_dim: int | None = None, centre: bool = True, scale: Scale = "none"
+        self, new_dim: int, old_dim: int, *, input_dim: int | None = None, centre: bool = True, scale: Scale = "one"
     ) -> None:
         super().__init__(new_dim, old_dim, input_dim=input_dim)
         if scale not in get_args(Scale):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
-from instar.errors import ShapeError
+from instar.errors import DataError, ShapeError
 from instar.interfaces import CompatibleHead
 
 
@@ -21,4 +21,8 @@ def project(head: CompatibleHead, x: Tensor, generation: int) -> Tensor:
         found = head.compatible(x)
     else:
         found = head.lower(head.full(x), generation)
-    return F.normalize(found, dim=1)
+    lengths = found.norm(dim=1, keepdim=True)
+    # Whatever is wrong with a row reaches its length: nothing has to be read twice.
+    if not bool((torch.isfinite(lengths) & (lengths > 0)).all()):
+        raise DataError(f"{type(head).__name__} was given vectors without a direction (NaN, infinite, zero), or gives such ones.")
+    return found / lengths
