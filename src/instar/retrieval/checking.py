@@ -34,12 +34,12 @@ def vectors(values: Any, dim: int, what: str = "vectors", count: int | None = No
     return found
 
 
-def lengths(rows: Floats, what: str) -> None:
-    """Raises DataError unless every row of [N, D] is finite and of length 1 (see LENGTH)."""
+def lengths(rows: Floats, what: str, tolerance: float = LENGTH) -> None:
+    """Raises DataError unless every row of [N, D] is finite and of length 1."""
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
         squares = np.einsum("nd,nd->n", block, block, dtype=np.float64)
-        good = np.abs(np.sqrt(squares) - 1) <= LENGTH  # False for NaN
+        good = np.abs(np.sqrt(squares) - 1) <= tolerance  # False for NaN
         if good.all():
             continue
         place = int(np.flatnonzero(~good)[0])
@@ -113,6 +113,14 @@ def described(generation: Generation) -> None:
         )
     if generation.number < 0 or generation.dim < 1:
         raise ShapeError(f"A generation expects a number from 0 and a dimension from 1, received {generation}.")
+
+
+def adopted(generation: Generation | None) -> Generation:
+    """The generation as which an index is stamped. Raises GenerationError, ShapeError."""
+    if generation is None:
+        raise GenerationError("Adopting expects the generation, with the fingerprint of the encoder that made the vectors.")
+    described(generation)
+    return generation
 
 
 def asked(generation: Generation, queries: Any, k: int) -> Floats:

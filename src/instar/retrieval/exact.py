@@ -11,7 +11,7 @@ import numpy as np
 from instar import files
 from instar.errors import GenerationError, StoreError
 from instar.interfaces import Floats, Generation, Id
-from instar.retrieval import checking, manifest, tables
+from instar.retrieval import manifest, tables
 from instar.retrieval.journalled import JournalledIndex
 from instar.retrieval.spaces import FlatSpace, Space
 
@@ -61,9 +61,7 @@ class ExactIndex(JournalledIndex):
         `ids.json`, `ids.npy` or `ids.txt` of the folder, else the numbers of the rows.
         Raises ShapeError, DataError for bad vectors or ids, StoreError.
         """
-        if generation is None:
-            raise GenerationError("Adopting expects the generation, with the fingerprint of the encoder that made the vectors.")
-        checking.described(generation)
+        generation = checking.adopted(generation)
         folder = files.folder(Path(location).expanduser())
         source = folder / "vectors.npy" if vectors is None else vectors
         table = tables.table(source, generation.dim)

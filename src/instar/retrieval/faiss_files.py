@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from instar.errors import DataError, StoreError
 from instar.extras import require
 from instar.interfaces import Floats, Id
-from instar.retrieval import journal
+from instar.retrieval import beside
 
 _BLOCK = 16384
 PER_CELL = 39
@@ -81,8 +79,7 @@ def read(path: Path) -> Held:
     try:
         outer = faiss.read_index(str(path))
     except (RuntimeError, MemoryError) as error:
-        reason = str(error).strip().splitlines()[-1][:200]
-        raise StoreError(f"{path} is no FAISS index, or it is damaged ({reason}). Restore it from a backup.") from error
+        raise StoreError(f"{path} is no FAISS index, or it is damaged ({beside.reason(error)}). Restore it.") from error
     names = None
     if isinstance(outer, faiss.IndexIDMap):  # IndexIDMap2 is one
         names = faiss.vector_to_array(outer.id_map).copy()
@@ -125,48 +122,31 @@ def vectors(held: Held) -> Floats:
     return view
 
 
-def write(path: Path, index: Any, ids: Sequence[Id]) -> bool:
-    """An index with its ids at once; returns whether the ids are in the file: texts are not. Raises OSError.
+def save(path: Path, index: Any, ids: Sequence[Id], numbered: bool) -> None:
+    """Write an index, in a map of its ids where it needs one: not for ids 0 … N − 1, and an inverted file holds its own.
 
-    Ids 0 … N − 1 need no map; an inverted file holds its ids itself, and was given them.
+    numbered: whether the ids are numbers; otherwise they stand in a list elsewhere. Raises RuntimeError.
     """
     faiss = library()
-    inside = all(isinstance(one, int) for one in ids)
-    if inside and index.ntotal and not isinstance(index, faiss.IndexIVF) and list(ids) != list(range(len(ids))):
+    if numbered and not isinstance(index, faiss.IndexIVF) and list(ids) != list(range(len(ids))):
         wrapped = faiss.IndexIDMap2(faiss.IndexFlat(index.d, index.metric_type))  # takes an empty one alone
         wrapped.index, wrapped.ntotal = index, index.ntotal
         faiss.copy_array_to_vector(np.asarray(ids, np.int64), wrapped.id_map)
         wrapped.construct_rev_map()
         index = wrapped
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing.")
-    try:
-        try:
-            faiss.write_index(index, temporary)
-        except RuntimeError as error:
-            raise OSError(0, str(error).strip().splitlines()[-1][:200]) from error
-        os.fsync(descriptor)
-        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes private files; readers may be other users
-        os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-    journal.sync(path.parent)
-    return inside
+    faiss.write_index(index, str(path))
 
 
-def filled(form: Form, dim: int, ids: Sequence[Id], part: Any) -> Any:
+def filled(form: Form, dim: int, ids: Sequence[Id], numbered: bool, part: Callable[[int, int], Floats]) -> Any:
     """A new index of a form with rows `part(start, stop)` [stop − start, dim] for every piece of the ids."""
     n = len(ids)
     index = form.empty(dim, n)
-    whole = form.kind == "cells" and all(isinstance(one, int) for one in ids)
     if form.kind == "cells" and n:
         step = max(n // (256 * index.nlist), 1)
         index.train(np.concatenate([part(at, at + 1) for at in range(0, n, step)]) if step > 1 else part(0, n))
     for start in range(0, n, _BLOCK):
         stop = min(start + _BLOCK, n)
-        if whole:
+        if form.kind == "cells" and numbered:
             index.add_with_ids(part(start, stop), np.asarray(ids[start:stop], np.int64))
         else:
             index.add(part(start, stop))

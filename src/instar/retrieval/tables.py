@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +78,32 @@ def new(kind: str, generation: Generation, base: dict[str, Any]) -> manifest.Man
     return manifest.Manifest(kind, os.urandom(16).hex(), [generation], base)
 
 
-def _placed(path: Path, fill: Any) -> dict[str, Any]:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing.")
+def placed_by(path: Path, save: Callable[[Path], None]) -> dict[str, Any]:
+    """A file that `save` writes to a path of its own, put in place at once and durably; returns its print.
+
+    Raises OSError, and what `save` raises; then nothing stands there.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing.")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            fill(file)
-            file.flush()
+        save(Path(name))
+        with Path(name).open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes private files; readers may be other users
-        os.replace(temporary, path)  # noqa: PTH105
+        os.chmod(name, 0o644)  # noqa: PTH101 - mkstemp makes private files; readers may be other users
+        os.replace(name, path)  # noqa: PTH105
     except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
+        Path(name).unlink(missing_ok=True)
         raise
     journal.sync(path.parent)
     return manifest.print_of(path)
+
+
+def _placed(path: Path, fill: Callable[[Any], object]) -> dict[str, Any]:
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            fill(file)
+
+    return placed_by(path, save)
 
 
 def _ids_of_file(path: Path) -> Any:

@@ -1,0 +1,118 @@
+"""An index that is one file of another package: manifest and journal stand in a folder beside it.
+
+`FILE` stays as it is until `finish`, which writes the new one into the folder, names it in the manifest, and only then puts it in
+the place of the old one. Killed between the two, readers take it from the folder, and the next writer moves it.
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instar import files
+from instar.errors import StoreError
+from instar.interfaces import Generation, Id
+from instar.retrieval import journal, manifest, tables
+from instar.retrieval.journalled import JournalledIndex
+from instar.retrieval.rows import Places
+
+
+class SingleFileIndex(JournalledIndex, abc.ABC):
+    """The package calls a vector by a number. Ids are these numbers, or stand in a list, at the place that the number says."""
+
+    def __init__(self, file: str | Path, *, readonly: bool = False) -> None:
+        place = Path(file).expanduser()
+        super().__init__(place, folder_of(place), readonly=readonly)
+
+    @classmethod
+    def _stamp(
+        cls, place: Path, generation: Generation, numbers: NDArray[np.int64], ids: Sequence[Id] | str | Path | None
+    ) -> None:
+        """Write the manifest of a file that exists. Raises StoreError, DataError."""
+        folder = files.folder(folder_of(place))
+        try:
+            listed = None
+            if ids is not None:
+                _places(numbers, len(numbers), place)
+                names = tables.names(ids, folder, len(numbers))
+                listed = tables.write_names(folder / "base-0000000.ids.json", names)
+            base = {"file": manifest.print_of(place), "pending": None, "ids": listed, "rows": len(numbers)}
+        except OSError as error:
+            raise StoreError(f"The stamp could not be written to {folder}: {error.strerror}. The file is as it was.") from error
+        manifest.start(folder, tables.new(cls.kind, generation, base))
+
+    def _current(self) -> Path:
+        """Where the base is. Raises StoreError when it is not the one that was stamped."""
+        pending = self._manifest.base["pending"]
+        path = self.folder / str(pending) if pending and (self.folder / str(pending)).exists() else self.place
+        manifest.unchanged(path, self._manifest.base["file"])
+        return path
+
+    def _ids_of(self, numbers: NDArray[np.int64]) -> Sequence[Id]:
+        """The ids of what the package calls by these numbers. Raises StoreError."""
+        listed = self._manifest.base["ids"]
+        if listed is None:
+            found: list[Id] = numbers.tolist()
+            return found
+        path = self.folder / str(listed["name"])
+        manifest.unchanged(path, listed)
+        names = tables.read_names(path)
+        return [names[place] for place in _places(numbers, len(names), path)]
+
+    def _recorded(self, epoch: int, suffix: str, rows: Places, numbered: bool, save: Callable[[Path], None]) -> Mapping[str, Any]:
+        """What the manifest says of a new base. numbered: whether the file itself holds the ids of these rows."""
+        path = self.folder / f"base-{epoch:07d}{suffix}"
+        try:
+            tables.placed_by(path, save)
+        except RuntimeError as error:  # how these packages say that a file could not be written
+            raise StoreError(f"{path} could not be written: {reason(error)}. The index is as it was.") from error
+        names = self._rows.names[rows].tolist()
+        listed = None if numbered else tables.write_names(self.folder / f"base-{epoch:07d}.ids.json", names)
+        return {"file": manifest.print_of(path), "pending": path.name, "ids": listed, "rows": len(rows)}
+
+    def _settle(self) -> None:
+        base = self._manifest.base
+        if base["pending"] and (self.folder / str(base["pending"])).exists():
+            os.replace(self.folder / str(base["pending"]), self.place)  # noqa: PTH105
+            journal.sync(self.place.parent)
+        kept = base["ids"]["name"] if base["ids"] else None
+        for path in self.folder.glob("base-*"):
+            if path.name != kept:
+                path.unlink(missing_ok=True)
+
+
+def folder_of(place: Path) -> Path:
+    """The folder of manifest and journal."""
+    return place.with_name(f"{place.name}.instar")
+
+
+def vacant(place: Path) -> bool:
+    """Whether there is no index, so that one may be made."""
+    return not place.exists() and not (folder_of(place) / manifest.NAME).exists()
+
+
+def numbers(names: Sequence[Id]) -> bool:
+    """Whether these ids can be numbers of a package: integers from 0."""
+    return all(isinstance(one, int) and one >= 0 for one in names)
+
+
+def reason(error: Exception) -> str:
+    """What a package says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+
+
+def _places(found: NDArray[np.int64], count: int, path: Path) -> list[int]:
+    """Numbers as places in a list of `count` ids. Raises StoreError."""
+    places: list[int] = found.tolist()
+    if sorted(places) != list(range(count)):
+        raise StoreError(
+            f"{path}: a list of {count} ids names vectors 0 … {count - 1}, but the index holds {len(places)} under other "
+            "numbers; leave the list out to use those as ids."
+        )
+    return places
