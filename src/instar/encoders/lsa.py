@@ -72,7 +72,9 @@ class Lsa(base.CheckedEncoder):
                 f"documents and {matrix.shape[1]} words. Set dims lower."
             )
         decomposition = extras.require("sklearn.decomposition", "text").TruncatedSVD(asked.dims, random_state=asked.seed)
-        mean = base.unit(decomposition.fit_transform(matrix), "lsa", documents).mean(0)
+        placed = decomposition.fit_transform(matrix)
+        lengths = np.linalg.norm(placed, axis=1, keepdims=True)
+        mean = (placed / np.where(lengths > 0, lengths, 1)).mean(0)  # of those that have a known word
         made = cls.__new__(cls)
         words = vectoriser.get_feature_names_out().tolist()
         idf, components = (np.asarray(a, np.float32) for a in (vectoriser.idf_, decomposition.components_))
