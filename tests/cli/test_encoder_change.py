@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from instar.cli import main
+from instar.retrieval.exact import ExactIndex
 
 ENCODERS = '''
 """Two encoders without weights: characters by threes, hashed. They differ in their buckets, so their spaces are strangers."""
@@ -113,8 +114,9 @@ def folder(tmp_path: Path, texts: dict[str, str]) -> Path:
     (tmp_path / "store" / "ids.json").write_text(json.dumps(list(texts)))
     rows = [{"id": name, "text": text, "label": name.partition("/")[0]} for name, text in texts.items()]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [{"text": " ".join(row["text"].split()[:12]), "relevant": row["id"]} for row in rows[::6]]
+    asked = [{"id": f"q{row['id']}", "text": " ".join(row["text"].split()[:12]), "relevant": row["id"]} for row in rows[::6]]
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (tmp_path / "counts.csv").write_text("id,count\n" + "".join(f"{name},{i}\n" for i, name in enumerate(texts)))
     return tmp_path
 
 
@@ -213,7 +215,7 @@ def test_interrupted_it_finishes_the_batch_and_goes_on(adopted: Path) -> None:
     ("arguments", "said"),
     [
         (("backfill", "exact:store", "models.py:new", "--data", "no.jsonl"), "no.jsonl"),
-        (("backfill", "exact:store", "models.py:new", "--data", "queries.jsonl"), "no column id"),
+        (("backfill", "exact:store", "models.py:new", "--data", "counts.csv"), "no texts"),
         (("backfill", "exact:store", "models.py:new", "--data", "texts.jsonl", "--order", "wild"), "most-queried"),
         (("backfill", "exact:store", "models.py:new", "--data", "texts.jsonl", "--order", "most-queried"), "--counts"),
         (("backfill", "exact:store", "models.py:new", "--data", "texts.jsonl", "--order", "least-certain"), "--head"),
@@ -251,11 +253,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory, texts: dict[str, str]) -> Pa
 
 
 def test_the_most_queried_go_first(adopted: Path, texts: dict[str, str]) -> None:
-    names = list(texts)[40:45]
-    (adopted / "counts.csv").write_text("id,count\n" + "".join(f"{name},{i + 1}\n" for i, name in enumerate(names)))
     order = ("--order", "most-queried", "--counts", "counts.csv", "--until", "3")
     _instar(adopted, "backfill", "exact:store", "models.py:new", "--data", "texts.jsonl", *order)
-    from instar.retrieval.exact import ExactIndex
-
     with ExactIndex.open(str(adopted / "store")) as index:
-        assert sorted(index.ids(1)) == sorted(names[2:])
+        assert sorted(index.ids(1)) == sorted(list(texts)[-3:])

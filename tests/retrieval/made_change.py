@@ -1,6 +1,6 @@
 """A change of encoder for tests: paragraphs of Python's documentation, and two encoders that were fitted on them.
 
-As a program: `python made_change.py STORE` backfills STORE, a little slowly, and says "moved" after every batch.
+As a program: `python made_change.py STORE ENCODERS` backfills STORE, a little slowly, and says "moved" after every batch.
 """
 
 from __future__ import annotations
@@ -37,8 +37,18 @@ def texts() -> dict[str, str]:
 
 @cache
 def encoders() -> tuple[Lsa, Lsa]:
-    """The old and the new encoder, of 24 and 96 dimensions."""
+    """The old and the new encoder, of 24 and 96 dimensions; in the program the saved ones, since no two fits are equal."""
+    if __name__ == "__main__":
+        return Lsa(Path(sys.argv[2]) / "old"), Lsa(Path(sys.argv[2]) / "new")
     return Lsa.fit(list(texts().values()), {"dims": 24}), Lsa.fit(list(texts().values()), {"dims": 96, "min_count": 3})
+
+
+def program(store: Path) -> list[str]:
+    """The command that runs this file for a store; the encoders are saved beside it."""
+    folder = store.parent / "encoders"
+    for name, made in zip(("old", "new"), encoders(), strict=True):
+        made.save(folder / name)
+    return [sys.executable, __file__, str(store), str(folder)]
 
 
 def generation(number: int) -> Generation:

@@ -7,7 +7,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from instar.retrieval import order
 from instar.retrieval.backfill import Outcome
 from instar.retrieval.exact import ExactIndex
 from instar.retrieval.fusion import Calibration
-from instar.retrieval.probe import Probe, read
+from instar.retrieval.probe import Probe
 from instar.retrieval.realised import Log
 from instar.retrieval.throttle import Throttle
 from instar.retrieval.uncertainty import Uncertainty
@@ -91,9 +90,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     draw = random.Random(0)
     seen = [0]
     for _ in range(3):
-        with subprocess.Popen(
-            [sys.executable, made.__file__, str(tmp_path / "store")], stdout=subprocess.PIPE, text=True
-        ) as child:
+        with subprocess.Popen(made.program(tmp_path / "store"), stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             child.stdout.readline()  # the first batch has moved
             time.sleep(draw.uniform(0, 0.12))
@@ -112,7 +109,7 @@ def test_readers_see_every_row_once_and_its_own_vector_first(tmp_path: Path) -> 
     queries = _queries(TEXTS[:40])
     shares = set()
     with (
-        subprocess.Popen([sys.executable, made.__file__, str(tmp_path / "store")], stdout=subprocess.PIPE, text=True) as child,
+        subprocess.Popen(made.program(tmp_path / "store"), stdout=subprocess.PIPE, text=True) as child,
         ExactIndex.open(str(tmp_path / "store"), readonly=True) as reader,
     ):
         assert child.stdout is not None
@@ -415,20 +412,25 @@ def test_the_log_survives_what_was_torn(tmp_path: Path) -> None:
         Log(tmp_path, "e").add(recall=0.1)
 
 
-def test_probes_from_files(tmp_path: Path) -> None:
-    path = tmp_path / "queries.jsonl"
-    path.write_text('{"text": "one", "relevant": 3}\n{"text": "two", "relevant": ["a", "b"]}\n')
-    assert read(path) == (["one", "two"], [["3"], ["a", "b"]])
-    (tmp_path / "queries.csv").write_text('text,relevant\none,"[""a"", ""b""]"\ntwo,c\n')
-    assert read(tmp_path / "queries.csv") == (["one", "two"], [["a", "b"], ["c"]])
-    path.write_text('{"text": "one", "relevant": []}\n')
-    with pytest.raises(DataError, match="query 1"):
-        read(path)
-    path.write_text('{"text": "one"}\n')
-    with pytest.raises(DataError, match="no column relevant"):
-        read(path)
+def test_counts_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "counts.csv"
+    path.write_text("id,count\na,2\nb,0\na,3\n7,1\n")
+    assert order.counts(path) == {"a": 5.0, "b": 0.0, "7": 1.0}
+    path.write_text("id,count\na,often\n")
+    with pytest.raises(DataError, match="often"):
+        order.counts(path)
+    path.write_text("id\na\n")
+    with pytest.raises(DataError, match="no column count"):
+        order.counts(path)
+
+
+def test_probes_need_answers() -> None:
     with pytest.raises(DataError, match="at least one"):
         Probe({}, [])
+    with pytest.raises(ShapeError, match="2 queries in every"):
+        Probe({0: np.zeros((1, 4), np.float32)}, [["a"], ["b"]])
+    with pytest.raises(ShapeError, match="every"):
+        _probe(every=0.0)
 
 
 def test_bad_settings(index: ExactIndex) -> None:

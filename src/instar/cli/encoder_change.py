@@ -15,7 +15,10 @@ from instar.cli.encoder_given import Head, Merge, OldEncoder, Quiet, Set, SetOld
 from instar.errors import DataError, PlanError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from instar.compat.saved import Saved
+    from instar.data.collection import Collection
     from instar.interfaces import Index
     from instar.retrieval.backfill import Backfill, Outcome
     from instar.retrieval.bridge import Bridge
@@ -83,7 +86,7 @@ def backfill(
     seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
     probe: Annotated[
         Path | None,
-        typer.Option(help="Queries with known answers (`id`, `text`, `relevant`): their recall is measured on the way."),
+        typer.Option(help="Queries with known answers (`id`, `text`, `relevant`), whose recall is measured on the way."),
     ] = None,
     old: OldEncoder = None,
     set_old: SetOld = None,
@@ -110,13 +113,15 @@ def backfill(
     ·  `instar encoder backfill exact:store all-MiniLM-L6-v2 --data texts.jsonl --head head --order least-certain --until 0.3`
     ·  `instar encoder backfill docs.faiss st:my-model --data texts.jsonl --rate 50 --probe queries.jsonl --old all-MiniLM-L6-v2`
     """
-    from instar.retrieval import texts as reading
+    from instar.data.collecting import open_collection
     from instar.retrieval.backfill import Backfill
     from instar.retrieval.verify import Verification
 
     saved = given.head(head)
-    found = reading.read(data)
-    chosen = _order(order, found.counts if counts is None else reading.counts(counts), saved)
+    found = open_collection(data, queries=probe)
+    if found.texts is None:
+        raise DataError(f"{data} holds no texts.")
+    chosen = _order(order, found.counts, counts, saved)
     across = given.bridge(new, set_, head, old, set_old)
     with given.store(store) as index, given.Telling(quiet) as telling:
         generation = across.generation(index)
@@ -124,9 +129,9 @@ def backfill(
         asked = None
         if probe is not None:
             predicted = None if report is None else _predicted(report, arm or (_method(saved) if saved else "two_encoders"))
-            asked = _probe(probe, across, index, k=k, every=every, margin=margin, fusion=fusion, predicted=predicted)
+            asked = _probe(found, across, index, k=k, every=every, margin=margin, fusion=fusion, predicted=predicted)
         work = Backfill(
-            index, generation, across.documents, found.texts,
+            index, generation, across.documents, dict(zip(found.ids, found.texts, strict=True)),
             order=chosen, seed=seed, batch=batch, rate=rate, until=until, verify=Verification(verify), probe=asked, log=log,
         )  # fmt: skip
         outcome = _run(work, telling.begin(f"generation {generation.number}"), quiet)
@@ -192,16 +197,16 @@ def _table(index: Index) -> None:
         typer.echo(f"generation {g.number}  {rows:>12,} rows {share}  dimension {g.dim:<5} {made}")
 
 
-def _order(name: str, counts: Any, saved: Saved | None) -> Order:
+def _order(name: str, known: Mapping[str, float], counts: Path | None, saved: Saved | None) -> Order:
     from instar.retrieval import order
     from instar.retrieval.uncertainty import Uncertainty
 
     if name == "random":
         return order.random
     if name == "most-queried":
-        if not counts:
+        if counts is None and not known:
             raise DataError("The order most-queried needs counts: --counts FILE with `id` and `count`, or that column in --data.")
-        return order.most_queried(counts)
+        return order.most_queried(known if counts is None else order.counts(counts))
     if name == "least-certain":
         if saved is None or not saved.facts.get("uncertainty"):
             raise DataError(
@@ -211,11 +216,13 @@ def _order(name: str, counts: Any, saved: Saved | None) -> Order:
     raise PlanError(f"An order is random, most-queried or least-certain; received '{name}'.")
 
 
-def _probe(path: Path, across: Bridge, index: Index, *, fusion: str, **settings: Any) -> Probe:
-    from instar.retrieval.probe import Probe, read
+def _probe(asked: Collection, across: Bridge, index: Index, *, fusion: str, **settings: Any) -> Probe:
+    from instar.retrieval.probe import Probe
 
-    texts, relevant = read(path)
-    return Probe(across.queries(texts, index), relevant, fusion=across.fusion(fusion, index), **settings)
+    if asked.queries is None or asked.relevant is None:
+        raise DataError("A probe needs the texts of its queries.")
+    relevant = [[asked.ids[place] for place in places] for places in asked.relevant]
+    return Probe(across.queries(asked.queries, index), relevant, fusion=across.fusion(fusion, index), **settings)
 
 
 def _method(saved: Saved) -> str:

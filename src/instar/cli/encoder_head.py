@@ -115,8 +115,8 @@ def project(
     """
     import torch
 
+    from instar.data.collecting import open_collection
     from instar.encoders import files
-    from instar.retrieval import texts as reading
     from instar.retrieval.bridge import Bridge
 
     saved = given.head(head)
@@ -126,10 +126,12 @@ def project(
         ids, found, _ = files.vectors(vectors)
     elif texts is not None and vectors is None and encoder is not None:
         across = Bridge(given.encoder(encoder, set_), saved)
-        read = reading.read(str(given.existing(texts))).texts
-        ids = list(read)
+        read = open_collection(str(given.existing(texts)))
+        if read.texts is None:
+            raise DataError(f"{texts} holds no texts.")
+        ids = read.ids
         with given.Telling(quiet) as telling:
-            found = across.encoder.encode(list(read.values()), "query", telling.begin(across.encoder.name))
+            found = across.encoder.encode(read.texts, "query", telling.begin(across.encoder.name))
     else:
         raise PlanError("Give either --vectors of the new encoder, or --texts with --encoder.")
     with torch.no_grad():

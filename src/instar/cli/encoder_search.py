@@ -37,12 +37,13 @@ def search(
     Examples:  `instar encoder search exact:store "how do I cancel" --encoder all-MiniLM-L6-v2 --head head`
     ·  `instar encoder search docs.faiss "how do I cancel" --encoder st:new --old st:old -k 5 --fusion rank --data texts.jsonl`
     """
-    from instar.retrieval import texts as reading
+    from instar.data.collecting import open_collection
 
     if not text.strip():
         raise DataError("The query is empty.")
     across = given.bridge(encoder, set_, head, old, set_old)
-    known = {} if data is None else reading.read(data).texts
+    read = None if data is None else open_collection(data)
+    known = {} if read is None or read.texts is None else dict(zip(read.ids, read.texts, strict=True))
     with given.store(store, readonly=True) as index:
         hits = index.search(across.queries([text], index), k, across.fusion(fusion, index))
     rows = [

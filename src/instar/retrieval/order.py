@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from instar.errors import DataError
+from instar.gate import rows
+from instar.gate.values import number
 from instar.interfaces import Id, Index
 from instar.retrieval.uncertainty import Uncertainty
 
@@ -53,6 +56,19 @@ def most_queried(counts: Mapping[str, float]) -> Order:
         return -np.array([counts.get(str(name), 0.0) for name in ids], dtype=np.float64)
 
     return keys
+
+
+def counts(path: Path) -> dict[str, float]:
+    """How often each row is asked for, from a file with columns `id` and `count`; lines of one id add up. Raises DataError."""
+    columns = rows.columns(path)
+    if lacking := [name for name in ("id", "count") if name not in columns]:
+        raise DataError(f"{path} has no column {' and '.join(lacking)}; it has {', '.join(columns) or 'none'}.")
+    found: dict[str, float] = {}
+    for name, value in zip(columns["id"], columns["count"], strict=True):
+        if (count := number(value)) is None:
+            raise DataError(f"{path}: the count of id {name} is no number: {value!r}.")
+        found[str(name)] = found.get(str(name), 0.0) + count
+    return found
 
 
 def least_certain(uncertainty: Uncertainty) -> Order:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Collection as Those
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -71,30 +67,3 @@ class Probe:
                 f"{whose}, and {self.margin:g} less is allowed. The backfill has stopped and every row is searchable. Compare "
                 "another fusion, go on without this margin, or take the change back with `rollback`."
             )
-
-
-def read(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Texts of queries, and the ids of what each should find, from a file with columns `text` and `relevant` (one or a list).
-
-    Raises DataError, also for a query without text or without an answer.
-    """
-    from instar.gate import rows
-
-    columns = rows.columns(path)
-    if lacking := [name for name in ("text", "relevant") if name not in columns]:
-        raise DataError(f"{path} has no column {' and '.join(lacking)}; it has {', '.join(columns) or 'none'}.")
-    texts, relevant = [], []
-    for number, (text, those) in enumerate(zip(columns["text"], columns["relevant"], strict=True), 1):
-        names = _names(those)
-        if not isinstance(text, str) or not text.strip() or not names:
-            raise DataError(f"{path}: query {number} has no text, or nothing that it should find.")
-        texts.append(text)
-        relevant.append(names)
-    return texts, relevant
-
-
-def _names(value: Any) -> list[str]:
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a list in a CSV
-        with contextlib.suppress(ValueError):
-            value = json.loads(value)
-    return [str(one) for one in (value if isinstance(value, list) else [value]) if one is not None and str(one)]

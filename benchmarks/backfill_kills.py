@@ -1,0 +1,200 @@
+"""Whether a backfill that is killed loses anything: kill -9, again and again, at random moments, in several kinds of store.
+
+python benchmarks/backfill_kills.py --kills 50 --stores exact,lancedb,postgres        (about 3 minutes)
+
+Each store holds 2,500 real texts (the embedded collection) under LSA of 64 dimensions; a child process backfills it to LSA of 256
+dimensions and is killed after a random time: while it opens the store, between batches, within a write. When all rows have moved,
+a child that takes the generation back is killed as well, and the round begins again. After every kill all rows are read back (the
+vector of each must be the right one of the generation in which it stands, to the rounding of the store) and searched over both
+generations: each must be found by its own vector, once. Written to `results/backfill_kills.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instar.bench import environment
+from instar.data.collecting import open_collection
+from instar.encoders.lsa import Lsa
+from instar.interfaces import Floats, Generation, Index
+from instar.retrieval.backfill import Backfill
+from instar.retrieval.opening import open_index
+from instar.retrieval.verify import Verification
+
+RESULTS = Path(__file__).parent / "results"
+ROWS, ASKED, BATCH = 2500, 200, 16
+DIMS = (64, 256)
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--stores", default="exact,lancedb,postgres")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    PROCESSES.set_forkserver_preload(["instar.retrieval.backfill", "instar.retrieval.exact"])
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = encoded(Path(folder))
+        rows = [killed(name, vectors, Path(folder), given.kills, given.seed) for name in given.stores.split(",")]
+    record = {
+        "command": f"python benchmarks/backfill_kills.py --kills {given.kills} --stores {given.stores} --seed {given.seed}",
+        "rows_in_each_store": ROWS,
+        "batch": BATCH,
+        "stores": rows,
+        "environment": environment.describe(),
+        "load": environment.load(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    (RESULTS / "backfill_kills.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def encoded(folder: Path) -> list[Floats]:
+    """The same texts under the old and the new encoder, also in files for the children."""
+    texts = open_collection("topics").texts
+    assert texts is not None
+    found = []
+    for number, dims in enumerate(DIMS):
+        found.append(Lsa.fit(texts, {"dims": dims}).encode(texts[:ROWS]))
+        np.save(folder / f"{number}.npy", found[-1])
+    return found
+
+
+def generation(number: int) -> Generation:
+    return Generation(number, f"lsa of {DIMS[number]} dimensions", DIMS[number])
+
+
+@contextmanager
+def address(kind: str, folder: Path) -> Iterator[str]:
+    """The address of a new store, for as long as its server runs."""
+    if kind == "postgres":
+        import pgserver
+
+        server = pgserver.get_server(str(folder / "postgres"), cleanup_mode="delete")
+        try:
+            yield f"{server.get_uri()}#passages"
+        finally:
+            server.cleanup()
+    elif kind == "lancedb":
+        yield f"lancedb:{folder / 'lance'}#passages"
+    else:
+        yield f"{kind}:{folder / f'store.{kind}'}"
+
+
+def killed(kind: str, vectors: Sequence[Floats], folder: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Kill so often, and look after every time."""
+    draw = random.Random(seed)
+    seen: Counter[str] = Counter()
+    problems: list[str] = []
+    shares: list[float] = []
+    started = time.perf_counter()
+    with address(kind, folder) as url:
+        with open_index(url, create=generation(0)) as index:
+            index.add(list(range(ROWS)), vectors[0], 0)
+        backwards = False
+        while seen["kills"] < kills:
+            moment = one_kill(url, folder, draw, backwards)
+            seen["kills"] += moment != "ended by itself"
+            seen[moment + (" of a rollback" if backwards else " of a backfill")] += 1
+            with open_index(url) as index:
+                shares.append(look(index, vectors, problems))
+                if backwards:
+                    if len(index.generations()) > 1:
+                        index.rollback()
+                    look(index, vectors, problems)
+                backwards = not backwards and shares[-1] == 1
+        with open_index(url) as index:
+            backfill(index, vectors[1])
+            index.finish()
+            last = look(index, vectors, problems)
+    found = {
+        "store": kind,
+        **seen,
+        "rows_lost": sum(problem.startswith("lost") for problem in problems),
+        "problems": problems,
+        "shares_at_kills": shares,
+        "all_new_at_the_end": last == 1,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    print({key: value for key, value in found.items() if key != "shares_at_kills"}, flush=True)
+    return found
+
+
+def one_kill(url: str, folder: Path, draw: random.Random, backwards: bool) -> str:
+    """Start a child and kill it; says when."""
+    ours, theirs = PROCESSES.Pipe(duplex=False)
+    child = PROCESSES.Process(target=take_back if backwards else work, args=(url, folder, theirs))
+    child.start()
+    theirs.close()
+    if draw.random() < 0.2:
+        time.sleep(draw.uniform(0, 0.5))
+    elif ours.poll(120):
+        ours.recv()
+        time.sleep(draw.uniform(0, 0.02 if backwards else 0.4))
+    running = child.is_alive()
+    child.kill()
+    child.join()
+    progress = ours.poll()
+    return "kills in the middle" if running and progress else "kills early" if running else "ended by itself"
+
+
+def work(url: str, folder: Path, say: Any) -> None:
+    """The child: backfill, and say so after every batch."""
+    with open_index(url) as index:
+        backfill(index, np.load(folder / "1.npy"), lambda done, total: say.send(done))
+
+
+def take_back(url: str, folder: Path, say: Any) -> None:
+    """The child: roll back."""
+    with open_index(url) as index:
+        say.send(0)
+        say.send(0)
+        index.rollback()
+
+
+def backfill(index: Index, vectors: Floats, progress: Any = None) -> None:
+    """To the new generation; the "text" of a row is its number, and encoding it is looking it up."""
+    texts = {str(i): str(i) for i in range(ROWS)}
+    Backfill(
+        index, generation(1), lambda names: vectors[[0 if " " in name else int(name) for name in names]], texts, batch=BATCH,
+        verify=Verification(2),
+    ).run(progress)  # fmt: skip
+
+
+def look(index: Index, vectors: Sequence[Floats], problems: list[str]) -> float:
+    """Read everything back; what is wrong is put into `problems`. Returns the share of new rows."""
+    counts = index.counts()
+    if sum(counts.values()) != ROWS:
+        problems.append(f"lost: {ROWS - sum(counts.values())} rows in {counts}")
+    found, numbers = index.fetch(list(range(ROWS)))
+    wrong = [i for i, (v, n) in enumerate(zip(found, numbers, strict=True)) if np.abs(v - vectors[n][i]).max() > 1e-4]
+    if wrong:
+        problems.append(f"wrong vectors: {len(wrong)} rows, the first is {wrong[0]}")
+    listed = [name for number in counts for name in index.ids(number, limit=2 * ROWS)]
+    if sorted(listed) != list(range(ROWS)):
+        problems.append(f"lost: {ROWS - len(set(listed))} ids are not listed, {len(listed) - len(set(listed))} twice")
+    queries = {g.number: vectors[g.number][:ASKED] for g in index.generations()}
+    hits = index.search(queries, 10)
+    for place in range(ASKED):
+        names = list(hits.ids[place])
+        best = [name for name, score in zip(names, hits.scores[place], strict=True) if score > 0.999]
+        if place not in best or len(set(names)) < len(names):
+            problems.append(f"lost: row {place} is not found by its own vector, or something is found twice: {names}")
+    return counts.get(1, 0) / ROWS
+
+
+if __name__ == "__main__":
+    main()
