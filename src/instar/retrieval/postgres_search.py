@@ -48,15 +48,15 @@ def snapshot(
         if number not in queries:
             parts.append(
                 f"SELECT {number}, NULL::bigint, NULL::{kind}, NULL::float8, NULL::text "
-                f"WHERE EXISTS (SELECT FROM {at.sql} WHERE {standing(stamps, place)})"
+                f"WHERE EXISTS (SELECT FROM {at.sql} AS s WHERE {standing(stamps, place)})"
             )
             continue
-        distance = f"{quoted(stamp.column)} {operator} q.v"
+        distance = f"s.{quoted(stamp.column)} {operator} q.v"
         # No index serves a sum.
         order = f"({distance}) + 0" if number in exact else distance
         parts.append(
             f"SELECT {number}, q.n, r.id::{kind}, r.d, NULL FROM unnest(%s::vector[]) WITH ORDINALITY AS q(v, n) "
-            f"CROSS JOIN LATERAL (SELECT {at.id} AS id, {distance} AS d FROM {at.sql} "
+            f"CROSS JOIN LATERAL (SELECT s.{at.id} AS id, {distance} AS d FROM {at.sql} AS s "
             f"WHERE {standing(stamps, place)} ORDER BY {order} LIMIT {k:d}) AS r"
         )
         parameters.append(server.rows(queries[number]))

@@ -106,7 +106,7 @@ class PostgresIndex(StampedIndex):
 
         def ask(stamps: list[Stamp]) -> dict[int, int]:
             parts = ", ".join(f"count(*) FILTER (WHERE {standing(stamps, place)})" for place in range(len(stamps)))
-            row = self._server.run(f"SELECT {parts} FROM {self._at.sql}").fetchone()
+            row = self._server.run(f"SELECT {parts} FROM {self._at.sql} AS s").fetchone()
             return {s.generation.number: n for s, n in zip(stamps, row, strict=True)}
 
         return self._settled(ask)
@@ -119,7 +119,7 @@ class PostgresIndex(StampedIndex):
             where = standing(stamps, self.place(stamps, generation)) + (
                 f" AND {self._at.id} > %s::{self._at.ids.cast}" if start else ""
             )
-            query = f"SELECT {self._at.id} FROM {self._at.sql} WHERE {where} ORDER BY {self._at.id} LIMIT %s"
+            query = f"SELECT {self._at.id} FROM {self._at.sql} AS s WHERE {where} ORDER BY {self._at.id} LIMIT %s"
             return [self._at.ids.taken(row[0]) for row in self._server.run(query, (*start, limit)).fetchall()]
 
         return self._settled(ask)
@@ -134,7 +134,7 @@ class PostgresIndex(StampedIndex):
             newest = ", ".join(quoted(s.column) for s in reversed(stamps))
             number = " ".join(f"WHEN {quoted(s.column)} IS NOT NULL THEN {s.generation.number}" for s in reversed(stamps))
             query = (
-                f"SELECT {self._at.id}, CASE {number} END, COALESCE({newest}) FROM {self._at.sql} "
+                f"SELECT {self._at.id}, CASE {number} END, COALESCE({newest}) FROM {self._at.sql} AS s "
                 f"WHERE {self._at.id} = ANY(%s::{self._at.ids.cast}[]) AND {held(stamps)}"
             )
             rows = self._server.run(query, (names,)).fetchall()
@@ -182,7 +182,7 @@ class PostgresIndex(StampedIndex):
         names = self._at.ids.given(ids)
 
         def write(stamps: list[Stamp]) -> None:
-            query = f"DELETE FROM {self._at.sql} WHERE {self._at.id} = ANY(%s::{self._at.ids.cast}[]) AND {held(stamps)}"
+            query = f"DELETE FROM {self._at.sql} AS s WHERE {self._at.id} = ANY(%s::{self._at.ids.cast}[]) AND {held(stamps)}"
             self._complete(self._server.run(f"{query} RETURNING {self._at.id}", (names,), "remove rows"), names)
 
         self._changing(write, "remove rows")
@@ -248,7 +248,7 @@ class PostgresIndex(StampedIndex):
             stamps = self._locked()
             self.older(stamps)
             newest, before = quoted(stamps[-1].column), held(stamps[:-1])
-            query = f"SELECT count(*) FROM {self._at.sql} WHERE {newest} IS NOT NULL AND NOT {before}"
+            query = f"SELECT count(*) FROM {self._at.sql} AS s WHERE {newest} IS NOT NULL AND NOT {before}"
             self.adds_left(self._server.run(query).fetchone()[0])
             self._drop(stamps[-1:])
         self.stamps()
@@ -264,7 +264,9 @@ class PostgresIndex(StampedIndex):
             with self._server.transaction("end the older generations", changes_table=True):
                 stamps = self._locked()
                 if len(stamps) > 1:
-                    query = f"SELECT count(*) FROM {self._at.sql} WHERE {quoted(stamps[-1].column)} IS NULL AND {held(stamps)}"
+                    query = (
+                        f"SELECT count(*) FROM {self._at.sql} AS s WHERE {quoted(stamps[-1].column)} IS NULL AND {held(stamps)}"
+                    )
                     self.rows_left(self._server.run(query).fetchone()[0])
                     self._drop(stamps[:-1])
                     left = quoted(self._at.schema, tables.index_over_left(self._at, stamps[-1]))

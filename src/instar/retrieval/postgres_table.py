@@ -52,14 +52,14 @@ class Table:
 
 
 def standing(stamps: Sequence[Stamp], place: int) -> str:
-    """Condition: the vector that counts is of that generation."""
-    newer = [f"{quoted(s.column)} IS NULL" for s in stamps[place + 1 :]]
-    return " AND ".join([f"{quoted(stamps[place].column)} IS NOT NULL", *newer])
+    """Condition: the vector that counts of the row, `s`, is of that generation."""
+    newer = [f"s.{quoted(stamp.column)} IS NULL" for stamp in stamps[place + 1 :]]
+    return " AND ".join([f"s.{quoted(stamps[place].column)} IS NOT NULL", *newer])
 
 
 def held(stamps: Sequence[Stamp]) -> str:
-    """Condition: the row has a vector."""
-    return "(" + " OR ".join(f"{quoted(s.column)} IS NOT NULL" for s in stamps) + ")"
+    """Condition: the row, `s`, has a vector."""
+    return "(" + " OR ".join(f"s.{quoted(stamp.column)} IS NOT NULL" for stamp in stamps) + ")"
 
 
 def locate(server: Server, name: str) -> tuple[str, str] | None:
