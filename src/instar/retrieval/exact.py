@@ -11,7 +11,7 @@ import numpy as np
 from instar import files
 from instar.errors import GenerationError, StoreError
 from instar.interfaces import Floats, Generation, Id
-from instar.retrieval import manifest, tables
+from instar.retrieval import checking, manifest, tables
 from instar.retrieval.journalled import JournalledIndex
 from instar.retrieval.spaces import FlatSpace, Space
 
