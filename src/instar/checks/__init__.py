@@ -2,7 +2,7 @@
 
 >>> from instar.checks import check
 >>> [o.name for o in check("gla") if o.status == "failed"]                  # doctest: +SKIP
->>> check("my_package.mixers:MyMixer"), check("mixers.py:MyMixer")           # doctest: +SKIP
+>>> check("my_package.mixers:MyMixer"), check("heads.py:MyHead")             # doctest: +SKIP
 
 A check is a function of a `Subject` that returns None or raises ContractError; it can be called alone. Capability tags on
 the card decide which are asked: one that takes a check away puts the opposite one in its place.
@@ -22,10 +22,9 @@ from typing import Literal
 import torch
 
 from instar.cards import Card
-from instar.checks import mixer
+from instar.checks import compatible_head, mixer
 from instar.checks.subject import Check, Subject, find
 from instar.errors import CardError, ContractError
-from instar.interfaces import Mixer
 
 __all__ = ["Check", "Outcome", "Subject", "check", "contract", "find", "run"]
 
@@ -42,13 +41,13 @@ class Outcome:
 
 def contract(interface: str | None) -> tuple[Check, ...]:
     """The checks of an interface, in the order they run. Raises CardError for an interface without a contract."""
-    known = {"Mixer": mixer.CONTRACT}
+    known = {"Mixer": mixer.CONTRACT, "CompatibleHead": compatible_head.CONTRACT}
     if interface not in known:
         raise CardError(f"There is no contract for the interface {interface}; known are {', '.join(known)}.")
     return known[interface]
 
 
-def check(target: str | Card | type[Mixer] | Subject, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Outcome]:
+def check(target: str | Card | type | Subject, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Outcome]:
     """Run the whole contract.
 
     Args:
