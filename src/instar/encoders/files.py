@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def write(path: str | Path, ids: Sequence[str] | None, vectors: Floats) -> None:
     else:
         raise DataError(f"{path} is no file of vectors; those end in {', '.join(KINDS)}.")
     files.folder(path.parent)
-    files.write(path, stream.getbuffer())  # type: ignore[arg-type]
+    files.write(path, stream.getvalue())
 
 
 def _npy(path: Path) -> tuple[None, Any]:
@@ -99,7 +100,7 @@ def _npz(path: Path) -> tuple[Any, Any]:
                 )
             table = found["vectors" if "vectors" in tables else tables[0]]
             return (found["ids"] if "ids" in found.files else None), table
-    except (ValueError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (ValueError, zlib.error) as error:
         raise DataError(f"{path} is damaged or cut short: {error}.") from error
 
 

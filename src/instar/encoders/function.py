@@ -83,7 +83,8 @@ class Function(base.CheckedEncoder):
             found = self._function(list(texts), **extra, **self._fixed)
             found = found.detach().float().cpu().numpy() if hasattr(found, "detach") else found
             matrix = np.asarray(found)
-            matrix = matrix.astype(np.float32) if matrix.dtype.kind in "fiu" else matrix
+            with np.errstate(over="ignore"):  # what becomes infinite is refused with its text
+                matrix = matrix.astype(np.float32) if matrix.dtype.kind in "fiu" else matrix
         except InstarError:
             raise
         except (Exception, SystemExit) as error:
