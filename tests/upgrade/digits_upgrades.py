@@ -23,7 +23,7 @@ def upgrade(kind: str, *, labels: bool = True, queries: bool = False) -> tuple[C
     digits = load_digits()
     pixels = digits.data - digits.data.mean(0)
     draw = np.random.default_rng(0)
-    noisy = pixels + 14 * draw.standard_normal(pixels.shape)
+    noisy = pixels + 8 * draw.standard_normal(pixels.shape)
     old, new = {
         "cleaner": (noisy, pixels),
         "turned": (noisy, pixels @ np.linalg.qr(draw.standard_normal((64, 64)))[0]),
@@ -32,7 +32,11 @@ def upgrade(kind: str, *, labels: bool = True, queries: bool = False) -> tuple[C
     n = len(pixels)
     if not queries:
         collection = Collection(kind, [str(i) for i in range(n)], None, list(map(int, digits.target)) if labels else None)
-        return collection, Vectors("old", "o", unit(old), document_seconds=0.01), Vectors("new", "n", unit(new), document_seconds=0.02)
+        return (
+            collection,
+            Vectors("old", "o", unit(old), document_seconds=0.01),
+            Vectors("new", "n", unit(new), document_seconds=0.02),
+        )
     asked = np.arange(0, n, 3)
     kept = np.setdiff1d(np.arange(n), asked)
     nearest = unit(pixels)[asked] @ unit(pixels)[kept].T

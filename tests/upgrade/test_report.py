@@ -41,7 +41,7 @@ def test_where_the_coordinates_stay_no_map_wins(reports: dict[str, Report]) -> N
     assert found.kind_of_upgrade.startswith("fine-tune")
     assert found.choices[0].arm == "no_map"
     assert curve(found, "no_map")[0] > curve(found, "keep")[0] + 0.05
-    assert "switching only the query encoder, without a map" in found.headline
+    assert "switching only the query encoder (no map)" in found.headline
 
 
 def test_where_they_turned_a_map_wins_and_no_map_is_chance(reports: dict[str, Report]) -> None:

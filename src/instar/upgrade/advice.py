@@ -137,13 +137,18 @@ def _way(during: Taken, choosing: Choosing, stages: list[float], k: int) -> list
     means = choosing.marks[arm.id].mean(0)
     if pays is not None and pays > 0:
         found[0] += f" It is ahead of the search as it is now from {percent(stages[pays])} on."
-    lowest = int(np.argmin(means[1:])) + 1
-    if means[lowest] < old.mean() and choosing.better(old, choosing.marks[arm.id][:, lowest]):
+    start = max(range(len(stages)), key=lambda s: float(means[s] - means[s:].min()))
+    lowest = start + int(np.argmin(means[start:]))
+    if lowest > start and choosing.better(choosing.marks[arm.id][:, start], choosing.marks[arm.id][:, lowest]):
         found.append(
-            f"Mind the dip: with {percent(stages[lowest])} re-encoded recall at {k} is {percent(means[lowest], 1)}, below "
-            "the search as it is now. Re-encode without switching the readers, or in one go."
+            f"Mind the dip: with {percent(stages[lowest])} re-encoded recall at {k} is {percent(means[lowest], 1)}, below the "
+            f"{percent(means[start], 1)} of {_at(stages[start])}. To avoid it, re-encode beside the index and switch at the end."
         )
     return found
+
+
+def _at(share: float) -> str:
+    return "the start" if share == 0 else percent(share)
 
 
 def _budget(choices: list[Choice], hours: float | None, k: int) -> list[str]:
@@ -166,7 +171,7 @@ def _doing(arm: Arm) -> str:
     if arm.id == KEEP:
         return "keeping the old encoder"
     if arm.id == NO_MAP:
-        return "switching only the query encoder, without a map"
+        return "switching only the query encoder (no map)"
     if arm.id == TWO_ENCODERS:
         return "asking with both encoders"
     return f"{'the head' if arm.kind == 'trained head' else 'the map'} {arm.title}"

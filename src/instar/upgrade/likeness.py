@@ -33,7 +33,7 @@ def kind_of_upgrade(found: Mapping[str, float]) -> str:
     """same coordinates, same structure, or unrelated: read off the vectors, not off the encoders' names."""
     if found.get("cosine", 0.0) >= 0.5:
         return "fine-tune: the coordinates still mean the same"
-    if found["cka"] >= 0.6 or found["neighbours"] >= 0.4:
+    if found.get("cosine", 0.0) >= 0.15 or found["cka"] >= 0.6 or found["neighbours"] >= 0.4:
         return "same family: a similar space in other coordinates"
     return "unrelated: another space"
 

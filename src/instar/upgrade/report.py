@@ -29,6 +29,8 @@ from instar.upgrade.split import split
 FLOAT = 4
 """Bytes of a stored number."""
 _BUCKETS = 10
+_CELLS = 30_000_000
+"""Scores of queries with documents that each arm is measured on, in each half."""
 
 Progress = Callable[[str, int, int], None]
 """Told (what is done, done, total)."""
@@ -73,7 +75,7 @@ def report(
     rate: float | None = None,
     pairs: int | None = None,
     steps: int | None = None,
-    queries: int = 2000,
+    queries: int | None = None,
     seed: int = 0,
     level: float = 0.95,
     progress: Progress | None = None,
@@ -88,7 +90,8 @@ def report(
         k: recall at k. chosen, without: arms by their ids; all by default.
         rows: of the index that is to change, where the collection is a sample of it.
         hours: what may be spent on encoding; the advice keeps to it. rate: documents a second, where nothing was encoded here.
-        pairs: documents that heads are fitted on. steps: of training. queries: of the prediction and of the check, each.
+        pairs: documents that heads are fitted on. steps: of training. queries: of the prediction and of the check, each;
+            by default as many as there are, up to what is measured in a minute or two.
 
     Raises DataError for vectors that do not fit the collection or are not finite, for too few queries; ShapeError;
     UnknownNameError for an arm that does not exist.
@@ -98,7 +101,9 @@ def report(
         raise ShapeError(f"Expected k ≥ 1, rows ≥ 1, hours ≥ 0, rate > 0; received {k}, {rows}, {hours}, {rate}.")
     wanted = arms.names(chosen, without)
     old, new = (_checked(side, collection) for side in (old, new))
-    parts = split(collection, measuring.answered(collection, old, new, k), seed=seed, pairs=pairs, most=queries)
+    parts = split(
+        collection, measuring.answered(collection, old, new, k), seed=seed, pairs=pairs, most=queries or _enough(len(collection))
+    )
     order = np.random.default_rng([seed, 1]).permutation(parts.gallery)
     bench = Bench(collection, old, new, parts, Gallery.of(order, _BUCKETS), k)
     if len(parts.gallery) <= k:
@@ -193,6 +198,11 @@ def report(
         seconds=round(time.perf_counter() - started + seconds_encoding, 3),
         seconds_encoding=round(seconds_encoding, 3),
     )
+
+
+def _enough(documents: int) -> int:
+    """Queries in each half: their number times that of the documents decides how long it takes."""
+    return min(5000, max(1000, _CELLS // documents))
 
 
 class _Telling:
