@@ -52,6 +52,8 @@ class Stores:
     """Of scores and coordinates; more where the store rounds vectors."""
     processes: bool = True
     """Whether others may read while one writes."""
+    whole: bool = True
+    """Whether a batch that is interrupted is there as a whole or not at all; else each of its rows is."""
     rows: int = 400
 
 

@@ -6,24 +6,23 @@ immutable versions of a table: each change here is one new version, and each sea
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from instar import extras
-from instar.errors import GenerationError, StoreError
+from instar.errors import StoreError
 from instar.interfaces import Floats, Fusion, Generation, Hits, Id
 from instar.retrieval import checking
 from instar.retrieval import lancedb_table as tables
+from instar.retrieval.lancedb_rows import LanceRows
 from instar.retrieval.lancedb_table import quoted, told
-from instar.retrieval.stamped import Stamp, StampedIndex, adopted, column_after, exists, hits, missing, unstamped
+from instar.retrieval.stamped import Stamp, adopted, column_after, hits
 
 _LONGEST_NAME = 200
 _REFINED = 10
 """Times k candidates of a compressed index that are compared by their whole vectors."""
 
 
-class LanceIndex(StampedIndex):
+class LanceIndex(LanceRows):
     """Rows of a table, on this machine or in an object store.
 
     A new generation is a column `<vector>_g1`; until `finish` indexes it as the old one was, its rows are compared one by one (an
@@ -32,15 +31,6 @@ class LanceIndex(StampedIndex):
     LanceDB and the disk. Many small changes leave many small fragments: `finish` compacts them, and `table.optimize()` may be
     called during a change.
     """
-
-    def __init__(self, location: str, name: str, table: Any, readonly: bool) -> None:
-        super().__init__(f"table '{name}' of LanceDB in {location}", readonly)
-        self._location, self._name, self._table = location, name, table
-        self._pinned = False
-        self._metrics: tuple[int, dict[str, str]] = (-1, {})
-        for stamp in self.stamps():
-            self._writing[stamp.generation.number] = stamp.generation.encoder
-        self._id = tables.id_column(table.schema)
 
     @classmethod
     def open(cls, location: str, name: str, *, create: Generation | None = None, readonly: bool = False) -> LanceIndex:
@@ -92,68 +82,10 @@ class LanceIndex(StampedIndex):
                         f"id_column={id_column!r} (default 'id'), vector_column={vector_column!r}. Say which ones to use."
                     )
                 tables.check_ids(table, ids)
-                tables.check_vectors(table, column, generation, _metrics(table).get(column, "cosine"))
+                tables.check_vectors(table, column, generation, tables.metrics(table).get(column, "cosine"))
                 stamp = tables.metadata(Stamp(generation, column), ids)
                 table.update_field_metadata({"path": column, "metadata": stamp})
         return cls(location, name, table, readonly=False)
-
-    def stamps(self) -> list[Stamp]:
-        """See `StampedIndex.stamps`; later calls on the table see the version that this one saw."""
-        with told(self.where, "read"):
-            if not self._pinned:
-                self._table.checkout_latest()
-            found = tables.stamps(self._table.schema)
-        if not found:
-            raise unstamped(self.where)
-        return found
-
-    def counts(self) -> dict[int, int]:
-        """See `Index.counts`. O(N)."""
-        stamps = self.stamps()
-        with told(self.where, "count"):
-            return {s.generation.number: self._table.count_rows(_standing(stamps, i)) for i, s in enumerate(stamps)}
-
-    def ids(self, generation: int, *, after: Id | None = None, limit: int = 10_000) -> list[Id]:
-        """See `Index.ids`: in the order of the ids."""
-        ordering = extras.require("lancedb.query", "lancedb").ColumnOrdering
-        stamps = self.stamps()
-        where = _standing(stamps, self.place(stamps, generation))
-        if after is not None:
-            where += f" AND {quoted(self._id)} > {tables.literal(self._given([after])[0])}"
-        with told(self.where, "read ids"):
-            query = self._table.search().where(where).select([self._id]).order_by([ordering(column_name=self._id)])
-            found: list[Id] = query.limit(limit).to_arrow()[self._id].to_pylist()
-        return found
-
-    def fetch(self, ids: Sequence[Id]) -> tuple[list[Floats], list[int]]:
-        """See `Index.fetch`."""
-        stamps = self.stamps()
-        names = self._given(list(dict.fromkeys(ids)))
-        found = tables.newest(self._rows(names, stamps, [self._id, *(s.column for s in stamps)]), self._id, stamps)
-        if lost := [name for name in names if name not in found]:
-            raise missing(lost)
-        return [found[name][0] for name in ids], [found[name][1] for name in ids]
-
-    def add(self, ids: Sequence[Id], vectors: Floats, generation: int) -> None:
-        """See `Index.add`. A row of the application that has no vector yet is given one; other rows are inserted."""
-        with self._changing("add rows") as stamps:
-            self._retype(checking.ids(ids))
-            names = self._given(ids)
-            stamp = self.target(stamps, generation, newest=False)
-            values = checking.vectors(vectors, stamp.generation.dim, count=len(names))
-            if there := self._rows(names, stamps, [self._id])[self._id].to_pylist():
-                raise exists(there)
-            if names:
-                empty = " AND ".join(f"target.{quoted(s.column)} IS NULL" for s in stamps)
-                merging = self._table.merge_insert(self._id).when_matched_update_all(where=empty).when_not_matched_insert_all()
-                merging.use_index(False).execute(tables.rows(self._table.schema, self._id, names, stamp, values))
-
-    def remove(self, ids: Sequence[Id]) -> None:
-        """See `Index.remove`. The rows of the table go, with all their columns."""
-        with self._changing("remove rows") as stamps:
-            names = self._there(ids, stamps)
-            if names:
-                self._table.delete(" OR ".join(tables.among(self._id, names)))
 
     def begin(self, generation: Generation) -> None:
         """See `Index.begin`. One new version: the column with its stamp."""
@@ -166,25 +98,12 @@ class LanceIndex(StampedIndex):
                     )
                 self._table.add_columns(tables.field(Stamp(generation, column), self._id))
 
-    def move(self, ids: Sequence[Id], vectors: Floats, generation: int) -> None:
-        """See `Index.move`. One new version; the older vectors stay until `finish`. O(N) to find the rows."""
-        with self._changing("move rows") as stamps:
-            names = self._there(ids, stamps)
-            stamp = self.target(stamps, generation, newest=True)
-            values = checking.vectors(vectors, stamp.generation.dim, count=len(names))
-            if names:
-                # By an index over ids LanceDB would write the whole column anew, without it only these rows.
-                merging = self._table.merge_insert(self._id).when_matched_update_all().use_index(False)
-                done = merging.execute(tables.rows(self._table.schema, self._id, names, stamp, values))
-                if done.num_updated_rows < len(names):
-                    self._there(ids, self.stamps())  # says which ones another program has removed meanwhile
-
     def nearest(self, generation: int, queries: Floats, k: int) -> Hits:
         """See `Index.nearest`. Where an index gives fewer than k rows, that generation is read exactly."""
         stamps = self.stamps()
         place = self.place(stamps, generation)
         asked = checking.asked(stamps[place].generation, queries, k)
-        column, where = stamps[place].column, _standing(stamps, place)
+        column, where = stamps[place].column, tables.standing(stamps, place)
         with told(self.where, "search"):
             metric = self._metric(column)
             found = [self._found(column, where, row, k, metric, exact=False) for row in asked]
@@ -234,46 +153,6 @@ class LanceIndex(StampedIndex):
                 self.rows_left(added)
             self._table.optimize()
 
-    @contextlib.contextmanager
-    def _changing(self, doing: str) -> Iterator[list[Stamp]]:
-        """The stamps, while no other process of Instar changes the table."""
-        self.writable()
-        with tables.alone(self._location, self._name), told(self.where, doing):
-            yield self.stamps()
-
-    def _given(self, values: Sequence[Any]) -> list[Id]:
-        return tables.given(values, self._table.schema.field(self._id).type)
-
-    def _retype(self, names: Sequence[Id]) -> None:
-        """A table that Instar made takes the type of its first ids; any other table stays as it is."""
-        arrow = extras.require("pyarrow", "lancedb")
-        schema = self._table.schema
-        field = schema.field(self._id)
-        text = bool(names) and isinstance(names[0], str)
-        if text == arrow.types.is_integer(field.type) and _made_here(field) and self._table.count_rows() == 0:
-            kind = arrow.string() if text else arrow.int64()
-            schema = schema.set(schema.get_field_index(self._id), arrow.field(self._id, kind, metadata=field.metadata))
-            db = extras.require("lancedb", "lancedb").connect(self._location)
-            self._table = db.create_table(self._name, schema=schema, mode="overwrite")
-
-    def _rows(self, names: Sequence[Id], stamps: Sequence[Stamp], columns: list[str]) -> Any:
-        """Those of these rows that have a vector, as an Arrow table."""
-        arrow = extras.require("pyarrow", "lancedb")
-        with told(self.where, "read rows"):
-            parts = [
-                self._table.search().where(f"{where} AND {_held(stamps)}").select(columns).to_arrow()
-                for where in tables.among(self._id, names)
-            ]
-            empty = arrow.schema([self._table.schema.field(c).remove_metadata() for c in columns]).empty_table()
-            return arrow.concat_tables(parts).combine_chunks() if parts else empty
-
-    def _there(self, ids: Sequence[Id], stamps: Sequence[Stamp]) -> list[Id]:
-        names = self._given(ids)
-        found = set(self._rows(names, stamps, [self._id])[self._id].to_pylist())
-        if lost := [name for name in names if name not in found]:
-            raise missing(lost)
-        return names
-
     def _found(
         self, column: str, where: str, query: Floats, k: int, metric: str | None, *, exact: bool
     ) -> list[tuple[float, Id]]:
@@ -291,11 +170,11 @@ class LanceIndex(StampedIndex):
     def _metric(self, column: str) -> str | None:
         """What the index of a column compares by; None where there is no index."""
         if self._metrics[0] != self._table.version:
-            self._metrics = (self._table.version, _metrics(self._table))
+            self._metrics = (self._table.version, tables.metrics(self._table))
         return self._metrics[1].get(column)
 
     def _all_moved(self, stamps: Sequence[Stamp]) -> None:
-        self.rows_left(self._table.count_rows(f"{quoted(stamps[-1].column)} IS NULL AND {_held(stamps)}"))
+        self.rows_left(self._table.count_rows(f"{quoted(stamps[-1].column)} IS NULL AND {tables.held(stamps)}"))
 
     def _index_like(self, old: str, new: str) -> None:
         """An index of the same kind and metric, with LanceDB's own settings for the new dimension."""
@@ -303,34 +182,11 @@ class LanceIndex(StampedIndex):
         indexed = {c: i for i in self._table.list_indices() for c in i.columns}
         if old not in indexed or new in indexed:
             return
-        kind, metric = indexed[old].index_type, _metrics(self._table)[old]
+        kind, metric = indexed[old].index_type, tables.metrics(self._table)[old]
         try:
             self._table.create_index(new, config=getattr(made, kind)(distance_type=metric))
         except (RuntimeError, ValueError, AttributeError) as error:
-            raise GenerationError(
+            raise StoreError(
                 f"The new vectors of {self.where} could not be indexed as the old ones are ({kind}): {error}. Index column "
                 f"'{new}' yourself, or drop the index of '{old}', and call finish again; nothing has ended."
             ) from error
-
-
-def _made_here(field: Any) -> bool:
-    return bool(field.metadata and tables.MADE in field.metadata)
-
-
-def _standing(stamps: Sequence[Stamp], place: int) -> str:
-    newer = [f"{quoted(s.column)} IS NULL" for s in stamps[place + 1 :]]
-    return " AND ".join([f"{quoted(stamps[place].column)} IS NOT NULL", *newer])
-
-
-def _held(stamps: Sequence[Stamp]) -> str:
-    return "(" + " OR ".join(f"{quoted(s.column)} IS NOT NULL" for s in stamps) + ")"
-
-
-def _metrics(table: Any) -> dict[str, str]:
-    """Column -> metric of its vector index."""
-    found: dict[str, str] = {}
-    for index in table.list_indices():
-        if index.index_type.lower().startswith(("ivf", "hnsw")):
-            metric = str(table.index_stats(index.name).distance_type).lower()
-            found |= dict.fromkeys(index.columns, metric)
-    return found

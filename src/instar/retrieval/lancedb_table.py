@@ -132,6 +132,32 @@ def rows(schema: Any, ids: str, names: Sequence[Id], stamp: Stamp, vectors: Floa
     return arrow.table({ids: arrow.array(names, type=schema.field(ids).type), stamp.column: vector})
 
 
+def standing(stamped: Sequence[Stamp], place: int) -> str:
+    """Condition: the vector that counts is of that generation."""
+    newer = [f"{quoted(s.column)} IS NULL" for s in stamped[place + 1 :]]
+    return " AND ".join([f"{quoted(stamped[place].column)} IS NOT NULL", *newer])
+
+
+def held(stamped: Sequence[Stamp]) -> str:
+    """Condition: the row has a vector."""
+    return "(" + " OR ".join(f"{quoted(s.column)} IS NOT NULL" for s in stamped) + ")"
+
+
+def made_here(ids: Any) -> bool:
+    """Whether Instar made the table, by its id column."""
+    return bool(ids.metadata and MADE in ids.metadata)
+
+
+def metrics(table: Any) -> dict[str, str]:
+    """Column -> what its vector index compares by."""
+    found: dict[str, str] = {}
+    for index in table.list_indices():
+        if index.index_type.lower().startswith(("ivf", "hnsw")):
+            metric = str(table.index_stats(index.name).distance_type).lower()
+            found |= dict.fromkeys(index.columns, metric)
+    return found
+
+
 def among(ids: str, names: Sequence[Id]) -> Iterator[str]:
     """Conditions that together name these rows."""
     for start in range(0, len(names), _LISTED):

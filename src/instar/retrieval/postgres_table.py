@@ -99,7 +99,7 @@ def table(server: Server, schema: str, name: str, id_column: str | None) -> Tabl
         ).fetchall()
     ]
     found = keys[0] if id_column is None and keys else id_column
-    if found not in keys:
+    if found is None or found not in keys:
         raise StoreError(
             f"Ids of table '{name}' expect one column that is NOT NULL with a PRIMARY KEY or UNIQUE constraint of its own; "
             f"received {repr(id_column) if id_column else 'none'}, found {', '.join(map(repr, keys)) or 'no such column'}."

@@ -6,19 +6,15 @@ metadata of the collection.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
-import numpy as np
-
-from instar.errors import DataError, StoreError
+from instar.errors import StoreError
 from instar.interfaces import Floats, Generation, Hits, Id
 from instar.retrieval import checking
+from instar.retrieval import qdrant_stamps as stamping
 from instar.retrieval.qdrant_collection import Client, given
 from instar.retrieval.stamped import Stamp, StampedIndex, adopted, column_after, exists, hits, missing, unit, unstamped
 
-_KEY = "instar"
 _BYTES = 8_000_000
 """Of vectors in one request; a server takes 32 MB of JSON."""
 _PAGE = 1000
@@ -57,9 +53,9 @@ class QdrantIndex(StampedIndex):
         try:
             if create is not None and not client.exists():
                 checking.described(create)
-                client.create("vector", create.dim, _metadata([Stamp(create, "vector")], []))
+                client.create("vector", create.dim, stamping.metadata([Stamp(create, "vector")], []))
             elif create is not None:
-                adopted(_stamped(client)[0], create, client.where)
+                adopted(stamping.stamped(client)[0], create, client.where)
             return cls(client, readonly)
         except BaseException:
             client.close()
@@ -74,7 +70,7 @@ class QdrantIndex(StampedIndex):
         """
         client = Client(location, name)
         try:
-            if not adopted(_stamped(client)[0], generation, client.where):
+            if not adopted(stamping.stamped(client)[0], generation, client.where):
                 vectors = client.vectors()
                 column = next(iter(vectors)) if vector is None and len(vectors) == 1 else vector
                 if column not in vectors:
@@ -82,8 +78,8 @@ class QdrantIndex(StampedIndex):
                         f"{client.where} has the vectors {', '.join(map(repr, vectors)) or '(none)'}; received {vector!r}. Say "
                         "which one holds the vectors of that encoder."
                     )
-                _fits(client, column, generation)
-                client.describe(_metadata([Stamp(generation, column)], []))
+                stamping.fits(client, column, generation)
+                client.describe(stamping.metadata([Stamp(generation, column)], []))
             return cls(client, readonly=False)
         except BaseException:
             client.close()
@@ -156,9 +152,9 @@ class QdrantIndex(StampedIndex):
                     f"{self.where} has a vector '{column}' already, where the new ones would stand; delete or rename it."
                 )
             # If this ends before the stamp is written, the vector is known as one that nobody needs.
-            self._client.describe(_metadata(stamps, [column]))
+            self._client.describe(stamping.metadata(stamps, [column]))
             self._client.add_vector(column, generation.dim, like=stamps[-1].column)
-            self._client.describe(_metadata([*stamps, Stamp(generation, column)], []))
+            self._client.describe(stamping.metadata([*stamps, Stamp(generation, column)], []))
 
     def move(self, ids: Sequence[Id], vectors: Floats, generation: int) -> None:
         """See `Index.move`. The older vectors stay until `finish`."""
@@ -193,7 +189,7 @@ class QdrantIndex(StampedIndex):
         stamps = self._clean()
         self.older(stamps)
         self.adds_left(self._client.count([stamps[-1].column], [s.column for s in stamps[:-1]]))
-        self._client.describe(_metadata(stamps[:-1], [stamps[-1].column]))
+        self._client.describe(stamping.metadata(stamps[:-1], [stamps[-1].column]))
         self._clean()
 
     def finish(self) -> None:
@@ -202,7 +198,7 @@ class QdrantIndex(StampedIndex):
         stamps = self._clean()
         if len(stamps) > 1:
             self.rows_left(sum(self._client.count(*_standing(stamps, place)) for place in range(len(stamps) - 1)))
-            self._client.describe(_metadata(stamps[-1:], [s.column for s in stamps[:-1]]))
+            self._client.describe(stamping.metadata(stamps[-1:], [s.column for s in stamps[:-1]]))
             self._clean()
 
     def close(self) -> None:
@@ -210,7 +206,7 @@ class QdrantIndex(StampedIndex):
         self._client.close()
 
     def _stamps(self) -> tuple[list[Stamp], list[str]]:
-        stamps, left = _stamped(self._client)
+        stamps, left = stamping.stamped(self._client)
         if not stamps:
             raise unstamped(self.where)
         return stamps, left
@@ -221,7 +217,7 @@ class QdrantIndex(StampedIndex):
         for column in left:
             self._client.drop_vector(column)
         if left:
-            self._client.describe(_metadata(stamps, []))
+            self._client.describe(stamping.metadata(stamps, []))
         return stamps
 
     def _parts(self, names: Sequence[Id], rows: Floats) -> Iterator[list[tuple[Id, Floats]]]:
@@ -249,51 +245,3 @@ class QdrantIndex(StampedIndex):
 def _standing(stamps: Sequence[Stamp], place: int) -> tuple[list[str], list[str]]:
     """Vectors that a point of a generation has, and those that it has not."""
     return [stamps[place].column], [s.column for s in stamps[place + 1 :]]
-
-
-def _metadata(stamps: Sequence[Stamp], left: Sequence[str]) -> dict[str, str]:
-    """left: vectors of the collection that belong to no generation any more. One text, since metadata are merged key by key."""
-    held = [{**asdict(s.generation), "vector": s.column} for s in stamps]
-    return {_KEY: json.dumps({"generations": held, "left": list(left)})}
-
-
-def _stamped(client: Client) -> tuple[list[Stamp], list[str]]:
-    """Stamps of a collection, the oldest first, and vectors that are left over; none without a stamp. Raises StoreError."""
-    text = client.description().get(_KEY)
-    if text is None:
-        return [], []
-    try:
-        table = json.loads(text)
-        stamps = [Stamp(Generation(s["number"], s["encoder"], s["dim"], s["name"]), s["vector"]) for s in table["generations"]]
-        return sorted(stamps, key=lambda s: s.generation.number), list(table["left"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"The metadata '{_KEY}' of {client.where} are no stamp ({error!r}); another program has written them. Restore them, "
-            "or remove that key and adopt the collection again."
-        ) from error
-
-
-def _fits(client: Client, column: str, generation: Generation) -> None:
-    """Raises StoreError, DataError for vectors that cannot be of the generation."""
-    size, distance = client.vectors()[column]
-    if size != generation.dim:
-        raise DataError(f"{client.where}, vector '{column}', holds {size} dimensions; received a generation of {generation.dim}.")
-    if distance not in ("Cosine", "Dot", "Euclid"):
-        raise StoreError(
-            f"{client.where} compares by {distance}, which does not rank as cosine does; expected Cosine, Dot or Euclid."
-        )
-    start: Id | None = None
-    while True:
-        page = client.scroll(([column], []), _PAGE + 1, start, [column])
-        rows = np.array([point.vectors[column] for point in page[:_PAGE]], dtype=np.float64).reshape(-1, size)
-        lengths = np.linalg.norm(rows, axis=1)
-        if not np.isfinite(lengths).all() or (lengths == 0).any():
-            raise DataError(f"{client.where}, vector '{column}', holds vectors that are zero or not finite; delete those first.")
-        if distance != "Cosine" and (np.abs(lengths - 1) > checking.LENGTH).any():
-            raise DataError(
-                f"{client.where}, vector '{column}', holds vectors that are not of length 1, and compares by {distance}, which "
-                "ranks as cosine for unit vectors only. Normalise them."
-            )
-        if len(page) <= _PAGE:
-            return
-        start = page[_PAGE].id
