@@ -36,6 +36,7 @@ class SingleFileIndex(JournalledIndex, abc.ABC):
     ) -> None:
         """Write the manifest of a file that exists. Raises StoreError, DataError."""
         folder = files.folder(folder_of(place))
+        manifest.vacant(folder)
         try:
             listed = None
             if ids is not None:

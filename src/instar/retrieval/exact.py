@@ -63,6 +63,7 @@ class ExactIndex(JournalledIndex):
         """
         generation = checking.adopted(generation)
         folder = files.folder(Path(location).expanduser())
+        manifest.vacant(folder)
         source = folder / "vectors.npy" if vectors is None else vectors
         table = tables.table(source, generation.dim)
         names = tables.names(ids, folder, len(table))

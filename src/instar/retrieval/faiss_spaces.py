@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from instar.interfaces import Floats
 from instar.retrieval import faiss_files
 from instar.retrieval.approximate import ApproximateSpace, Mask
 from instar.retrieval.faiss_files import Form, Held
-from instar.retrieval.spaces import FlatSpace, Slots
+from instar.retrieval.spaces import FlatSpace, Slots, Space, widened
 
 
 class FaissSpace(ApproximateSpace):
@@ -42,6 +43,20 @@ class FaissSpace(ApproximateSpace):
 
     def search(self, queries: Floats, k: int, among: Mask | None = None) -> tuple[Floats, Slots]:
         return super().search(queries, k, among) if self._untrained is None else self._untrained.search(queries, k, among)
+
+    def padded(self, dim: int, factor: float) -> Space:
+        """A graph with the same edges: to its nodes, padding changes no order of inner products."""
+        if self._form.kind != "graph":
+            return super().padded(dim, factor)
+        faiss = faiss_files.library()
+        held = Held(self.index, self._form, np.arange(self.index.ntotal), np.arange(self.index.ntotal), self._held)
+        storage = faiss.IndexFlat(dim, faiss.METRIC_INNER_PRODUCT)
+        storage.add(widened(faiss_files.vectors(held), dim, factor))
+        graph = faiss.clone_index(self.index)
+        graph.storage, graph.d, graph.metric_type = storage, dim, faiss.METRIC_INNER_PRODUCT
+        graph.hnsw.is_similarity = True
+        form = replace(self._form, metric=faiss.METRIC_INNER_PRODUCT)
+        return FaissSpace(dim, form, replace(held, index=graph, form=form, owner=storage))
 
     @property
     def whole(self) -> bool:

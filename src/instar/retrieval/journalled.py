@@ -24,8 +24,9 @@ import numpy as np
 
 from instar.errors import DataError, GenerationError, StoreError
 from instar.interfaces import Floats, Fusion, Generation, Hits, Id, Index
-from instar.retrieval import checking, fusion, manifest
+from instar.retrieval import checking, manifest
 from instar.retrieval.journal import Journal, Segment
+from instar.retrieval.layout import Apart, Layout
 from instar.retrieval.rows import Owners, Places, Rows
 from instar.retrieval.spaces import Space
 
@@ -100,11 +101,16 @@ class JournalledIndex(Index, abc.ABC):
     def nearest(self, generation: int, queries: Floats, k: int) -> Hits:
         with self._now():
             one = checking.among(self._generations, generation)
-            return self._named(*self._nearest(one, checking.asked(one, queries, k), k), self._key(generation), k)
+            values, key = checking.asked(one, queries, k), self._key(generation)
+            owners = self._owners[key]
+            found = self._layout.nearest(
+                self._spaces[key], generation, values, k, lambda: self._rows.current[owners.rows] == generation
+            )
+            return self._named(*found, key, k)
 
     def search(self, queries: Mapping[int, Floats], k: int, fusion: Fusion = "cosine") -> Hits:
         with self._now():  # one state for all generations
-            return self._search(queries, k, fusion)
+            return self._layout.search(self, queries, k, fusion, self._shared)
 
     # What is changed.
 
@@ -143,7 +149,7 @@ class JournalledIndex(Index, abc.ABC):
     def begin(self, generation: Generation) -> None:
         with self._writing():
             if checking.opens(self._generations, generation):
-                self._allow(generation)
+                self._layout.allow(self._generations, generation)
                 self._commit(Segment("begin", generation.number, details=asdict(generation)))
 
     def rollback(self) -> None:
@@ -190,7 +196,7 @@ class JournalledIndex(Index, abc.ABC):
             for part in ("_rows", "_spaces", "_owners"):  # a million vectors
                 self.__dict__.pop(part, None)
 
-    # How several generations lie in spaces: apart, unless the index is padded.
+    # How several generations lie in spaces.
 
     @property
     def padding(self) -> Mapping[str, Any] | None:
@@ -198,23 +204,30 @@ class JournalledIndex(Index, abc.ABC):
         with self._now():
             return self._manifest.padding
 
+    def lay(self, padding: Mapping[str, Any] | None) -> None:
+        """Write how generations lie; `retrieval.padded` checks it before."""
+        with self._writing():
+            if padding is not None:
+                self._layout_of(padding).base(self._space(self._generations[0].dim))  # raises for what cannot be padded
+            manifest.write(self.folder, replace(self._manifest, padding=padding))
+            self._refresh()
+
+    def _layout_of(self, padding: Mapping[str, Any] | None) -> Layout:
+        if padding is None:
+            return Apart()
+        from instar.retrieval.padded import Padded  # which knows this module
+
+        return Padded(self._manifest.generations[0], int(padding["dim"]), float(padding["norm"]))
+
     def _key(self, generation: int) -> int:
-        return generation
-
-    def _allow(self, generation: Generation) -> None:
-        """Raises GenerationError for a new generation that this index cannot hold."""
-
-    def _stored(self, generation: int, vectors: Floats) -> Floats:
-        return vectors
+        return self._layout.key(generation)
 
     def _vectors(self, generation: int, rows: Places) -> Floats:
-        return self._spaces[generation].vectors(self._rows.slots(generation, rows))
+        return self._layout.taken(generation, self._spaces[self._key(generation)].vectors(self._rows.slots(generation, rows)))
 
-    def _nearest(self, generation: Generation, queries: Floats, k: int) -> tuple[Floats, Places]:
-        return self._spaces[generation.number].search(queries, k)
-
-    def _search(self, queries: Mapping[int, Floats], k: int, how: Fusion) -> Hits:
-        return fusion.search(self, queries, k, how)
+    def _shared(self, queries: Floats, k: int) -> Hits:
+        key = self._key(self._generations[-1].number)
+        return self._named(*self._spaces[key].search(queries, k), key, k)
 
     # One state.
 
@@ -268,7 +281,9 @@ class JournalledIndex(Index, abc.ABC):
         self._generations = list(self._manifest.generations)
         self._rows, self._spaces, self._owners = Rows(), {}, {}
         first = self._generations[0].number
-        space, names = self._base()
+        self._layout = self._layout_of(self._manifest.padding)
+        base, names = self._base()
+        space = self._layout.base(base)
         self._spaces[self._key(first)], self._owners[self._key(first)] = space, Owners()
         rows = self._rows.enter(names)
         self._owners[self._key(first)].add(0, rows)
@@ -327,7 +342,7 @@ class JournalledIndex(Index, abc.ABC):
             rows = self._rows.enter(segment.ids) if segment.kind == "add" else self._rows.find(segment.ids)
             self._hide(rows)
             key = self._key(number)
-            first = self._spaces[key].add(self._stored(number, segment.vectors))
+            first = self._spaces[key].add(self._layout.stored(number, segment.vectors))
             self._owners[key].add(first, rows)
             self._rows.put(number, rows, np.arange(first, first + len(rows)))
 

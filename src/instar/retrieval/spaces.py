@@ -11,6 +11,7 @@ import abc
 import numpy as np
 from numpy.typing import NDArray
 
+from instar.errors import StoreError
 from instar.interfaces import Floats
 
 Slots = NDArray[np.int64]
@@ -40,6 +41,16 @@ class Space(abc.ABC):
     @abc.abstractmethod
     def vectors(self, slots: Slots) -> Floats:
         """The vectors [N, dim] of slots that count."""
+
+    def padded(self, dim: int, factor: float) -> Space:
+        """The same slots with vectors times a factor and zeros behind, [N, dim], and room for others of that width.
+
+        Raises StoreError for a space that cannot (see `retrieval.padded`).
+        """
+        raise StoreError(
+            f"A {type(self).__name__} of this form cannot be padded; exact, FAISS flat and FAISS HNSW ones can. Search with "
+            "queries for each generation instead."
+        )
 
     @abc.abstractmethod
     def search(self, queries: Floats, k: int, among: NDArray[np.bool_] | None = None) -> tuple[Floats, Slots]:
@@ -81,6 +92,9 @@ class FlatSpace(Space):
         found[~inside] = self._grown.vectors(slots[~inside])
         return found
 
+    def padded(self, dim: int, factor: float) -> Space:
+        return FlatSpace(dim, widened(self._fixed.table, dim, factor))
+
     def search(self, queries: Floats, k: int, among: NDArray[np.bool_] | None = None) -> tuple[Floats, Slots]:
         best = Best(len(queries), k)
         width = max(_SCORES // _ROWS, 1)
@@ -89,6 +103,13 @@ class FlatSpace(Space):
             for pile in (self._fixed, self._grown):
                 pile.search(queries[start : start + width], part, among)
         return best.ordered()
+
+
+def widened(vectors: Floats, dim: int, factor: float) -> Floats:
+    """[N, O] -> [N, dim]: times a factor, zeros behind."""
+    found = np.zeros((len(vectors), dim), vectors.dtype)
+    np.multiply(vectors, vectors.dtype.type(factor), out=found[:, : vectors.shape[1]])
+    return found
 
 
 class Best:
@@ -187,6 +208,11 @@ class _Pile:
         self._place[slots - self.first] = -1
         self._place[self._slot[holes] - self.first] = holes
         self.count = kept
+
+    @property
+    def table(self) -> Floats:
+        """[count, dim] of what counts, in the order of the slots as long as nothing was dropped. Not to be kept."""
+        return self._table[: self.count]
 
     def shrink(self) -> None:
         """Give memory back when most of the table is unused."""

@@ -81,7 +81,7 @@ class UsearchIndex(SingleFileIndex):
         """Stamp a file that exists: its vectors are of `generation`. The file stays as it is.
 
         ids: a list (or a file, as for `ExactIndex.adopt`) whose places the keys are; by default the keys are the ids. Raises
-        StoreError for a damaged file, another metric, and vectors in 8 bits or fewer; DataError where vectors are no unit vectors.
+        StoreError for a damaged file, another metric, and vectors of 8 bits or fewer; DataError for vectors of other lengths.
         """
         one, place = checking.adopted(generation), Path(location).expanduser()
         index, keys = _read(place, one.dim)
