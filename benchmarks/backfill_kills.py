@@ -85,6 +85,7 @@ def address(kind: str, folder: Path) -> Iterator[str]:
 
         server = pgserver.get_server(str(folder / "postgres"), cleanup_mode="delete")
         try:
+            server.psql("CREATE EXTENSION vector")
             yield f"{server.get_uri()}#passages"
         finally:
             server.cleanup()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from instar.data.collection import Collection
 from instar.errors import DataError
 from instar.interfaces import Encoder, Floats, Generation, Id, Index
 
@@ -33,8 +34,11 @@ class Side:
 
 
 def of_encoder(encoder: Encoder, ids: Sequence[str], texts: Sequence[str], progress: Progress | None = None) -> Side:
-    """Encode the texts."""
-    return Side(encoder.name, encoder.fingerprint, list(ids), encoder.encode(texts, "document", progress))
+    """Encode the texts; what the report has encoded already is taken from its cache."""
+    from instar.encoders.embedding import vectors_of
+
+    found = vectors_of(Collection("texts", list(ids), list(texts)), encoder, progress)
+    return Side(encoder.name, encoder.fingerprint, list(ids), found.documents)
 
 
 def of_file(path: Path, encoder: Encoder | None = None) -> Side:
