@@ -23,7 +23,7 @@ def upgrade(kind: str, *, labels: bool = True, queries: bool = False) -> tuple[C
     digits = load_digits()
     pixels = digits.data - digits.data.mean(0)
     draw = np.random.default_rng(0)
-    noisy = pixels + 8 * draw.standard_normal(pixels.shape)
+    noisy = pixels + 4 * draw.standard_normal(pixels.shape)
     old, new = {
         "cleaner": (noisy, pixels),
         "turned": (noisy, pixels @ np.linalg.qr(draw.standard_normal((64, 64)))[0]),

@@ -60,6 +60,7 @@ _WORDS = {
 }
 EXAMPLES = [
     {
+        "becomes": "right",
         "query": "In what year did the university open its first library?",
         "relevant": ["The first library of the university opened its doors in 1873, in the north wing."],
         "old": ["The university was founded in 1842 by three priests.", "Opening hours of the city library changed in 1990."],

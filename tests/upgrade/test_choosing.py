@@ -59,7 +59,9 @@ def test_a_map_that_costs_as_much_as_a_backfill_that_does_better_is_not_taken() 
 
 
 def test_keep_stays_where_all_is_worse() -> None:
-    found = choosing(KEEP, arm("no_map", "switch", [0.0, 0.1, 0.2, 0.3, 0.9]), BOTH, arm("ridge", "map", [0.4, 0.5, 0.6, 0.7, 0.9]))
+    found = choosing(
+        KEEP, arm("no_map", "switch", [0.0, 0.1, 0.2, 0.3, 0.9]), BOTH, arm("ridge", "map", [0.4, 0.5, 0.6, 0.7, 0.9])
+    )
     assert found.at(0).arm.id == "keep"
     assert found.during().arm.id == "two_encoders"
 

@@ -78,7 +78,7 @@ def test_what_could_not_run_says_why_and_what_is_unknown_is_not_made_up() -> Non
     for arm in ALL["not run"]().arms:
         assert arm.not_run in page_of("not run").text
     assert "Time to re-encode all unknown" in page_of("no hours").text
-    assert "what the new encoder finds itself" in page_of("no truth").text
+    assert "Relevant is here what the new encoder finds itself" in page_of("no truth").text
     assert "6 of 72 predicted recalls lie more than 2.0 points" in page_of("no truth").text
     bare = page_of("bare")
     assert "the predictions were not checked" in bare.text
@@ -107,8 +107,12 @@ def test_the_picture_draws_what_is_recommended_and_its_file_holds_every_figure()
 
 def test_examples_mark_what_is_right() -> None:
     text = text_of("unrelated")
-    assert len(re.findall(r'<li class="said right">', text)) == 4
+    assert text.count("✓ relevant") == 4
     assert len(re.findall(r'<article class="example">', text)) == len(EXAMPLES)
+    assert "becomes right" in page_of("unrelated").text
+    kept = replace(report(), examples=[{**EXAMPLES[0], "arm": EXAMPLES[0]["old"]}])
+    assert "As recommended" in page_of("unrelated").text
+    assert "As recommended" not in page.render(kept)  # it would say the same as the search as it is now
     assert text_of("large").count('<article class="example">') == 30
 
 
@@ -123,6 +127,17 @@ def test_only_what_lies_beyond_chance_is_called_better_or_worse(figure: Figure, 
     points = [replace(p, against_old=figure) for p in made.arms[1].curve]
     text = page.render(replace(made, arms=[made.arms[0], replace(made.arms[1], curve=points)]))
     assert text.count(f'<td class="stage {verdict}"') >= 3
+
+
+@pytest.mark.parametrize(
+    ("within", "worst", "chance", "verdict"),
+    [(72, 0.019, 0.01, "pass"), (70, 0.04, 0.05, "unsure"), (70, 0.04, 0.03, "fail")],
+)
+def test_predictions_are_judged_by_the_margin_and_by_chance(within: int, worst: float, chance: float, verdict: str) -> None:
+    made = replace(report().check, within=within, worst=worst, chance=chance)
+    assert shown.check(made)[0] == verdict
+    sign = {"pass": "✓ All 72", "unsure": "? 2 of 72", "fail": "✗ 2 of 72"}[verdict]
+    assert sign in Reader(page.render(replace(report(), check=made))).text
 
 
 def test_figures_read_as_people_write_them() -> None:
