@@ -158,6 +158,19 @@ def test_sentence_transformers_give_the_same_vectors(minilm: Encoder) -> None:
     assert np.abs(of(live, settings={"max_length": 4}).encode(["rain and snow"]) - live.encode(["rain and snow"])).max() > 1e-3
 
 
+def test_a_fine_tune_that_the_library_saved(minilm: Encoder, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    live = library.SentenceTransformer(str(pretrained.folder(MINILM)), device="cpu", prompts={"query": "ask: "})
+    live.save(str(tmp_path / "tuned"))
+    ours, theirs = open_encoder(str(tmp_path / "tuned")), open_encoder(f"st:{tmp_path / 'tuned'}")
+    for kind in ("query", "document"):
+        assert np.abs(ours.encode(SENTENCES, kind) - theirs.encode(SENTENCES, kind)).max() < 1e-5
+    assert np.abs(ours.encode(["rain"], "query") - minilm.encode(["ask: rain"])).max() < 1e-5
+    assert ours.fingerprint != minilm.fingerprint
+    plain = open_encoder(str(tmp_path / "tuned"), {"prompt": "{input}"})
+    assert np.abs(plain.encode(["rain"], "query") - minilm.encode(["rain"])).max() < 1e-5
+
+
 def test_a_folder_of_sentence_transformers_that_only_unpickling_reads(tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")
     folder = tmp_path / "model"

@@ -19,6 +19,8 @@ from instar.errors import DataError, ModelError
 from instar.gate.predictions import Cases, Json
 
 _POOLINGS = ("mean_tokens", "cls_token", "max_tokens", "lasttoken")
+_RENAMED = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}
+"""How sentence-transformers 6 writes what it wrote as `pooling_mode_…: true` before."""
 
 
 class Encoder(Subject):
@@ -192,9 +194,25 @@ def sentence_settings(folder: Path) -> tuple[str, int | None]:
     longest = _read(folder / "sentence_bert_config.json", {}).get("max_seq_length")
     told = _read(folder / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
     on = [key.removeprefix("pooling_mode_") for key, value in told.items() if key.startswith("pooling_mode_") and value is True]
+    if isinstance(mode := told.get("pooling_mode"), str):
+        on = [_RENAMED.get(mode, mode)]
     if len(on) != 1 or on[0] not in _POOLINGS:
         raise ModelError(f"{folder} pools by {' and '.join(on) or 'nothing known'}; this door knows {', '.join(_POOLINGS)}.")
     return on[0], longest
+
+
+def sentence_prompts(folder: Path) -> tuple[str, str]:
+    """What a folder of sentence-transformers puts before queries and before documents; nothing elsewhere. Raises ModelError."""
+    facts = _read(folder / "config_sentence_transformers.json", {})
+    prompts, default = facts.get("prompts"), facts.get("default_prompt_name")
+    prompts = prompts if isinstance(prompts, dict) else {}
+    found = [
+        next((str(prompts[name]) for name in names if prompts.get(name) is not None), "")
+        for names in (("query", default), ("document", "passage", "corpus", default))
+    ]
+    if any(found) and _read(folder / "1_Pooling" / "config.json", {}).get("include_prompt", True) is False:
+        raise ModelError(f"{folder} leaves its prompts out of pooling, which this door does not. Use st:{folder}.")
+    return found[0], found[1]
 
 
 def _read(path: Path, default: Any) -> Any:

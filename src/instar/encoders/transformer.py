@@ -38,8 +38,12 @@ class Settings:
     layer: int | None = setting(
         None, optional(whole(0)), "use only the first so many layers; 0: the token vectors alone, a bag of words"
     )
-    prompt: str = setting("{input}", template, "what is encoded of a query, with {input} for its text (default {input})")
-    document_prompt: str = setting("{input}", template, "the same for documents")
+    prompt: str | None = setting(
+        None,
+        optional(template),
+        "what is encoded of a query, with {input} for its text; default: the model's own prompt, or none",
+    )
+    document_prompt: str | None = setting(None, optional(template), "the same for documents")
     max_length: int | None = setting(None, optional(whole(1)), "most tokens of a text; default: what the model was made for")
     dims: int | None = setting(None, optional(whole(1)), "keep only the first so many dimensions (Matryoshka)")
     dtype: str = setting("float32", one_of("float32", "bfloat16", "float16"), "of the weights (default float32)")
@@ -52,7 +56,7 @@ class Transformer(base.CheckedEncoder):
     """vector(text) = unit(pool(h_1 … h_T)), with h the hidden states after the last layer kept, padding left out.
 
     Texts longer than `max_length` tokens are cut there, as everywhere. Causal models are pooled by mean unless told otherwise.
-    A folder of sentence-transformers is run as it declares (pooling, longest text); other modules than pooling and
+    A folder of sentence-transformers is run as it declares (pooling, longest text, prompts); other modules than pooling and
     normalisation are refused. Vectors of the same text in batches of other sizes differ by rounding.
 
     Args:
@@ -69,7 +73,8 @@ class Transformer(base.CheckedEncoder):
         model, tokenizer = pretrained.load(folder, "encoder", asked.dtype, asked.device, kept)  # a head is left out
         files = b"".join((folder / name).read_bytes() for name in _TOKENIZER_FILES if (folder / name).is_file())
         weights = f"{pretrained.fingerprint(folder)} {hashlib.sha256(files).hexdigest()}"
-        self._begin(model, tokenizer, asked, weights, asked.pooling or told, longest, base.called(str(source), settings))
+        prompts = hf_encoder.sentence_prompts(folder) if None in (asked.prompt, asked.document_prompt) else ("", "")
+        self._begin(model, tokenizer, asked, weights, asked.pooling or told, longest, prompts, base.called(str(source), settings))
 
     @classmethod
     def of(cls, model: nn.Module, tokenizer: Any, name: str = "", settings: Mapping[str, Any] | None = None) -> Transformer:
@@ -87,11 +92,19 @@ class Transformer(base.CheckedEncoder):
         words = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
         weights = f"{fingerprint.combine(fingerprint.table(model))} {words}"
         called = base.called(name or type(model).__name__, given)
-        made._begin(model.eval(), tokenizer, asked, weights, asked.pooling or "mean_tokens", None, called)
+        made._begin(model.eval(), tokenizer, asked, weights, asked.pooling or "mean_tokens", None, ("", ""), called)
         return made
 
     def _begin(
-        self, model: Any, tokenizer: Any, asked: Settings, weights: str, pooling: str, longest: int | None, name: str
+        self,
+        model: Any,
+        tokenizer: Any,
+        asked: Settings,
+        weights: str,
+        pooling: str,
+        longest: int | None,
+        prompts: tuple[str, str],
+        name: str,
     ) -> None:
         tokenizer = copy.deepcopy(tokenizer)  # it is another's, and set up here
         tokenizer.padding_side = "right"  # positions count from the first token
@@ -99,6 +112,10 @@ class Transformer(base.CheckedEncoder):
             tokenizer.pad_token = tokenizer.eos_token
         self.model, self.tokenizer, self.longest, self.pooling = model, tokenizer, longest, pooling
         self.settings, self.name = asked, name
+        self._prompts = {
+            kind: before + "{input}" if told is None else told
+            for kind, before, told in zip(("query", "document"), prompts, (asked.prompt, asked.document_prompt), strict=True)
+        }
         full = getattr(model.config, "hidden_size", None)
         if not isinstance(full, int):
             raise ModelError(f"{name}: the config of {type(model).__name__} has no hidden_size, so this is no encoder of texts.")
@@ -109,8 +126,8 @@ class Transformer(base.CheckedEncoder):
             weights,
             pooling=pooling,
             layer=asked.layer,
-            prompt=asked.prompt,
-            document_prompt=asked.document_prompt,
+            prompt=self._prompts["query"],
+            document_prompt=self._prompts["document"],
             max_length=hf_encoder.longest_of(model, tokenizer, asked.max_length or longest),
             dims=asked.dims,
             dtype=asked.dtype,
@@ -118,7 +135,6 @@ class Transformer(base.CheckedEncoder):
 
     def vectors(self, texts: Sequence[str], kind: base.Kind, progress: base.Progress | None) -> Floats:
         """See `CheckedEncoder.vectors`."""
-        prompt = self.settings.prompt if kind == "query" else self.settings.document_prompt
 
         def tell(done: int) -> None:
             if progress is not None:
@@ -129,7 +145,7 @@ class Transformer(base.CheckedEncoder):
 
         subject = _Tokens(self) if self.settings.layer == 0 else self
         with _threads(self.settings.threads):
-            return hf_encoder.run(subject, texts, prompt, self.settings, tell, read)[0][:, : self.dim]
+            return hf_encoder.run(subject, texts, self._prompts[kind], self.settings, tell, read)[0][:, : self.dim]
 
 
 class _Tokens:
