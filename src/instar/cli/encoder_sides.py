@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from instar.cli import encoder_given as given
 from instar.data.collection import Collection, Vectors
 from instar.errors import DataError, GenerationError, PlanError
@@ -35,17 +33,13 @@ class Named:
         """Whether the vectors are there already."""
         return given.is_store(self.source) or sides.is_file(self.source)
 
-    def encoder(self, texts: Sequence[str] | None) -> Encoder | None:
-        """The encoder; None of vectors of which nobody said what made them. Raises PlanError, and what opening raises."""
+    def encoder(self, texts: Sequence[str] | None) -> Encoder:
+        """Open it; `texts` are for what is fitted on the documents."""
         from instar.encoders.opening import open_encoder
 
         settings = dict(self.settings)
-        source = settings.pop("encoder", None) if self.stored else self.source
-        if source is None and settings:
-            raise PlanError(
-                f"{self.source} holds vectors: say what made them with --{self.option} encoder=SOURCE, then its settings."
-            )
-        return None if source is None else open_encoder(source, settings, texts=texts)
+        source = settings.pop("encoder") if self.stored else self.source
+        return open_encoder(source, settings, texts=texts)
 
 
 @dataclass(frozen=True)
@@ -73,126 +67,119 @@ def gather(
     cache: bool,
     telling: given.Telling,
 ) -> Gathered:
-    """Read, draw and encode.
+    """Read, draw and encode. Raises PlanError for what does not go together, and what opening, reading or encoding raises."""
+    from instar.data.collecting import open_collection, sampled
 
-    Raises PlanError for what does not go together, and whatever opening, reading or encoding raises.
-    """
-    _fit_together(old, new, data)
-    ready: dict[str, Side] = {}
-    if data is None and old.stored and new.stored:
-        collection, ready = _vectors_alone(old, new, queries, qrels)
-        rows = len(collection)
-        collection = collection.of(_drawn(rows, sample, seed))
-    else:
-        collection, rows = _documents(data, queries, qrels, sample, seed)
-        ready = {one.option: _stored(one, collection.ids) for one in (old, new) if one.stored}
+    _fit_together(old, new, data, queries or qrels)
+    read = {one.option: sides.of_file(Path(one.source)) for one in (old, new) if sides.is_file(one.source)}
+    alone = data is None and old.stored and new.stored
+    whole = _vectors_alone(old, new, read) if alone else open_collection(data, queries=queries, qrels=qrels)
+    ready = {option: _named(side, whole.ids, "documents") for option, side in read.items()}
+    asked = {
+        one.option: _named(sides.of_file(one.queries), whole.query_ids, "queries")
+        for one in (old, new)
+        if one.queries is not None
+    }
+    collection = sampled(_present(whole, ready), sample, seed)
+    if given.is_store(old.source):
+        with given.store(old.source, readonly=True) as index:
+            ready["old"] = sides.of_store(index, collection.ids)
         collection = _present(collection, ready)
     started = time.perf_counter()
-    found = [_vectors(one, ready.get(one.option), collection, cache, telling) for one in (old, new)]
-    return Gathered(collection, found[0], found[1], rows, time.perf_counter() - started)
+    found = [_vectors(one, ready.get(one.option), asked.get(one.option), collection, cache, telling) for one in (old, new)]
+    return Gathered(collection, found[0], found[1], len(whole), time.perf_counter() - started)
 
 
-def _fit_together(old: Named, new: Named, data: str | None) -> None:
+def _fit_together(old: Named, new: Named, data: str | None, relevance: Path | None) -> None:
     if given.is_store(new.source):
         raise PlanError(f"NEW is an encoder or a file of its vectors; {new.source} is a store, which can be OLD.")
     if data is None and old.stored != new.stored:
         run = new.source if old.stored else old.source
         raise PlanError(f"{run} is run, so it needs the texts behind the vectors: --data FILE with `id` and `text`.")
+    if data is None and relevance is not None and old.stored:
+        raise PlanError(f"{relevance} speaks of documents: give --data FILE with their `id` (and `text`, where it is known).")
     for one in (old, new):
         if one.queries is not None and not one.stored:
-            raise PlanError(
-                f"{one.source} encodes the queries itself; --{one.option}-queries are for vectors from a file or store."
+            raise PlanError(f"{one.source} encodes queries itself; --{one.option}-queries is for vectors from a file or store.")
+
+
+def _vectors_alone(old: Named, new: Named, read: Mapping[str, Side]) -> Collection:
+    """A collection of which only vectors are known, and ids where a file has them. Raises DataError."""
+    second = read["new"]
+    first = read.get("old", second)
+    if first.ids is None and second.ids is None:
+        if given.is_store(old.source):
+            raise DataError(f"{new.source} has no ids to find its rows in {old.source}. Save it as .npz with `ids`.")
+        if len(first.vectors) != len(second.vectors):
+            raise DataError(
+                f"{old.source} has {len(first.vectors)} vectors and {new.source} {len(second.vectors)}, and both lack ids. "
+                "Save them as .npz with `ids`, or with the same rows in the same order."
             )
+    ids = second.ids or first.ids or [str(i) for i in range(len(second.vectors))]
+    return Collection(f"{Path(old.source).name}, {Path(new.source).name}", ids)
 
 
-def _documents(data: str | None, queries: Path | None, qrels: Path | None, sample: int, seed: int) -> tuple[Collection, int]:
-    """The documents to measure on, and how many there are in all."""
-    from instar.data.collecting import open_collection
-
-    whole = open_collection(data, queries=queries, qrels=qrels)
-    return open_collection(data, queries=queries, qrels=qrels, sample=sample, seed=seed), len(whole)
-
-
-def _vectors_alone(old: Named, new: Named, queries: Path | None, qrels: Path | None) -> tuple[Collection, dict[str, Side]]:
-    """A collection of which only ids and vectors are known."""
-    if queries is not None or qrels is not None:
-        raise PlanError("--queries and --qrels speak of documents: give --data FILE with their `id` and `text`.")
-    second = sides.of_file(Path(new.source))
-    first = _stored(old, second.ids)
-    ids, stored, encoded = sides.paired(first, second)
-    ready = {"old": replace(first, ids=ids, vectors=stored), "new": replace(second, ids=ids, vectors=encoded)}
-    return Collection(f"{first.name}, {second.name}", ids), ready
-
-
-def _drawn(rows: int, sample: int, seed: int) -> np.ndarray:
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:sample])
-
-
-def _stored(one: Named, ids: Sequence[str] | None) -> Side:
-    """Vectors from a file, or those of a store that have these ids."""
-    if not given.is_store(one.source):
-        return sides.of_file(Path(one.source))
-    with given.store(one.source, readonly=True) as index:
-        return sides.of_store(index, ids)
+def _named(side: Side, ids: Sequence[str], what: str) -> Side:
+    """Vectors with ids; rows without any are in the order of these. Raises DataError where they are not as many."""
+    if side.ids is None and len(side.vectors) != len(ids):
+        raise DataError(
+            f"{side.name} has {len(side.vectors)} vectors without ids for {len(ids)} {what}. Save them as .npz with `ids`, or "
+            "with the same rows in the same order."
+        )
+    return side if side.ids is not None else replace(side, ids=list(ids))
 
 
 def _present(collection: Collection, ready: Mapping[str, Side]) -> Collection:
-    """The documents that have a vector on every side; the facts say how many have none. Raises DataError where few are left."""
-    known = [set(side.ids) for side in ready.values() if side.ids is not None]
-    for name, side in ready.items():
-        if side.ids is None and len(side.vectors) != len(collection):
-            raise DataError(
-                f"{side.name} holds {len(side.vectors)} vectors without ids, and {len(collection)} documents are measured. Give "
-                f"the {name} vectors ids (.npz with `ids`, .parquet with `id`)."
-            )
+    """The documents that have a vector on every side; the facts say how many have none. Raises DataError where no one has."""
+    known = [set(side.ids or ()) for side in ready.values()]
     kept = [i for i, name in enumerate(collection.ids) if all(name in ids for ids in known)]
     if not kept:
-        raise DataError(f"None of the {len(collection)} documents has a vector: their ids are {collection.ids[0]!r} …")
-    lacking = len(collection) - len(kept)
-    if not lacking:
+        names = " and ".join(side.name for side in ready.values())
+        raise DataError(f"None of the {len(collection)} documents, such as {collection.ids[0]!r}, has a vector in {names}.")
+    if len(kept) == len(collection):
         return collection
-    if any(side.ids is None for side in ready.values()):
-        raise DataError(f"{lacking} documents have no vector, and the other side has no ids to tell which are theirs.")
     left = collection.of(kept)
-    return replace(left, facts={**left.facts, "documents without a vector": lacking})
+    return replace(left, facts={**left.facts, "documents without a vector": len(collection) - len(kept)})
 
 
-def _vectors(one: Named, side: Side | None, collection: Collection, cache: bool, telling: given.Telling) -> Vectors:
+def _vectors(
+    one: Named, side: Side | None, asked: Side | None, collection: Collection, cache: bool, telling: given.Telling
+) -> Vectors:
     """The collection under one encoder."""
-    encoder = None if side is not None and collection.relevant is None else one.encoder(collection.texts)
     if side is None:
         from instar.encoders.embedding import vectors_of
 
-        assert encoder is not None
-        return vectors_of(collection, encoder, telling.begin(encoder.name), cache=cache)
-    places = {name: i for i, name in enumerate(side.ids or collection.ids)}
-    documents = side.vectors[[places[name] for name in collection.ids]]
-    queries = None if collection.relevant is None else _queries(one, side, encoder, collection, telling)
-    return Vectors(side.name, side.fingerprint, documents, queries, facts={"source": one.source})
+        encoder = one.encoder(collection.texts)
+        return vectors_of(collection, encoder, telling.begin(given.printable(encoder.name)), cache=cache)
+    documents = _rows(side, collection.ids, "documents")
+    if collection.relevant is None:
+        queries = None
+    elif asked is not None:
+        queries = _rows(asked, collection.query_ids, "queries")
+    else:
+        queries = _encoded(one, side, collection, telling)
+    return Vectors(side.name, side.fingerprint, documents, queries, facts={"source": Path(one.source).name})
 
 
-def _queries(one: Named, side: Side, encoder: Encoder | None, collection: Collection, telling: given.Telling) -> Floats:
-    """Vectors of the queries beside stored ones: from a file, or by the encoder that made those."""
-    if one.queries is not None:
-        found = sides.of_file(one.queries)
-        if found.ids is None:
-            if len(found.vectors) != len(collection.query_ids):
-                raise DataError(
-                    f"{one.queries} holds {len(found.vectors)} vectors without ids for {len(collection.query_ids)} queries; give "
-                    "it ids (.npz with `ids`, .parquet with `id`)."
-                )
-            return found.vectors
-        places = {name: i for i, name in enumerate(found.ids)}
-        if lacking := [name for name in collection.query_ids if name not in places]:
-            raise DataError(f"{one.queries} lacks {len(lacking)} of {len(collection.query_ids)} queries, such as {lacking[0]!r}.")
-        return found.vectors[[places[name] for name in collection.query_ids]]
-    if encoder is None or collection.queries is None:
+def _rows(side: Side, ids: Sequence[str], what: str) -> Floats:
+    """The vectors of these ids, in their order. Raises DataError."""
+    places = {name: i for i, name in enumerate(side.ids or ())}
+    if lacking := [name for name in ids if name not in places]:
+        raise DataError(f"{side.name} lacks {len(lacking)} of {len(ids)} {what}, such as {lacking[0]!r}.")
+    return side.vectors[[places[name] for name in ids]]
+
+
+def _encoded(one: Named, side: Side, collection: Collection, telling: given.Telling) -> Floats:
+    """Queries beside stored vectors, by the encoder that made those. Raises PlanError, GenerationError."""
+    if "encoder" not in one.settings or collection.queries is None:
         raise PlanError(
-            f"{one.source} holds vectors of documents; to ask them, give the queries' vectors (--{one.option}-queries FILE) or "
-            f"say what encodes them (--{one.option} encoder=SOURCE)."
+            f"{one.source} holds vectors of documents alone. Give vectors of the queries (--{one.option}-queries FILE), or say "
+            f"what encodes them (--{one.option} encoder=SOURCE) and give their texts."
         )
+    encoder = one.encoder(collection.texts)
     if given.is_store(one.source) and encoder.fingerprint != side.fingerprint:
         raise GenerationError(
-            f"{one.source} is stamped with another encoder than {encoder.name}; its queries have to be of that one."
+            f"{one.source} says that {side.name} made its vectors; {encoder.name} has another fingerprint. Name the encoder with "
+            f"the settings that it had then, or give vectors of the queries (--{one.option}-queries FILE)."
         )
-    return encoder.encode(collection.queries, "query", telling.begin(encoder.name))
+    return encoder.encode(collection.queries, "query", telling.begin(given.printable(encoder.name)))

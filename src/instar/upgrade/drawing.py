@@ -32,14 +32,12 @@ def backfill(report: Report) -> Plot | None:
     def paint(figure: Any, axes: Any) -> None:
         for arm in arms:
             _line(axes, arm, styles, arm.id in recommended)
-        # Lines rise from the lower left to the upper right, so that these corners stay free.
-        for words, side, place, across, upright in (
-            ("old search", report.old, 1.0, "right", "top"),
-            ("new encoder, all re-encoded", report.new, 0.0, "left", "bottom"),
-        ):
+        # Most lines start at or below the level of the old search and rise.
+        paper = {"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 1, "alpha": 0.8}
+        for words, side, upright in (("old search", report.old, "top"), ("new encoder, all re-encoded", report.new, "bottom")):
             level = side.own_recall.value
             axes.axhline(level, color=LIGHT["muted"], lw=1, ls=(0, (4, 3)), zorder=1)
-            axes.text(place, level, words, ha=across, va=upright, size=8.5, color=LIGHT["muted"], zorder=5)
+            axes.text(0.02, level, words, va=upright, size=8.5, color=LIGHT["muted"], zorder=5, bbox=paper)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks(_TICKS, [_tick(report, at) for at in _TICKS])
         axes.yaxis.set_major_formatter(lambda v, _: f"{v * 100:.3g} %".replace("-", "−"))

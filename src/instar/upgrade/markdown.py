@@ -13,7 +13,7 @@ from instar.upgrade import shown
 from instar.upgrade.result import Arm, Report
 
 _MOST_SENTENCES, _MOST_CHOICES, _MOST_ARMS = 8, 20, 40
-_SIGNS = {"pass": "✅ ", "fail": "⚠️ ", "": ""}
+_SIGNS = {"pass": "✅ ", "unsure": "❔ ", "fail": "⚠️ ", "": ""}
 
 
 def render(report: Report) -> str:

@@ -71,6 +71,8 @@ class Example:
     """A query with the first documents of three searches."""
 
     query: Folded
+    becomes: str
+    """right, wrong, or nothing where the record does not say."""
     relevant: list[Folded]
     lists: list[tuple[str, list[Found]]]
 
@@ -105,6 +107,7 @@ def render(report: Report) -> str:
         line=line,
         share=shown.share,
         number=units.number,
+        sentence=units.sentence,
     )
 
 
@@ -127,7 +130,7 @@ def _choices(report: Report) -> list[dict[str, Any]]:
         found.append(
             {
                 "share": {0.0: "nothing", 1.0: "all"}.get(choice.fraction, shown.share(choice.fraction)),
-                "hours": shown.hours(choice.hours),
+                "hours": shown.hours(choice.hours) if choice.hours is not None else "",
                 "words": line(units.sentence(choice.words), 300),
                 "recall": shown.figure(choice.recall),
                 "held_out": shown.realised(choice.recall),
@@ -195,15 +198,24 @@ def _level(report: Report) -> float:
 
 
 def _examples(report: Report) -> list[Example]:
+    """Queries with what three searches find first; the middle one only where it is not the first."""
     found = []
     for one in report.examples[:_MOST_EXAMPLES]:
-        relevant = shown.texts(one.get("relevant"))
-        lists = [
-            (title, [Found(folded(text, _TEXT), text in relevant) for text in shown.texts(one.get(key))])
-            for key, title in (("old", "Now"), ("arm", "Recommended"), ("new", "All re-encoded"))
-        ]
-        found.append(Example(folded(str(one.get("query", "")), _TEXT), [folded(text, _TEXT) for text in relevant], lists))
+        relevant, old, arm, new = (shown.texts(one.get(key)) for key in ("relevant", "old", "arm", "new"))
+        lists = [("Now", old), *([("As recommended, nothing re-encoded", arm)] if arm != old else []), ("All re-encoded", new)]
+        found.append(
+            Example(
+                query=_short(str(one.get("query", ""))),
+                becomes=one["becomes"] if one.get("becomes") in ("right", "wrong") else "",
+                relevant=[_short(text) for text in relevant],
+                lists=[(title, [Found(_short(text), text in relevant) for text in texts]) for title, texts in lists],
+            )
+        )
     return found
+
+
+def _short(text: str) -> Folded:
+    return folded(text, _TEXT, first=180, lines=3)
 
 
 def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -112,8 +112,8 @@ def called(arm: Arm) -> str:
 
 
 def recommended(report: Report) -> list[str]:
-    """Ids of the arms that some choice takes, in order of effort."""
-    return list(dict.fromkeys(c.arm for c in report.choices))
+    """Ids of the arms that some choice takes while old rows are left (later most arms are one), in order of effort."""
+    return list(dict.fromkeys(c.arm for c in report.choices if c.fraction < 1))
 
 
 def ran(report: Report) -> list[Arm]:
@@ -146,22 +146,22 @@ def fewer(choices: Sequence[Choice], most: int) -> list[Choice]:
 
 
 def check(found: Check) -> tuple[str, str]:
-    """Whether the predictions held on held-out queries: ("pass" or "fail" or "", sentence)."""
+    """Whether the predictions held on held-out queries: (pass, unsure, fail, or "" where nothing was checked; the sentences).
+
+    unsure: some lie beyond the margin, none beyond what so few queries differ by chance.
+    """
     if not found.figures:
         return "", "No query was held out, so the predictions were not checked."
-    margin = points(found.margin, signed=False)
-    worst = f"the largest difference is {points(found.worst, signed=False)}" + (f" ({found.worst_at})" if found.worst_at else "")
-    chance = (
-        f"By the chance of {units.number(found.queries)} queries alone, ±{points(found.chance, signed=False)} are to be expected."
-    )
-    number = units.number(found.figures)
+    margin, number = points(found.margin, signed=False), units.number(found.figures)
+    at = f" ({found.worst_at})" if found.worst_at else ""
+    worst = f"the largest difference is {points(found.worst, signed=False)}{at}"
+    queries, by_chance = units.number(found.queries), points(found.chance, signed=False)
+    chance = f"By the chance of {queries} queries alone, ±{by_chance} are to be expected."
     if found.within == found.figures:
         return "pass", f"All {number} predicted recalls lie within {margin} of what held-out queries gave; {worst}. {chance}"
-    missed = units.number(found.figures - found.within)
-    return (
-        "fail",
-        f"{missed} of {number} predicted recalls lie more than {margin} from what held-out queries gave; {worst}. {chance}",
-    )
+    missed = f"{units.number(found.figures - found.within)} of {number} predicted recalls"
+    said = f"{missed} lie more than {margin} from what held-out queries gave; {worst}. {chance}"
+    return ("unsure" if found.worst <= found.chance else "fail"), said
 
 
 def scope(report: Report) -> str:

@@ -20,7 +20,7 @@ _ADVICE_LINES, _CAUTION_LINES, _MOST_CHOICES, _MOST_ARMS = 10, 4, 7, 20
 _LONGEST = 280
 _FRAME = 4
 """Lines of a table beside its rows, and the empty one before it."""
-_STYLES = {"better": "green", "worse": "red", "": "", "pass": "green", "fail": "yellow"}
+_STYLES = {"better": "green", "worse": "red", "": "", "pass": "green", "unsure": "yellow", "fail": "red"}
 
 
 def show(report: Report, console: Console) -> None:

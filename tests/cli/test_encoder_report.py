@@ -1,0 +1,193 @@
+"""`instar encoder report` as a person calls it: from vectors, a store or texts, every output, and errors that help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from typer.testing import CliRunner, Result
+
+from instar.cli.app import app
+from instar.encoders import files
+from instar.errors import DataError, InstarError, OutputError, PlanError, RecordError, UnknownNameError
+from instar.interfaces import Generation
+from instar.retrieval.opening import open_index
+from instar.upgrade.result import Report, load
+
+FEW = ["--arms", "no_map"]
+ITEMS = 400
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of digits under two encoders, as files, as a store, and as a table of ids with labels."""
+    where = tmp_path_factory.mktemp("sides")
+    pictures, labels = load_digits(return_X_y=True)
+    pictures, labels = pictures[:ITEMS], labels[:ITEMS]
+    old, new = PCA(6, random_state=0).fit_transform(pictures), PCA(24, random_state=0).fit_transform(pictures)
+    turned = new @ np.linalg.qr(np.random.default_rng(0).normal(size=(24, 24)))[0]
+    ids = [f"d{i}" for i in range(ITEMS)]
+    files.write(where / "old.npz", ids, _unit(old))
+    files.write(where / "new.npz", ids[::-1], _unit(turned)[::-1])
+    files.write(where / "half.npz", ids[: ITEMS // 2], _unit(turned)[: ITEMS // 2])
+    files.write(where / "new.npy", None, _unit(turned))
+    files.write(where / "short.npy", None, _unit(turned)[:-1])
+    rows = [{"id": name, "label": int(label), "text": f"a picture of {label}"} for name, label in zip(ids, labels, strict=True)]
+    (where / "digits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [{"id": f"q{i}", "text": "which", "relevant": [ids[i]]} for i in range(0, ITEMS, 2)]
+    (where / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    noise = np.random.default_rng(1).normal(size=(2, ITEMS, 24)) * 0.05
+    names = [row["id"] for row in asked]
+    files.write(where / "old_queries.npz", names, _unit(_unit(old) + noise[0][:, :6])[::2])
+    files.write(where / "new_queries.npz", names, _unit(_unit(turned) + noise[1])[::2])
+    return where
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> str:
+    """The old vectors in a store."""
+    ids, vectors, _ = files.vectors(folder / "old.npz")
+    address = f"exact:{folder / 'store'}"
+    with open_index(address, create=Generation(0, "an old encoder", 6, "old")) as index:
+        index.add(list(ids or ()), vectors, 0)
+    return address
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _run(folder: Path, *arguments: object) -> Result:
+    given = [str(folder / a) if isinstance(a, str) and (folder / a).exists() else str(a) for a in arguments]
+    return CliRunner().invoke(app, ["encoder", "report", *given])
+
+
+def _report(folder: Path, *arguments: object) -> Report:
+    out = folder / "record.json"
+    done = _run(folder, *arguments, "--quiet", "--json", out)
+    assert done.exit_code == 0, done.exception
+    assert done.stdout == ""
+    return load(out)
+
+
+def _refused(folder: Path, kind: type[InstarError], *arguments: object) -> str:
+    done = _run(folder, *arguments)
+    assert isinstance(done.exception, kind), (done.exception, done.output)
+    return str(done.exception)
+
+
+def test_every_output_says_the_same(folder: Path) -> None:
+    outputs = ["--html", folder / "out/p.html", "--md", folder / "out/p.md", "--json", folder / "out/p.json"]
+    done = _run(folder, "old.npz", "new.npz", "--arms", "no_map,ridge", "--rows", 50_000, "--rate", 20, *outputs)
+    assert done.exit_code == 0, done.exception
+    made = load(folder / "out/p.json")
+    assert (made.documents, made.rows, made.truth) == (ITEMS, 50_000, "neighbours")
+    assert {a.id for a in made.arms} == {"keep", "two_encoders", "no_map", "ridge"}
+    assert made.hours_full == pytest.approx(50_000 / 20 / 3600)
+    for name in ("out/p.html", "out/p.md"):
+        text = (folder / name).read_text("utf-8").replace("\\", "")
+        assert made.headline.replace("'", "&#39;") in text or made.headline in text
+    assert made.headline in " ".join(done.stdout.split())
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert len(done.stdout.splitlines()) <= 40
+    drawn = CliRunner().invoke(app, ["report", str(folder / "out/p.json"), "-o", str(folder / "again.html")])
+    assert drawn.exit_code == 0, drawn.exception
+    assert (folder / "again.html").read_text("utf-8") == (folder / "out/p.html").read_text("utf-8")
+
+
+def _figures(made: Report) -> list[Any]:
+    return [[p.recall for p in a.curve] for a in made.arms]
+
+
+def test_rows_are_found_by_their_ids_or_by_their_order(folder: Path, store: str) -> None:
+    """The files hold the same rows in another order, without ids, and in a store: all give the same figures."""
+    by_ids = _report(folder, "old.npz", "new.npz", *FEW, "--data", "digits.jsonl")
+    by_order = _report(folder, "old.npz", "new.npy", *FEW, "--data", "digits.jsonl")
+    stored = _report(folder, store, "new.npz", *FEW, "--data", "digits.jsonl")
+    assert by_ids.truth == "labels"
+    assert _figures(by_ids) == _figures(by_order) == _figures(stored)
+    assert (stored.old.name, stored.old.fingerprint, stored.old.dim) == ("old", "an old encoder", 6)
+    assert by_ids.new.fingerprint != by_ids.old.fingerprint
+
+
+def test_queries_with_known_answers_ask_by_their_own_vectors(folder: Path) -> None:
+    known = ["--data", "digits.jsonl", "--queries", "queries.jsonl"]
+    vectors = ["--old-queries", "old_queries.npz", "--new-queries", "new_queries.npz"]
+    made = _report(folder, "old.npz", "new.npz", *FEW, *known, *vectors, "--k", 1)
+    assert made.truth == "queries"
+    assert made.new.own_recall.value > made.old.own_recall.value  # a picture under little noise is found better by 24 numbers
+    message = _refused(folder, PlanError, "old.npz", "new.npz", *known, *vectors[2:])
+    assert "--old-queries" in message
+    assert "encoder=SOURCE" in message
+    assert "lacks" in _refused(folder, DataError, "old.npz", "new.npz", *known, "--old-queries", "half.npz", *vectors[2:])
+
+
+def test_a_sample_is_drawn_and_what_has_no_vector_is_left_out_and_told(folder: Path) -> None:
+    made = _report(folder, "old.npz", "new.npz", *FEW, "--sample", 250, "--data", "digits.jsonl")
+    assert (made.documents, made.rows) == (250, ITEMS)
+    piped = _run(folder, "old.npz", "half.npz", *FEW, "--data", "digits.jsonl", "--json", "-")
+    half = json.loads(piped.stdout)
+    assert half["documents"] == ITEMS // 2
+    assert half["facts"]["documents without a vector"] == ITEMS // 2
+
+
+def test_texts_are_encoded_by_both_encoders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the embedded default, which needs no download: words counted in few dimensions, and in more."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    made = _report(folder, "lsa", "lsa", "--old", "dims=8", "--new", "dims=64", *FEW, "--sample", 400)
+    assert made.truth == "queries"
+    assert made.new.own_recall.low > made.old.own_recall.high  # type: ignore[operator]
+    assert (made.old.dim, made.new.dim) == (8, 64)
+    assert made.hours_full is not None
+    assert made.hours_full > 0
+    assert made.seconds > made.seconds_encoding > 0
+    assert made.rows > made.documents == 400
+    assert all(isinstance(example["query"], str) for example in made.examples)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "words"),
+    [
+        (PlanError, ["old.npz", "lsa"], "--data FILE"),
+        (PlanError, ["old.npz", "exact:store"], "NEW is an encoder"),
+        (PlanError, ["old.npz", "new.npz", "--queries", "queries.jsonl"], "--data FILE"),
+        (PlanError, ["lsa", "lsa", "--old-queries", "old_queries.npz"], "encodes queries itself"),
+        (PlanError, ["old.npz", "new.npz", "--old", "dims"], "name=value"),
+        (DataError, ["old.npz", "new.npz", "--data", "digits.jsonl", "--queries", "none.jsonl"], "none.jsonl"),
+        (DataError, ["short.npy", "new.npy"], "same order"),
+        (DataError, ["old.npz", "short.npy", "--data", "digits.jsonl"], f"{ITEMS - 1} vectors without ids for {ITEMS} documents"),
+        (DataError, ["gone.npz", "new.npz"], "no file"),
+        (UnknownNameError, ["old.npz", "new.npz", "--arms", "rigde"], "Did you mean ridge"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_work(
+    folder: Path, kind: type[InstarError], arguments: list[str], words: str
+) -> None:
+    assert words in _refused(folder, kind, *arguments)
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(folder: Path) -> None:
+    assert "Cannot write" in _refused(folder, OutputError, "gone.npz", "new.npz", "--html", folder / "old.npz" / "page.html")
+
+
+def test_an_error_ends_with_3_and_one_line(folder: Path) -> None:
+    command = [sys.executable, "-m", "instar", "encoder", "report", "old.npz", "gone.npz"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert done.stderr == "instar: There is no file gone.npz.\n"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"kind": "encoder"}', '{"kind": "encoder", "schema": 1}', '{"kind": "x"}'])
+def test_no_record_is_no_page(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "bad.json"), "-o", str(tmp_path / "page.html")])
+    assert isinstance(done.exception, RecordError)
+    assert not (tmp_path / "page.html").exists()
