@@ -94,6 +94,7 @@ def test_other_weights_have_another_fingerprint(minilm: Encoder, tmp_path: Path)
         (["good", "  "], "Text 2 of the list is empty"),
         (["", "good", ""], r"Text 1 of the list \(and 1 more\)"),
         (["good", None], "Text 2 of the list is no text but NoneType"),
+        (["good", "half \ud83d"], "Text 2 of the list holds half a character"),
         (["a" * 1_000_001], "Cut it into passages"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -57,6 +58,8 @@ def checked(texts: Sequence[str]) -> list[str]:
         raise DataError(f"Text {_places(wrong)} is no text but {type(found[wrong[0]]).__name__}.")
     if blank := [i for i, text in enumerate(found) if not text or text.isspace()]:
         raise DataError(f"Text {_places(blank)} is empty, so it has no vector. Leave it out.")
+    if broken := [i for i, text in enumerate(found) if not text.isascii() and re.search("[\ud800-\udfff]", text)]:
+        raise DataError(f"Text {_places(broken)} holds half a character (a lone surrogate), which no encoder reads. Mend it.")
     if long := [i for i, text in enumerate(found) if len(text) > _LONGEST]:
         raise DataError(
             f"Text {_places(long)} has {len(found[long[0]]):,} characters; at most {_LONGEST:,} are taken. Cut it into passages."
