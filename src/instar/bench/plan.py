@@ -261,9 +261,10 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
                     if key not in known:
                         raise UnknownNameError.among(f"argument of {address.slug}", key, known)
                 arguments.update(values)
-        # `heads` is the problem's to choose unless the method was asked for its own.
-        if "heads" not in address.arguments and "heads" not in request.overrides.get(str(address), {}):
-            arguments.pop("heads", None)
+        # These are the problem's to choose unless the method was asked for its own.
+        for name in ("heads", "input_dim"):
+            if name not in address.arguments and name not in request.overrides.get(str(address), {}):
+                arguments.pop(name, None)
         location = added.get(address.slug)
         file = Path(location.rpartition(":")[0]) if location else None
         source = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file is not None and file.is_file() else None
