@@ -21,7 +21,19 @@ from instar.checks.index_world import NEW, OLD, Stores, World, make_exact, open_
 from instar.errors import ContractError, DataError, GenerationError, InstarError, ShapeError
 from instar.interfaces import Generation
 
-__all__ = ["CONTRACT", "NEW", "OLD", "Stores", "World", "check_index", "make_exact", "open_address"]
+__all__ = [
+    "CONTRACT",
+    "check_killed_moving",
+    "check_killed_rollback",
+    "check_readers",
+    "NEW",
+    "OLD",
+    "Stores",
+    "World",
+    "check_index",
+    "make_exact",
+    "open_address",
+]
 
 
 def check_stages(stores: Stores) -> None:

@@ -147,6 +147,8 @@ def _reader(stores: Stores, url: str, pipe: Connection) -> None:
                 hits = index.search(world.queries, stores.rows)
                 searches += 1
                 complaint = _complaint(hits, true, place, stores)
+            if not complaint and (index.search(world.queries, stores.rows).generations == 0).any():
+                complaint = "after the change had ended, a row is still found in the old generation."
     except Exception as error:  # a finding, told to the parent
         complaint = f"raised {type(error).__name__}: {error}"
     pipe.send(("done", (searches, complaint)))

@@ -53,6 +53,8 @@ class FaissSpace(ApproximateSpace):
         storage = faiss.IndexFlat(dim, faiss.METRIC_INNER_PRODUCT)
         storage.add(widened(faiss_files.vectors(held), dim, factor))
         graph = faiss.clone_index(self.index)
+        graph.storage.this.own(True)  # the copied vectors go; the graph does not own what comes instead
+        graph.own_fields = False
         graph.storage, graph.d, graph.metric_type = storage, dim, faiss.METRIC_INNER_PRODUCT
         graph.hnsw.is_similarity = True
         form = replace(self._form, metric=faiss.METRIC_INNER_PRODUCT)

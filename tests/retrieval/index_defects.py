@@ -1,0 +1,119 @@
+"""Exact indexes with one planted defect each. What must notice it stands in `test_index_contract.py`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from instar.interfaces import Floats, Fusion, Generation, Hits, Id
+from instar.retrieval.exact import ExactIndex
+from instar.retrieval.fusion import merge
+from instar.retrieval.journal import Segment
+
+
+def opened(defect: type[ExactIndex], url: str, readonly: bool = False) -> ExactIndex:
+    """`Stores.open` of a defect."""
+    return defect(url.removeprefix("exact:"), readonly=readonly)
+
+
+class FindsMovedRows(ExactIndex):
+    """What moved is still found in the old generation."""
+
+    def _hide(self, rows: Any) -> None: ...
+
+
+class LosesARowOfEveryMove(ExactIndex):
+    def move(self, ids: Sequence[Id], vectors: Floats, generation: int) -> None:
+        super().move(ids[1:], vectors[1:], generation)
+
+
+class RoundsScores(ExactIndex):
+    def nearest(self, generation: int, queries: Floats, k: int) -> Hits:
+        hits = super().nearest(generation, queries, k)
+        return Hits(np.round(hits.scores, 2), hits.ids, hits.generations)
+
+
+class ForgetsWhatItClosed(ExactIndex):
+    """Changes are held in memory and never written."""
+
+    def _commit(self, segment: Segment) -> None:
+        if segment.kind == "move":
+            self._apply(segment)
+        else:
+            super()._commit(segment)
+
+
+class RollsBackAllButARow(ExactIndex):
+    def rollback(self) -> None:
+        with self._now():
+            place = int(self._rows.standing(1)[0])
+            name = self._rows.names[place]
+        super().rollback()
+        super().remove([name])
+
+
+class SkipsARowBetweenPages(ExactIndex):
+    def ids(self, generation: int, *, after: Id | None = None, limit: int = 10_000) -> list[Id]:
+        return super().ids(generation, after=after, limit=limit)[1 if after is not None else 0 :]
+
+
+class BringsRemovedRowsBack(ExactIndex):
+    """Removing takes the new vector alone."""
+
+    def _apply(self, segment: Segment) -> None:
+        if segment.kind != "remove":
+            super()._apply(segment)
+
+
+class TakesAnything(ExactIndex):
+    """Vectors are not looked at."""
+
+    def move(self, ids: Sequence[Id], vectors: Floats, generation: int) -> None:
+        try:
+            super().move(ids, vectors, generation)
+        except Exception:
+            if len(vectors) and np.isnan(vectors).any():
+                return
+            raise
+
+
+class LetsStrangersBegin(ExactIndex):
+    def begin(self, generation: Generation) -> None:
+        if len(self.generations()) == 1:
+            super().begin(generation)
+
+
+class ReturnsTooFew(ExactIndex):
+    def nearest(self, generation: int, queries: Floats, k: int) -> Hits:
+        return super().nearest(generation, queries, min(k, 10))
+
+
+class MovesRowByRow(ExactIndex):
+    """A batch that is killed half way has half happened."""
+
+    def move(self, ids: Sequence[Id], vectors: Floats, generation: int) -> None:
+        for row in range(len(ids)):
+            super().move(ids[row : row + 1], vectors[row : row + 1], generation)
+            time.sleep(0.02)
+
+
+class ReadsOnlyAtOpening(ExactIndex):
+    """A reader sees nothing of what a writer did since."""
+
+    def _refresh(self) -> None:
+        if not (self._readonly and self._content is not None):
+            super()._refresh()
+
+
+class LooksAtTheNewestFirst(ExactIndex):
+    """A row that moves between the two looks is in neither."""
+
+    def search(self, queries: Mapping[int, Floats], k: int, fusion: Fusion = "cosine") -> Hits:
+        lists = []
+        for generation in reversed(self.generations()):
+            lists.append(self.nearest(generation.number, queries[generation.number], k))
+            time.sleep(0.005)
+        return merge(lists[::-1], k, fusion)
