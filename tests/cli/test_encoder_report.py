@@ -15,8 +15,10 @@ from sklearn.decomposition import PCA
 from typer.testing import CliRunner, Result
 
 from instar.cli.app import app
+from instar.data.collecting import open_collection, sampled
 from instar.encoders import files
-from instar.errors import DataError, InstarError, OutputError, PlanError, RecordError, UnknownNameError
+from instar.encoders.opening import open_encoder
+from instar.errors import DataError, GenerationError, InstarError, OutputError, PlanError, RecordError, UnknownNameError
 from instar.interfaces import Generation
 from instar.retrieval.opening import open_index
 from instar.upgrade.result import Report, load
@@ -150,6 +152,39 @@ def test_texts_are_encoded_by_both_encoders(folder: Path, monkeypatch: pytest.Mo
     assert made.seconds > made.seconds_encoding > 0
     assert made.rows > made.documents == 400
     assert all(isinstance(example["query"], str) for example in made.examples)
+
+
+def test_stored_vectors_are_asked_by_the_encoder_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors in a store, whose encoder is named, give what the encoder itself gives."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    texts = sampled(open_collection("topics"), 300, seed=1)
+    assert texts.texts is not None
+    assert texts.queries is not None
+    assert texts.relevant is not None
+    rows = [{"id": name, "text": text} for name, text in zip(texts.ids, texts.texts, strict=True)]
+    asked = [
+        {"id": name, "text": text, "relevant": [texts.ids[i] for i in right]}
+        for name, text, right in zip(texts.query_ids, texts.queries, texts.relevant, strict=True)
+    ]
+    for name, lines in (("documents", rows), ("queries", asked)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    encoder = f"lsa:{tmp_path / 'fitted'}"
+    made = open_encoder(encoder, {"dims": 8}, texts=texts.texts)
+    store = f"exact:{tmp_path / 'store'}"
+    with open_index(store, create=Generation(0, made.fingerprint, 8, "old")) as index:
+        index.add(texts.ids, made.encode(texts.texts), 0)
+    given = ["--data", "documents.jsonl", "--queries", "queries.jsonl", *FEW]
+    told = ["--old", f"encoder={encoder}"]
+    run = _report(tmp_path, encoder, "lsa", *given)
+    stored = _report(tmp_path, store, "lsa", *told, *given)
+    assert stored.truth == "queries"
+    for one, other in zip(run.arms, stored.arms, strict=True):
+        for at, also in zip(one.curve, other.curve, strict=True):
+            assert (also.recall.value, also.recall.realised) == (
+                pytest.approx(at.recall.value),
+                pytest.approx(at.recall.realised),
+            )
+    assert "another fingerprint" in _refused(tmp_path, GenerationError, store, "lsa", *given, "--old", "encoder=lsa")
 
 
 @pytest.mark.parametrize(
