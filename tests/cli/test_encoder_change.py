@@ -131,7 +131,7 @@ def test_a_whole_change(folder: Path, texts: dict[str, str]) -> None:
     assert "instar encoder adopt" in unstamped.stderr
     done = _instar(folder, "adopt", "exact:store", "--encoder", "models.py:old")
     assert "300 rows" in done.stdout
-    assert "48" in _instar(folder, "adopt", "exact:store", "--encoder", "models.py:other", code=3).stderr
+    assert "already" in _instar(folder, "adopt", "exact:store", "--encoder", "models.py:other", code=3).stderr
     assert "already" in _instar(folder, "adopt", "exact:store", "--fingerprint", "x", "--dim", "48", code=3).stderr
 
     name, text = next(iter(texts.items()))
@@ -230,7 +230,7 @@ def test_interrupted_it_finishes_the_batch_and_goes_on(adopted: Path) -> None:
         (("backfill", "exact:store", "models.py:nothing", "--data", "texts.jsonl"), "nothing"),
         (("search", "exact:store", "a", "--encoder", "models.py:new"), "stand in generation 0"),
         (("search", "exact:store", " ", "--encoder", "models.py:old"), "empty"),
-        (("search", "exact:store", "a", "--encoder", "models.py:old", "--fusion", "calibrated"), "no calibration"),
+        (("search", "exact:store", "a", "--encoder", "models.py:old", "--fusion", "loud"), "rank or calibrated"),
         (("adopt", "exact:store", "--fingerprint", "x"), "--dim"),
         (("adopt", "exact:store", "--fingerprint", "x", "--dim", "48", "--encoder", "models.py:old"), "alone"),
     ],

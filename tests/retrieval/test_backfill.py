@@ -19,6 +19,7 @@ from instar.errors import DataError, GenerationError, ModelError, OutputError, S
 from instar.interfaces import Floats, Id
 from instar.retrieval import order
 from instar.retrieval.backfill import Outcome
+from instar.retrieval.calibrating import FromRows
 from instar.retrieval.exact import ExactIndex
 from instar.retrieval.fusion import Calibration
 from instar.retrieval.probe import Probe
@@ -367,16 +368,18 @@ def test_recall_rises_from_the_old_to_the_new(index: ExactIndex, tmp_path: Path)
     rows = [encoder.encode(TEXTS) for encoder in made.encoders()]
     calibration = Calibration.fit({number: (asked.queries[number] @ rows[number].T).ravel() for number in (0, 1)})
     curves = []
-    for fusion in (calibration, "cosine"):
+    for fusion in (calibration, FromRows(index), "cosine"):
         outcome = made.backfill(index, probe=_probe(fusion=fusion), log=log).run()
         assert [round(share, 1) for share, _ in outcome.curve] == [i / 10 for i in range(11)]
         curves.append([recall for _, recall in outcome.curve])
         index.rollback()
     steps = [[later - earlier for earlier, later in itertools.pairwise(curve)] for curve in curves]
-    assert curves[0][-1] > curves[0][0] + 0.1
-    assert min(steps[0]) >= -0.02
-    assert min(curves[1]) < curves[1][0] - 0.05
-    assert [row["recall"] for row in Log(log, made.generation(1).encoder).rows()] == [*curves[0], *curves[1]]
+    for curve, step in zip(curves[:2], steps[:2], strict=True):
+        assert curve[-1] > curve[0] + 0.1
+        assert min(step) >= -0.02, curve
+    assert min(curves[2]) < curves[2][0] - 0.05
+    logged = [row["recall"] for row in Log(log, made.generation(1).encoder).rows()]
+    assert logged == [recall for curve in curves for recall in curve]
 
 
 def test_a_fall_of_recall_stops_and_is_remembered(index: ExactIndex, tmp_path: Path) -> None:

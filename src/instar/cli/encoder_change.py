@@ -97,7 +97,7 @@ def backfill(
     margin: Annotated[
         float, typer.Option(help="How far recall may lie below the prediction (or its start); 1 never stops.")
     ] = 0.05,
-    fusion: Merge = "cosine",
+    fusion: Merge = "calibrated",
     log: Annotated[Path | None, typer.Option(help="Append what the probe measures to this file, as JSON lines.")] = None,
     unmoved: Annotated[Path | None, typer.Option(help="Write the rows that could not be moved, and why, as JSON lines.")] = None,
     quiet: Quiet = False,

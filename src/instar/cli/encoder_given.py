@@ -34,7 +34,10 @@ Head = Annotated[Path | None, typer.Option(help="A head that `instar encoder tra
 OldEncoder = Annotated[str | None, typer.Option("--old", help="The old encoder, which then reaches the old rows itself.")]
 Merge = Annotated[
     str,
-    typer.Option("--fusion", help="How scores of old and new rows become one list: cosine, rank, or calibrated (by the head)."),
+    typer.Option(
+        "--fusion",
+        help="How scores of old and new rows become one list: calibrated (their quantiles), rank, or cosine (as they are).",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

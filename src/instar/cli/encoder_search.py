@@ -28,7 +28,7 @@ def search(
     old: OldEncoder = None,
     set_old: SetOld = None,
     k: Annotated[int, typer.Option("-k", help="How many rows.")] = 10,
-    fusion: Merge = "cosine",
+    fusion: Merge = "calibrated",
     data: Annotated[str | None, typer.Option(help="Texts of the rows (`id`, `text`), to show them.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:

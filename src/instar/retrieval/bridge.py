@@ -12,6 +12,7 @@ from torch import Tensor
 
 from instar.errors import GenerationError, ShapeError
 from instar.interfaces import CompatibleHead, Encoder, Floats, Fusion, Generation, Index
+from instar.retrieval.calibrating import FromRows
 
 if TYPE_CHECKING:
     from instar.compat.saved import Saved
@@ -79,21 +80,23 @@ class Bridge:
         return found
 
     def fusion(self, how: str, index: Index) -> Fusion:
-        """How scores become one list: cosine, rank, or calibrated by what was saved with the head.
+        """How scores become one list: cosine, rank, or calibrated by the head's own scores, else by those of the rows.
 
-        Raises GenerationError where there is no calibration, ShapeError for another word.
+        Raises ShapeError for another word.
         """
-        if how == "cosine":
-            return "cosine"
         if how == "rank":
             return "rank"
+        if how == "cosine":
+            return "cosine"
         if how != "calibrated":
             raise ShapeError(f"Scores are merged by cosine, rank or calibrated; received '{how}'.")
-        calibration = self._calibration
-        if calibration is None:
-            raise GenerationError("There is no calibration: give a head that was trained with one, or merge by rank.")
-        numbers = {g.number: self._known[g.encoder] for g in index.generations() if g.encoder in self._known}
-        return lambda number, scores: calibration(numbers.get(number, number), scores)
+        calibration, stored = self._calibration, index.generations()
+        if len(stored) == 1:
+            return "cosine"
+        numbers = {g.number: self._known[g.encoder] for g in stored if g.encoder in self._known}
+        if calibration is None or not all(numbers.get(g.number) in calibration.quantiles for g in stored):
+            return FromRows(index)
+        return lambda number, scores: calibration(numbers[number], scores)
 
     def _full(self, vectors: Floats) -> Floats:
         return vectors if self.head is None else _unit(self.head.full(_tensor(vectors)))
