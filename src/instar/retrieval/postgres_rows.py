@@ -14,6 +14,8 @@ from instar.retrieval.postgres_table import Table, held, standing
 from instar.retrieval.stamped import Stamp, StampedIndex, exists, missing, unit, unstamped
 
 _ATTEMPTS = 5
+_FIRST_ANALYSED = 1000
+"""Rows that have moved when the planner is first told; then whenever they have doubled."""
 
 Answer = TypeVar("Answer")
 
@@ -28,6 +30,7 @@ class PostgresRows(StampedIndex):
         self._operator = "<=>"
         self._starved: set[int] = set()
         """Older generations of which an index no longer gives enough rows."""
+        self._moved, self._analysed = 0, _FIRST_ANALYSED // 2
         for stamp in self.stamps():
             self._writing[stamp.generation.number] = stamp.generation.encoder
 
@@ -97,6 +100,9 @@ class PostgresRows(StampedIndex):
             rows = checking.vectors(vectors, stamp.generation.dim, count=len(names))
             vector, cast = quoted(stamp.column), self._at.ids.cast
             given = dict(zip(names, self._server.rows(rows), strict=True))
+            query = f"SELECT {self._at.id} FROM {self._at.sql} AS s WHERE {self._at.id} = ANY(%s::{cast}[]) AND {held(stamps)}"
+            if held_already := self._server.run(query, (names,)).fetchall():
+                raise exists([self._at.ids.taken(row[0]) for row in held_already])
             query = (
                 f"UPDATE {self._at.sql} AS s SET {vector} = v.vector FROM unnest(%s::{cast}[], %s::vector[]) AS v(id, vector) "
                 f"WHERE s.{self._at.id} = v.id AND NOT {held(stamps)} RETURNING v.id"
@@ -142,6 +148,10 @@ class PostgresRows(StampedIndex):
             self._complete(self._server.run(query, (names, self._server.rows(rows)), "move rows"), names)
 
         self._changing(write, "move rows")
+        self._moved += len(names)
+        if self._moved >= 2 * self._analysed:
+            tables.analyse(self._server, self._at, self._known[-1].column)
+            self._analysed = self._moved
 
     def close(self) -> None:
         """Give the connection back."""

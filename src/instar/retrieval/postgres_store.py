@@ -109,8 +109,9 @@ class PostgresIndex(PostgresRows):
             stamps = self.stamps()
             if len(stamps) > 1:
                 tables.index_like(self._server, self._at, stamps[-2].column, stamps[-1], ("hnsw",))
-                left = f"({self._at.id}) WHERE {quoted(stamps[-1].column)} IS NULL"
-                tables.concurrently(self._server, self._at, tables.index_over_left(self._at, stamps[-1]), left)
+                for name, condition in tables.halves(self._at, stamps[-1]).items():
+                    tables.concurrently(self._server, self._at, name, f"({self._at.id}) WHERE {condition}")
+                tables.analyse(self._server, self._at, stamps[-1].column)
 
     def nearest(self, generation: int, queries: Floats, k: int) -> Hits:
         """See `Index.nearest`."""
@@ -154,8 +155,8 @@ class PostgresIndex(PostgresRows):
                     )
                     self.rows_left(self._server.run(query).fetchone()[0])
                     self._drop(stamps[:-1])
-                    left = quoted(self._at.schema, tables.index_over_left(self._at, stamps[-1]))
-                    self._server.run(f"DROP INDEX IF EXISTS {left}", (), "drop an index")
+                    for name in tables.halves(self._at, stamps[-1]):
+                        self._server.run(f"DROP INDEX IF EXISTS {quoted(self._at.schema, name)}", (), "drop an index")
         self.stamps()
 
     def _locked(self) -> list[Stamp]:

@@ -65,15 +65,15 @@ def held(stamps: Sequence[Stamp]) -> str:
 def locate(server: Server, name: str) -> tuple[str, str] | None:
     """Schema and table of a name: as a table of the search path, else as schema.table. None where there is neither."""
     schema, _, table = name.partition(".")
-    tried = [(path(name), name)] + ([(path(schema, table), table)] if schema and table else [])
-    for where, found in tried:
+    both = [(schema, table)] if schema and table else []
+    for names in ([(name,)] if len(name.encode()) <= LONGEST_NAME or not both else []) + both:
         row = server.run(
             "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
             "WHERE c.oid = to_regclass(%s) AND c.relkind = 'r'",
-            (where,),
+            (path(*names),),
         ).fetchone()
         if row:
-            return row[0], found
+            return row[0], names[-1]
     return None
 
 
@@ -185,6 +185,11 @@ def concurrently(server: Server, at: Table, name: str, using: str) -> None:
         server.run(f"CREATE INDEX CONCURRENTLY {quoted(name)} ON {at.sql} {using}", (), "index the table")
 
 
+def analyse(server: Server, at: Table, column: str) -> None:
+    """Tell the planner how many rows have a vector in the column: without that it takes an empty one for a full one."""
+    server.run(f"ANALYZE {at.sql} ({quoted(column)})", (), "analyse the table")
+
+
 def make(server: Server, name: str, generation: Generation) -> tuple[str, str]:
     """A new table for vectors of a generation: schema and name. Raises StoreError."""
     with server.transaction("create a table"):
@@ -237,9 +242,13 @@ def stamped(server: Server, schema: str, name: str, lock: str = "") -> tuple[lis
     return [Stamp(Generation(r[0], r[1], r[2], r[3]), r[4]) for r in rows], rows[0][5] if rows else ""
 
 
-def index_over_left(at: Table, newest: Stamp) -> str:
-    """Name of the index over rows that have not moved, by which they are found without reading all rows."""
-    return fitting(f"{at.name}_{newest.column}", "_left")
+def halves(at: Table, newest: Stamp) -> dict[str, str]:
+    """Indexes over the ids of rows that have not moved and of those that have: name -> condition.
+
+    As long as one half is small its rows, or that there are none, are found without reading the whole table.
+    """
+    base, column = f"{at.name}_{newest.column}", quoted(newest.column)
+    return {fitting(base, "_left"): f"{column} IS NULL", fitting(base, "_moved"): f"{column} IS NOT NULL"}
 
 
 def fitting(name: str, end: str) -> str:
