@@ -23,7 +23,9 @@ LEAST = 20
 _MOST_HELD = 2000
 _NEAREST = 10
 _SPREAD = 64
-"""Held-out items below which nothing is said of the distribution of scores and of residuals."""
+"""Held-out items below which nothing is said of which rows are uncertain."""
+_SCORED = 16
+"""Held-out items below which their scores with each other are no distribution."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _uncertainty(old: str, stored: np.ndarray, residuals: np.ndarray) -> tuple[U
 
 def _calibration(sides: Mapping[int, tuple[Tensor, Tensor]]) -> Calibration | None:
     """From the scores of each held-out item with every other one: (queries, rows) of a generation."""
-    if any(len(queries) < _SPREAD for queries, _ in sides.values()):
+    if any(len(queries) < _SCORED for queries, _ in sides.values()):
         return None
     others = ~torch.eye(len(next(iter(sides.values()))[0]), dtype=torch.bool)
     return Calibration.fit({number: (queries @ rows.T)[others].numpy() for number, (queries, rows) in sides.items()})
