@@ -31,8 +31,8 @@ def topics() -> Collection:
     """Real text with real structure, in a fixed order, for trying things out; it differs between releases of Python.
 
     - The first sentence of a docstring of the standard library asks for the rest of it, which stands under its name.
-    - A sentence taken out of a passage of a help topic asks for what is left of the passage (the inverse cloze task of Lee et
-      al. 2019).
+    - Sentences taken out of a longer docstring, or of a passage of a help topic, ask for what is left (the inverse cloze task of
+      Lee et al. 2019): at most every third sentence, so that most of the text stays.
 
     What a query says is never left in its document. Documents that are equal are one, and so are queries; a query then has
     several relevant documents. Raises DataError where Python came without its own sources.
@@ -69,7 +69,7 @@ def topics() -> Collection:
 
 @functools.cache
 def _docstrings() -> list[tuple[str, str, str]]:
-    """(name, first sentence, name and the rest), of every documented module, class and function."""
+    """(name, query, name and what is left), of every documented module, class and function."""
     root, found = Path(sysconfig.get_paths()["stdlib"]), []
     for file in sorted(root.rglob("*.py")):
         parts = file.relative_to(root).with_suffix("").parts
@@ -80,11 +80,18 @@ def _docstrings() -> list[tuple[str, str, str]]:
         except (OSError, SyntaxError, ValueError):  # a file that belongs to another release
             continue
         for name, text in _documented(tree, ".".join(p for p in parts if p != "__init__")):
-            query, _, rest = _plain(text).partition("\n\n")
-            query, rest = " ".join(query.split()), _without(rest, " ".join(query.split()))
+            summary, _, rest = _plain(text).partition("\n\n")
+            summary = " ".join(summary.split())
+            whole = _without(rest, summary)
+            taken, left = _cloze(whole)
+            if len(left.split()) < 2 * _DOCUMENT_WORDS:
+                taken, left = [], whole
             low, high = _QUERY_WORDS
-            if low <= len(query.split()) <= high and len(rest.split()) >= _DOCUMENT_WORDS and not _SIGNATURE.match(query):
-                found.append((name, query, f"{name}\n{rest}"))
+            if len(left.split()) < _DOCUMENT_WORDS:
+                continue
+            if low <= len(summary.split()) <= high and not _SIGNATURE.match(summary):
+                taken = [summary, *taken]
+            found += [(name, query, f"{name}\n{left}") for query in taken if query not in left]
     return found
 
 
@@ -107,7 +114,9 @@ def _passages() -> list[tuple[str, str, str]]:
         for paragraph in [*re.split(r"\n\s*\n", text), ""]:
             plain = " ".join(paragraph.split())
             if (not paragraph and part) or sum(map(len, part)) >= _PASSAGE:
-                found += _cloze(topic, part)
+                taken, left = _cloze(" ".join(part))
+                if len(left.split()) >= 2 * _DOCUMENT_WORDS:
+                    found += [(topic, query, left) for query in taken if query not in left]
                 part = []
             if plain and plain not in seen:
                 seen.add(plain)
@@ -115,15 +124,15 @@ def _passages() -> list[tuple[str, str, str]]:
     return found
 
 
-def _cloze(topic: str, paragraphs: list[str]) -> list[tuple[str, str, str]]:
-    """The sentence nearest to the middle that is one, and the passage without it."""
-    sentences = [s for p in paragraphs for s in _SENTENCE.split(p)]
-    fit = [i for i, sentence in enumerate(sentences) if _asks(sentence)]
-    if not fit:
-        return []
-    at = min(fit, key=lambda i: abs(i - len(sentences) // 2))
-    rest = " ".join(s for i, s in enumerate(sentences) if i != at)
-    return [(topic, sentences[at], rest)] if len(rest.split()) >= 2 * _DOCUMENT_WORDS and sentences[at] not in rest else []
+def _cloze(text: str) -> tuple[list[str], str]:
+    """Sentences that are whole ones, of every three at most one and never the first, and the text without them."""
+    sentences = _SENTENCE.split(text)
+    taken: list[int] = []
+    for place, sentence in enumerate(sentences):
+        if place >= (taken[-1] + 3 if taken else 1) and _asks(sentence):
+            taken.append(place)
+    left = " ".join(s for i, s in enumerate(sentences) if i not in taken)
+    return [sentences[i] for i in taken], left
 
 
 def _asks(sentence: str) -> bool:

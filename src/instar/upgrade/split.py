@@ -1,8 +1,8 @@
 """Which items teach, which predict, and which check the prediction.
 
 Heads are fitted on pairs that are not searched: in an index of a million rows hardly any row took part in the fit. A prediction
-and its check use different queries, and questions about one document stay together. Both halves are alike in how well the search
-as it is now answers them (which is known before any change): then less of their difference is chance.
+and its check use different queries of the same documents, as tomorrow's queries will meet the documents of today. Both halves are
+alike in how well the search as it is now answers them (which is known before any change): less of their difference is chance.
 """
 
 from __future__ import annotations
@@ -100,16 +100,13 @@ def _answered(collection: Collection, places: Places) -> NDArray[np.bool_]:
 
 
 def _alike(chosen: Places, blocks: Places, answered: NDArray[np.float64], draw: np.random.Generator) -> list[Places]:
-    """A tenth at random, and the rest in two halves, neighbours in how well they are answered apart; blocks stay whole."""
+    """A tenth of the blocks at random; the rest in two halves, of every two neighbours in block and answer one in each."""
     names, codes = np.unique(blocks[chosen], return_inverse=True)
     mean = np.bincount(codes, weights=answered) / np.bincount(codes)
-    shuffled = draw.permutation(len(names))
-    first, rest = np.split(shuffled, [max(1, len(names) // 10)])
-    rest = rest[np.argsort(mean[rest], kind="stable")]
-    part = np.zeros(len(names), dtype=np.int64)
-    # One of each two neighbours goes to either half, by chance.
-    swaps = draw.integers(0, 2, (len(rest) + 1) // 2)
-    part[rest] = 1 + (np.arange(len(rest)) + np.repeat(swaps, 2)[: len(rest)]) % 2
-    part[first] = 0
-    of = part[codes]
-    return [chosen[of == p] for p in range(3)]
+    first = draw.permutation(len(names))[: max(1, len(names) // 10)]
+    part = np.where(np.isin(codes, first), 0, 1)
+    rest = np.flatnonzero(part)
+    rest = rest[np.lexsort((draw.random(len(rest)), answered[rest], codes[rest], mean[codes[rest]]))]
+    swaps = np.repeat(draw.integers(0, 2, (len(rest) + 1) // 2), 2)[: len(rest)]
+    part[rest] = 1 + (np.arange(len(rest)) + swaps) % 2
+    return [chosen[part == p] for p in range(3)]
