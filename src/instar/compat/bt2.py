@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.bench.seeds import initialising
-from instar.compat import training
-from instar.compat.backbone import Backbone
+from instar.compat import backbone, training
 from instar.compat.bt2_network import BT2Network, Targets, sided
 from instar.compat.embedding import ready
 from instar.compat.nested import NestedHead
@@ -41,7 +40,7 @@ class BT2(NestedHead):
             dimensions.
         side_branch: "relu", or "linear" without it, as the authors' ViT.
         hidden, layers: of the backbone. start: whether f starts as x itself, where training from given weights would start, or
-            from random weights.
+            from random weights (`compat.backbone`).
 
     A sequence of updates: `previous` is the BT² head before; its full vectors, made unit vectors, are the old ones. Another
     modality: Pairs.inputs are of one, Pairs.new (φ_p) of the other.
@@ -52,7 +51,7 @@ class BT2(NestedHead):
     of A only the k rows that are used; P and Q are multiplied into one matrix after training.
     """
 
-    RECIPE: ClassVar = training.Recipe(weight_decay=2.0**-15)
+    RECIPE: ClassVar = backbone.RECIPE
 
     mix: Tensor
     """diag(Q, I) · diag(I_k, C P) [D + k, k + D]: v = mix · (o_k, f)."""
@@ -92,7 +91,8 @@ class BT2(NestedHead):
         ):
             if value not in known:
                 raise ShapeError(f"{name} expects one of {', '.join(map(repr, known))}; received {value!r}.")
-        self.extra, self.C, self.weights, self.label_smoothing, self.labels = extra, C, weights, label_smoothing, labels
+        self.k, self.extra, self.C, self.label_smoothing, self.labels = k, extra, C, label_smoothing, labels
+        self.new_weight, self.class_weight, self.old_weight = weights
         self.parameterisation: Parameterisation = parameterisation
         self.transform, self.side_branch = transform, side_branch
         self.hidden, self.layers, self.start = hidden, layers, start
@@ -101,9 +101,17 @@ class BT2(NestedHead):
 
     def full(self, x: Tensor) -> Tensor:
         """x [N, input_dim] -> v [N, D + k], of length √(1 + C²) (C where k is 0)."""
-        h = self.backbone(x)
+        h: Tensor = self.backbone(x)
         f = F.normalize(h[:, : self.new_dim], dim=1)
         return torch.cat([sided(h, self.side, self.side_branch == "relu"), f], 1) @ self.mix.T
+
+    def matched(self, x: Tensor) -> Tensor:
+        """x [N, input_dim] -> f [N, D], of length 1: what learns φ_p."""
+        return F.normalize(self.backbone(x)[:, : self.new_dim], dim=1)
+
+    def bases(self) -> list[Tensor]:
+        """The orthonormal matrix diag(Q, I) · diag(I_k, P) [D + k, k + D], as it is folded into `mix`."""
+        return [torch.cat([self.mix[:, : self.extra], self.mix[:, self.extra :] / self.C], 1)]
 
     def fit(self, pairs: Pairs, *, steps: int | None = None, seed: int = 0, monitor: Monitor | None = None) -> None:
         """Train from scratch; the head changes only when that is done. Raises DataError, ShapeError, DivergedError."""
@@ -132,8 +140,8 @@ class BT2(NestedHead):
             self.side.load_state_dict(network.side.state_dict())
         self.mix.copy_(network.folded())
 
-    def _fresh(self) -> tuple[Backbone, nn.Linear | None]:
+    def _fresh(self) -> tuple[backbone.Backbone, nn.Linear | None]:
         width = self.new_dim + self.old_dim
         start = self.new_dim if self.start else 0
-        backbone = Backbone(self.input_dim, width, hidden=self.hidden, layers=self.layers, start=start)
-        return backbone, nn.Linear(width, self.extra) if self.extra else None
+        own = backbone.Backbone(self.input_dim, width, hidden=self.hidden, layers=self.layers, start=start)
+        return own, nn.Linear(width, self.extra) if self.extra else None

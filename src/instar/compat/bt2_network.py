@@ -51,7 +51,8 @@ class BT2Network(nn.Module):
     def __init__(self, head: BT2, backbone: nn.Module, side: nn.Module | None, classes: int) -> None:
         super().__init__()
         self.new_dim, self.old_dim, self.extra, self.C = head.new_dim, head.old_dim, head.extra, head.C
-        self.rectified, self.weights, self.smoothing = head.side_branch == "relu", head.weights, head.label_smoothing
+        self.rectified, self.smoothing = head.side_branch == "relu", head.label_smoothing
+        self.weights = (head.new_weight, head.class_weight, head.old_weight)
         self.backbone, self.side = backbone, side
         self.P = Orthogonal(head.new_dim, head.parameterisation) if "p" in head.transform else None
         self.Q = Orthogonal(head.old_dim, head.parameterisation) if "q" in head.transform else None

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.bench.seeds import initialising
-from instar.compat import fitting, training
-from instar.compat.backbone import Backbone
+from instar.compat import backbone, fitting, training
 from instar.compat.nested import NestedHead
 from instar.errors import DataError, ShapeError
 from instar.interfaces import Monitor, Pairs
@@ -35,7 +34,7 @@ class Embedding(NestedHead):
     A subclass gives the objective. Raises ShapeError.
     """
 
-    RECIPE: ClassVar = training.Recipe(weight_decay=2.0**-15)
+    RECIPE: ClassVar = backbone.RECIPE
 
     def __init__(
         self, new_dim: int, old_dim: int, *, input_dim: int | None = None, k: int = 0, hidden: int = 512, layers: int = 1
@@ -60,17 +59,17 @@ class Embedding(NestedHead):
         x = pairs.x
         with initialising(seed):
             network = nn.ModuleList([self._fresh(), self.objective(pairs, seed)]).to(x)
-        backbone, objective = network
+        own, objective = network
 
         def loss(places: Tensor) -> Tensor:
-            found: Tensor = objective(backbone(x[places]), places)
+            found: Tensor = objective(own(x[places]), places)
             return found
 
         training.train(network, loss, len(x), recipe=self.RECIPE, steps=steps, seed=seed, monitor=monitor)
-        self.backbone.load_state_dict(backbone.state_dict())
+        self.backbone.load_state_dict(own.state_dict())
 
-    def _fresh(self) -> Backbone:
-        return Backbone(self.input_dim, self.full_dim, hidden=self.hidden, layers=self.layers)
+    def _fresh(self) -> backbone.Backbone:
+        return backbone.Backbone(self.input_dim, self.full_dim, hidden=self.hidden, layers=self.layers)
 
 
 def ready(head: NestedHead, pairs: Pairs) -> Pairs:

@@ -22,6 +22,8 @@ class Recipe:
     """Passes over the pairs, where nobody says how many steps."""
     most_items: int = 1_000_000
     """No more pairs than this are seen in all, so that training does not grow with the pairs without end."""
+    fewest: int = 0
+    """At least so many steps, however few pairs there are."""
     batch: int = 128
     """Pairs in a step; more for many pairs (see `batch_size`)."""
     lr: float = 1e-3
@@ -41,7 +43,7 @@ class Recipe:
     def steps(self, items: int) -> int:
         """Steps that suit the number of pairs."""
         size = self.batch_size(items)
-        return max(1, min(self.epochs * (items // size), self.most_items // size))
+        return max(1, self.fewest, min(self.epochs * (items // size), self.most_items // size))
 
 
 def train(
