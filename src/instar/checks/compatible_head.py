@@ -18,7 +18,7 @@ from instar.checks import heads_learning as learning
 from instar.checks.heads import SIZES, STEPS, bits, build, differ, fitted, generations, pairs, queries, unit, updated
 from instar.checks.subject import Check, Subject
 from instar.compat import chain, saved
-from instar.errors import CardError, ContractError, InstarError
+from instar.errors import CardError, ContractError, DataError, InstarError
 
 
 def check_arguments(subject: Subject) -> None:
@@ -130,7 +130,11 @@ def check_extremes(subject: Subject) -> None:
     lopsided[:, 0] = 1
     for what, value in (("long", 1e12 * x), ("short", 1e-6 * x), ("lopsided", lopsided), ("negative", -lopsided)):
         for generation in range(head.newest + 1):
-            unit(head.project(value, generation), f"The projection of {what} vectors to generation {generation}")
+            where = f"The projection of {what} vectors to generation {generation}"
+            try:
+                unit(head.project(value, generation), where)
+            except DataError as error:
+                raise ContractError(f"{where} must be finite and of length 1: {error}") from error
 
 
 def check_rows(subject: Subject) -> None:
