@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
@@ -94,8 +95,8 @@ def test_every_output_says_the_same(folder: Path) -> None:
     assert {a.id for a in made.arms} == {"keep", "two_encoders", "no_map", "ridge"}
     assert made.hours_full == pytest.approx(50_000 / 20 / 3600)
     for name in ("out/p.html", "out/p.md"):
-        text = (folder / name).read_text("utf-8").replace("\\", "")
-        assert made.headline.replace("'", "&#39;") in text or made.headline in text
+        text = html.unescape((folder / name).read_text("utf-8")).replace("\\", "").replace("\u00a0", " ")
+        assert made.headline in text
     assert made.headline in " ".join(done.stdout.split())
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert len(done.stdout.splitlines()) <= 40
@@ -178,13 +179,16 @@ def test_stored_vectors_are_asked_by_the_encoder_that_made_them(tmp_path: Path, 
     run = _report(tmp_path, encoder, "lsa", *given)
     stored = _report(tmp_path, store, "lsa", *told, *given)
     assert stored.truth == "queries"
+    assert (stored.old.name, stored.old.fingerprint) == (run.old.name, run.old.fingerprint)
     for one, other in zip(run.arms, stored.arms, strict=True):
         for at, also in zip(one.curve, other.curve, strict=True):
             assert (also.recall.value, also.recall.realised) == (
                 pytest.approx(at.recall.value),
                 pytest.approx(at.recall.realised),
             )
-    assert "another fingerprint" in _refused(tmp_path, GenerationError, store, "lsa", *given, "--old", "encoder=lsa")
+    other = ["--old", "encoder=lsa", "--old", "dims=8", "--old", "seed=1"]
+    assert "another fingerprint" in _refused(tmp_path, GenerationError, store, "lsa", *given, *other)
+    assert "makes vectors of" in _refused(tmp_path, DataError, store, "lsa", *given, "--old", "encoder=lsa")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +199,7 @@ def test_stored_vectors_are_asked_by_the_encoder_that_made_them(tmp_path: Path, 
         (PlanError, ["old.npz", "new.npz", "--queries", "queries.jsonl"], "--data FILE"),
         (PlanError, ["lsa", "lsa", "--old-queries", "old_queries.npz"], "encodes queries itself"),
         (PlanError, ["old.npz", "new.npz", "--old", "dims"], "name=value"),
+        (PlanError, ["old.npz", "new.npz", "--old", "dims=3"], "encoder=SOURCE"),
         (DataError, ["old.npz", "new.npz", "--data", "digits.jsonl", "--queries", "none.jsonl"], "none.jsonl"),
         (DataError, ["short.npy", "new.npy"], "same order"),
         (DataError, ["old.npz", "short.npy", "--data", "digits.jsonl"], f"{ITEMS - 1} vectors without ids for {ITEMS} documents"),

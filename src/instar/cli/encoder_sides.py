@@ -101,6 +101,8 @@ def _fit_together(old: Named, new: Named, data: str | None, relevance: Path | No
     for one in (old, new):
         if one.queries is not None and not one.stored:
             raise PlanError(f"{one.source} encodes queries itself; --{one.option}-queries is for vectors from a file or store.")
+        if one.stored and one.settings and "encoder" not in one.settings:
+            raise PlanError(f"{one.source} holds vectors: say what made them, --{one.option} encoder=SOURCE, then its settings.")
 
 
 def _vectors_alone(old: Named, new: Named, read: Mapping[str, Side]) -> Collection:
@@ -151,14 +153,16 @@ def _vectors(
 
         encoder = one.encoder(collection.texts)
         return vectors_of(collection, encoder, telling.begin(given.printable(encoder.name)), cache=cache)
+    maker = one.encoder(collection.texts) if one.settings else None
+    made = side if maker is None else _made_by(one, side, maker)
     documents = _rows(side, collection.ids, "documents")
     if collection.relevant is None:
         queries = None
     elif asked is not None:
         queries = _rows(asked, collection.query_ids, "queries")
     else:
-        queries = _encoded(one, side, collection, telling)
-    return Vectors(side.name, side.fingerprint, documents, queries, facts={"source": Path(one.source).name})
+        queries = _encoded(one, maker, collection, telling)
+    return Vectors(made.name, made.fingerprint, documents, queries, facts={"source": Path(one.source).name})
 
 
 def _rows(side: Side, ids: Sequence[str], what: str) -> Floats:
@@ -169,17 +173,24 @@ def _rows(side: Side, ids: Sequence[str], what: str) -> Floats:
     return side.vectors[[places[name] for name in ids]]
 
 
-def _encoded(one: Named, side: Side, collection: Collection, telling: given.Telling) -> Floats:
-    """Queries beside stored vectors, by the encoder that made those. Raises PlanError, GenerationError."""
-    if "encoder" not in one.settings or collection.queries is None:
-        raise PlanError(
-            f"{one.source} holds vectors of documents alone. Give vectors of the queries (--{one.option}-queries FILE), or say "
-            f"what encodes them (--{one.option} encoder=SOURCE) and give their texts."
-        )
-    encoder = one.encoder(collection.texts)
+def _made_by(one: Named, side: Side, encoder: Encoder) -> Side:
+    """Vectors with the name and fingerprint of their encoder. Raises DataError, GenerationError for another one."""
+    width = side.vectors.shape[1]
+    if encoder.dim != width:
+        raise DataError(f"{one.source} holds vectors of {width}; {encoder.name} makes vectors of {encoder.dim}.")
     if given.is_store(one.source) and encoder.fingerprint != side.fingerprint:
         raise GenerationError(
             f"{one.source} says that {side.name} made its vectors; {encoder.name} has another fingerprint. Name the encoder with "
             f"the settings that it had then, or give vectors of the queries (--{one.option}-queries FILE)."
         )
-    return encoder.encode(collection.queries, "query", telling.begin(given.printable(encoder.name)))
+    return replace(side, name=encoder.name, fingerprint=encoder.fingerprint)
+
+
+def _encoded(one: Named, maker: Encoder | None, collection: Collection, telling: given.Telling) -> Floats:
+    """Queries beside stored vectors, by the encoder that made those. Raises PlanError."""
+    if maker is None or collection.queries is None:
+        raise PlanError(
+            f"{one.source} holds vectors of documents alone. Give vectors of the queries (--{one.option}-queries FILE), or say "
+            f"what encodes them (--{one.option} encoder=SOURCE) and give their texts."
+        )
+    return maker.encode(collection.queries, "query", telling.begin(given.printable(maker.name)))

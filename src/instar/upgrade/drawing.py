@@ -37,7 +37,7 @@ def backfill(report: Report) -> Plot | None:
         for words, side, upright in (("old search", report.old, "top"), ("new encoder, all re-encoded", report.new, "bottom")):
             level = side.own_recall.value
             axes.axhline(level, color=LIGHT["muted"], lw=1, ls=(0, (4, 3)), zorder=1)
-            axes.text(0.02, level, words, va=upright, size=8.5, color=LIGHT["muted"], zorder=5, bbox=paper)
+            axes.text(0.02, level, words, va=upright, size=8.5, color=LIGHT["muted"], zorder=1.5, bbox=paper)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks(_TICKS, [_tick(report, at) for at in _TICKS])
         axes.yaxis.set_major_formatter(lambda v, _: f"{v * 100:.3g} %".replace("-", "−"))

@@ -87,9 +87,9 @@ def render(report: Report) -> str:
         styles=("gate.css", "encoder.css"),
         scripts=("encoder.js",),
         r=report,
-        headline=line(report.headline, _SENTENCE),
-        advice=[line(text, _SENTENCE) for text in report.advice],
-        cautions=[line(text, _SENTENCE) for text in report.cautions],
+        headline=_sentence(report.headline),
+        advice=[_sentence(text) for text in report.advice],
+        cautions=[_sentence(text) for text in report.cautions],
         tiles=_tiles(report),
         choices=_choices(report),
         picture=drawing.backfill(report),
@@ -111,6 +111,11 @@ def render(report: Report) -> str:
     )
 
 
+def _sentence(text: str) -> str:
+    """A sentence of the record; no line breaks between a number and its sign of percent."""
+    return line(text, _SENTENCE).replace(" %", "\u00a0%")
+
+
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
     """The figures to remember: (title, value, what surrounds it)."""
     found = []
@@ -130,7 +135,7 @@ def _choices(report: Report) -> list[dict[str, Any]]:
         found.append(
             {
                 "share": {0.0: "nothing", 1.0: "all"}.get(choice.fraction, shown.share(choice.fraction)),
-                "hours": shown.hours(choice.hours) if choice.hours is not None else "",
+                "hours": shown.hours(choice.hours) if choice.hours else "",
                 "words": line(units.sentence(choice.words), 300),
                 "recall": shown.figure(choice.recall),
                 "held_out": shown.realised(choice.recall),
