@@ -75,7 +75,7 @@ class EncoderUpdateProblem(Problem):
         old_classes: int = 75,
         pairs: int = 4000,
         documents: int = 4000,
-        queries: int = 1500,
+        queries: int = 2500,
     ) -> None:
         if upgrade not in get_args(Kind) or min(old_classes, pairs, documents, queries) < 2:
             raise ShapeError(

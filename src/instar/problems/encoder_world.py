@@ -86,7 +86,8 @@ def classes(old_classes: int, seed: int) -> World:
 def classifier(features: Floats, labels: Places, rows: Places, seed: int, width: int = 64) -> Floats:
     """Unit vectors [N, width] of all features, by a network that learnt the classes of some `rows`; kept in the cache.
 
-    L = CE(W e, y) with label smoothing 0.1, as the authors train the models that they start from; e is the unit output.
+    L = CE(W h, y) with label smoothing 0.1, as the authors train the models that they start from: only afterwards is the output h
+    made a unit vector.
     """
     taught, y = torch.from_numpy(features[rows]), torch.from_numpy(np.unique(labels[rows], return_inverse=True)[1])
     recipe = training.Recipe(weight_decay=2.0**-15)
@@ -97,10 +98,10 @@ def classifier(features: Floats, labels: Places, rows: Places, seed: int, width:
         body, top = network
 
         def loss(places: Tensor) -> Tensor:
-            return F.cross_entropy(top(F.normalize(body(taught[places]), dim=1)), y[places], label_smoothing=0.1)
+            return F.cross_entropy(top(body(taught[places])), y[places], label_smoothing=0.1)
 
         training.train(network, loss, len(rows), recipe=recipe, seed=seed)
         with torch.no_grad():
             return {"vectors": F.normalize(body(torch.from_numpy(features)), dim=1).numpy()}
 
-    return kept(["classifier", 1, repr(recipe), width, seed, digest([features, labels, rows])], make)["vectors"]
+    return kept(["classifier", 2, repr(recipe), width, seed, digest([features, labels, rows])], make)["vectors"]
