@@ -1,4 +1,4 @@
-# make demo   real text → trained models → records → one page (about 5 minutes after installation)
+# make demo   what replacing an encoder gains and costs, on real text → one page (about 5 minutes after installation)
 # make test   the test suite
 PYTHON ?= python3
 VENV   ?= .venv
@@ -21,8 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt requirements-models.txt
 	touch $@
 
 demo: env
-	$(BIN)/instar compare text --methods softmax,gla,aaren --seeds 5 --budget 20s --out $(OUT)
-	$(BIN)/instar report $(OUT) -o $(OUT)/page.html
+	$(BIN)/instar encoder report lsa all-MiniLM-L6-v2 --html $(OUT)/page.html --json $(OUT)/encoder.json
 	@echo "Open $(OUT)/page.html"
 
 test: env
