@@ -17,22 +17,13 @@ import numpy as np
 
 from instar.checks import Outcome
 from instar.checks.index_processes import check_killed_moving, check_killed_rollback, check_readers
-from instar.checks.index_world import NEW, OLD, Stores, World, make_exact, open_address, pages
+from instar.checks.index_world import NEW, OLD, Stores, World, pages
 from instar.errors import ContractError, DataError, GenerationError, InstarError, ShapeError
 from instar.interfaces import Generation
 
 __all__ = [
-    "CONTRACT",
-    "check_killed_moving",
-    "check_killed_rollback",
-    "check_readers",
-    "NEW",
-    "OLD",
-    "Stores",
-    "World",
-    "check_index",
-    "make_exact",
-    "open_address",
+    *("CONTRACT", "NEW", "OLD", "Stores", "World", "check_index", "check_killed_moving", "check_killed_rollback"),
+    *("check_readers", "make_exact", "open_address"),
 ]
 
 

@@ -38,7 +38,7 @@ def lengths(rows: Floats, what: str, tolerance: float = LENGTH) -> None:
     """Raises DataError unless every row of [N, D] is finite and of length 1."""
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
-        squares = np.einsum("nd,nd->n", block, block, dtype=np.float64)
+        squares = np.einsum("nd,nd->n", block, block)
         good = np.abs(np.sqrt(squares) - 1) <= tolerance  # False for NaN
         if good.all():
             continue

@@ -29,6 +29,8 @@ from instar.interfaces import Floats, Id
 MAGIC = b"instar\x00\x01"
 KINDS = ("begin", "add", "move", "remove", "rollback", "void")
 _NAME = re.compile(r"\d{10}\.segment")
+_LEFT = (".writing.", ".manifest.json.")
+"""Beginnings of names of what a killed writer was about to put in place."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Journal:
         """Segments below a number go, the oldest first; a missing one is no error. So do leftovers of killed writers."""
         with contextlib.suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.folder)):  # noqa: PTH208
-                if (_NAME.fullmatch(name) and int(name[:10]) < before) or name.startswith(".writing."):
+                if (_NAME.fullmatch(name) and int(name[:10]) < before) or name.startswith(_LEFT):
                     (self.folder / name).unlink(missing_ok=True)
 
     @property
