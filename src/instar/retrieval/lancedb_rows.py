@@ -21,7 +21,7 @@ class LanceRows(StampedIndex):
         super().__init__(f"table '{name}' of LanceDB in {location}", readonly)
         self._location, self._name, self._table = location, name, table
         self._pinned = False
-        self._metrics: tuple[int, dict[str, str]] = (-1, {})
+        self._indexes: tuple[int, dict[str, tables.VectorIndex]] = (-1, {})
         for stamp in self.stamps():
             self._writing[stamp.generation.number] = stamp.generation.encoder
         self._id = tables.id_column(table.schema)

@@ -18,6 +18,8 @@ from instar.retrieval.lancedb_table import quoted, told
 from instar.retrieval.stamped import Stamp, adopted, column_after, hits
 
 _LONGEST_NAME = 200
+_TOGETHER = 64
+"""Queries in one call."""
 _REFINED = 10
 """Times k candidates of a compressed index that are compared by their whole vectors."""
 
@@ -82,7 +84,8 @@ class LanceIndex(LanceRows):
                         f"id_column={id_column!r} (default 'id'), vector_column={vector_column!r}. Say which ones to use."
                     )
                 tables.check_ids(table, ids)
-                tables.check_vectors(table, column, generation, tables.metrics(table).get(column, "cosine"))
+                indexed = tables.vector_indexes(table).get(column)
+                tables.check_vectors(table, column, generation, indexed.metric if indexed else "cosine")
                 stamp = tables.metadata(Stamp(generation, column), ids)
                 table.update_field_metadata({"path": column, "metadata": stamp})
         return cls(location, name, table, readonly=False)
@@ -106,9 +109,9 @@ class LanceIndex(LanceRows):
         column, where = stamps[place].column, tables.standing(stamps, place)
         with told(self.where, "search"):
             metric = self._metric(column)
-            found = [self._found(column, where, row, k, metric, exact=False) for row in asked]
+            found = self._found(column, where, asked, k, metric, exact=False)
             if metric is not None and any(len(one) < k for one in found):
-                found = [self._found(column, where, row, k, metric, exact=True) for row in asked]
+                found = self._found(column, where, asked, k, metric, exact=True)
         return hits(found, k, generation)
 
     def search(self, queries: Mapping[int, Floats], k: int, fusion: Fusion = "cosine") -> Hits:
@@ -154,24 +157,31 @@ class LanceIndex(LanceRows):
             self._table.optimize()
 
     def _found(
-        self, column: str, where: str, query: Floats, k: int, metric: str | None, *, exact: bool
-    ) -> list[tuple[float, Id]]:
-        asking = (
-            self._table.search(query, vector_column_name=column).distance_type(metric or "cosine").where(where, prefilter=True)
-        )
-        if exact:
-            asking = asking.bypass_vector_index()
-        elif metric is not None:
-            asking = asking.refine_factor(_REFINED)
-        rows = asking.select([self._id, "_distance"]).limit(k).to_arrow()
+        self, column: str, where: str, queries: Floats, k: int, metric: str | None, *, exact: bool
+    ) -> list[list[tuple[float, Id]]]:
         halved = 2 if metric == "l2" else 1  # LanceDB's l2 is squared: 2 − 2 cos; the others are 1 − cos
-        return [(1 - d / halved, name) for d, name in zip(rows["_distance"].to_pylist(), rows[self._id].to_pylist(), strict=True)]
+        found: list[list[tuple[float, Id]]] = [[] for _ in queries]
+        for start in range(0, len(queries), _TOGETHER):
+            part = queries[start : start + _TOGETHER]
+            # Of one query alone LanceDB gives no column that says which one it was.
+            asking = self._table.search(list(part) if len(part) > 1 else part[0], vector_column_name=column)
+            asking = asking.distance_type(metric or "cosine").where(where, prefilter=True)
+            if exact:
+                asking = asking.bypass_vector_index()
+            elif metric is not None:
+                asking = asking.refine_factor(_REFINED)
+            rows = asking.select([self._id, "_distance"]).limit(k).to_arrow()
+            places = rows["query_index"].to_pylist() if len(part) > 1 else [0] * len(rows)
+            for place, distance, name in zip(places, rows["_distance"].to_pylist(), rows[self._id].to_pylist(), strict=True):
+                found[start + place].append((1 - distance / halved, name))
+        return found
 
     def _metric(self, column: str) -> str | None:
         """What the index of a column compares by; None where there is no index."""
-        if self._metrics[0] != self._table.version:
-            self._metrics = (self._table.version, tables.metrics(self._table))
-        return self._metrics[1].get(column)
+        if self._indexes[0] != self._table.version:
+            self._indexes = (self._table.version, tables.vector_indexes(self._table))
+        found = self._indexes[1].get(column)
+        return None if found is None else found.metric
 
     def _all_moved(self, stamps: Sequence[Stamp]) -> None:
         self.rows_left(self._table.count_rows(f"{quoted(stamps[-1].column)} IS NULL AND {tables.held(stamps)}"))
@@ -179,12 +189,12 @@ class LanceIndex(LanceRows):
     def _index_like(self, old: str, new: str) -> None:
         """An index of the same kind and metric, with LanceDB's own settings for the new dimension."""
         made = extras.require("lancedb.index", "lancedb")
-        indexed = {c: i for i in self._table.list_indices() for c in i.columns}
+        indexed = tables.vector_indexes(self._table)
         if old not in indexed or new in indexed:
             return
-        kind, metric = indexed[old].index_type, tables.metrics(self._table)[old]
+        kind = indexed[old].kind
         try:
-            self._table.create_index(new, config=getattr(made, kind)(distance_type=metric))
+            self._table.create_index(new, config=getattr(made, kind)(distance_type=indexed[old].metric))
         except (RuntimeError, ValueError, AttributeError) as error:
             raise StoreError(
                 f"The new vectors of {self.where} could not be indexed as the old ones are ({kind}): {error}. Index column "

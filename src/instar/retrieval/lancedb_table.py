@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +149,22 @@ def made_here(ids: Any) -> bool:
     return bool(ids.metadata and MADE in ids.metadata)
 
 
-def metrics(table: Any) -> dict[str, str]:
-    """Column -> what its vector index compares by."""
-    found: dict[str, str] = {}
-    for index in table.list_indices():
-        if index.index_type.lower().startswith(("ivf", "hnsw")):
-            metric = str(table.index_stats(index.name).distance_type).lower()
-            found |= dict.fromkeys(index.columns, metric)
-    return found
+@dataclass(frozen=True)
+class VectorIndex:
+    """An index over vectors: its kind as LanceDB names it, and what it compares by (cosine, dot or l2)."""
+
+    kind: str
+    metric: str
+
+
+def vector_indexes(table: Any) -> dict[str, VectorIndex]:
+    """Column -> its index."""
+    return {
+        column.strip("`"): VectorIndex(index.index_type, str(table.index_stats(index.name).distance_type).lower())
+        for index in table.list_indices()
+        for column in index.columns
+        if index.index_type.lower().startswith(("ivf", "hnsw"))
+    }
 
 
 def among(ids: str, names: Sequence[Id]) -> Iterator[str]:
