@@ -42,8 +42,7 @@ def search_in(world: World, part: Places, most: int, seed: int) -> Search:
     Questions about neighbouring documents, and sentences of a class, are alike: together they are one item of the bootstrap.
     """
     collection = world.collection
-    about = collection.relevant
-    queries = part if about is None else np.flatnonzero([bool(np.isin(r, part).all()) for r in about])
+    queries = part if collection.relevant is None else world.about(part)
     queries = queries[np.sort(torch.randperm(len(queries), generator=stream(0, "queries")).numpy()[:most])]
     asked = truth.asked(collection, world.new, part, queries, K)
     if len(asked.queries) < 2:

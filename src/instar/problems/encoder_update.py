@@ -170,7 +170,7 @@ class EncoderUpdateProblem(Problem):
         old, new = (side.documents[world.fit] for side in (world.old, world.new))
         labels = collection.labels
         if collection.relevant is not None and world.old.queries is not None and world.new.queries is not None:
-            about = np.flatnonzero([bool(np.isin(r, world.fit).all()) for r in collection.relevant])
+            about = world.about(world.fit)
             old, new = (np.concatenate(both) for both in ((old, world.old.queries[about]), (new, world.new.queries[about])))
             labels = None  # queries have none
         drawn = np.sort(torch.randperm(len(old), generator=stream(seed, "pairs")).numpy()[: self.pairs])

@@ -42,6 +42,12 @@ class World:
     valid: Places
     test: Places
 
+    def about(self, part: Places) -> Places:
+        """Queries that concern only documents of a part."""
+        inside = np.zeros(len(self.collection), dtype=bool)
+        inside[part] = True
+        return np.flatnonzero([bool(inside[r].all()) for r in self.collection.relevant or ()])
+
 
 def texts_in_parts(collection: Collection, upgrade: str) -> World:
     """Documents at random, the same for every seed. Raises DataError for too few of them."""
