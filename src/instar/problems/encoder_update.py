@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,7 +186,9 @@ def _fitting(subject: Subject) -> Callable[[], object]:
 
 
 def _projecting(subject: Subject) -> Callable[[], object]:
-    head = copy.deepcopy(subject.head).eval()
+    head = subject.fresh()
+    head.fit(subject.pairs, steps=1)  # one that has learnt nothing may give no direction at all
+    head.eval()
     x: Tensor = subject.pairs.x[torch.arange(_PROJECTED) % len(subject.pairs.x)]
 
     @torch.no_grad()
