@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from instar.bench import environment
 from instar.bench.run import now
+from instar.bench.statistics import Estimate
 from instar.compat import pairs as pairing
 from instar.data.collection import Collection, Vectors
 from instar.errors import DataError, ShapeError
@@ -262,7 +263,7 @@ def _arms(
 
         def figures(stage: int, sides: Any = (recall, ap, against), real: Any = real) -> list[Figure]:
             found = ((side[stage], float(one[stage])) for side, one in zip(sides, real, strict=True))
-            return [Figure(e.value, e.low, e.high, value) for e, value in found]
+            return [_figure(e, low, value) for (e, value), low in zip(found, (0.0, 0.0, -1.0), strict=True)]
 
         curve = []
         for stage, fraction in enumerate(bench.gallery.stages):
@@ -278,6 +279,12 @@ def _arms(
             )
         )  # fmt: skip
     return found
+
+
+def _figure(estimate: Estimate, least: float, realised: float) -> Figure:
+    """A share, or a difference of shares: the bootstrap knows nothing of their bounds."""
+    low, high = (None if bound is None else min(max(bound, least), 1.0) for bound in (estimate.low, estimate.high))
+    return Figure(estimate.value, low, high, realised)
 
 
 def _side(side: Vectors, point: Point) -> Side:
