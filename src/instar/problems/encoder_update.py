@@ -126,7 +126,7 @@ class EncoderUpdateProblem(Problem):
         monitor: Monitor | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        """As the head does it. One that is a formula has one step, whose loss is 1 − the mean cosine with the old vectors.
+        """As the head does it. One that is a formula ignores steps; its loss is 1 − the mean cosine with the old vectors.
 
         Nothing is saved on the way: an interrupted fit begins again, and ends the same.
         """
@@ -141,7 +141,8 @@ class EncoderUpdateProblem(Problem):
         if not told:
             with torch.no_grad():
                 found = nn.functional.cosine_similarity(subject.head.compatible(subject.pairs.x), subject.pairs.old)
-            tell(steps, float(1 - found.mean()))
+            for step in sorted({max(1, steps - 1), steps}):  # twice, so that calibration sees a step that takes no time
+                tell(step, float(1 - found.mean()))
 
     def evaluate(self, subject: Subject, split: Search) -> dict[str, Items]:
         """See `encoder_search.measure`."""
