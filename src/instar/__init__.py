@@ -11,7 +11,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "CompatibleHead": "instar.interfaces",
     "Decoder": "instar.models.decoder",
+    "Encoder": "instar.interfaces",
+    "Index": "instar.interfaces",
     "InstarError": "instar.errors",
     "Mixer": "instar.interfaces",
     "Policy": "instar.gate.policy",

@@ -1,4 +1,4 @@
-"""The contract of heads has teeth: each planted defect is caught by the check that is there for it, with a message that says why."""
+"""The contract of heads has teeth: each planted defect is caught by the check that is there for it, with words that say why."""
 
 from __future__ import annotations
 

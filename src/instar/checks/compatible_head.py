@@ -144,10 +144,8 @@ def check_rows(subject: Subject) -> None:
     for generation in range(head.newest + 1):
         whole = head.project(x, generation)
         alone = torch.cat([head.project(row[None], generation) for row in x])
-        if float((whole - alone).abs().max()) > subject.tolerance:
-            raise ContractError(
-                f"At generation {generation} a batch differs from its rows alone by {(whole - alone).abs().max():.1e}."
-            )
+        if (worst := float((whole - alone).detach().abs().max())) > subject.tolerance:
+            raise ContractError(f"At generation {generation} a batch differs from its rows alone by {worst:.1e}.")
 
 
 def check_saved(subject: Subject) -> None:

@@ -17,21 +17,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
+from safetensors.torch import load as tensors_of
 from safetensors.torch import save as as_bytes
 
 from instar import catalogue, files
-from instar.compat import chain
+from instar.compat import chain, head_file
+from instar.compat.head_file import DTYPES, FORMAT, HEAD
 from instar.errors import CheckpointError, GenerationError, InstarError, ShapeError, UnknownNameError
 from instar.interfaces import CompatibleHead, Generation
 from instar.models import checkpoint
 from instar.retrieval.fusion import Calibration
-
-HEAD, FORMAT = "head.json", "instar-head-1"
-_KEYS = {"format", "heads", "weights", "dtype", "generations", "calibration", "facts"}
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_LONGEST = 64
-"""Updates in a chain of heads."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +76,8 @@ def save(
         for name, value in chain.own(one).items()
     }
     dtypes = {str(value.dtype).removeprefix("torch.") for value in tensors.values() if value.is_floating_point()} or {"float32"}
-    if len(dtypes) > 1 or not dtypes <= _DTYPES.keys():
-        raise ShapeError(f"A head is saved in {' or '.join(_DTYPES)}; received {', '.join(sorted(dtypes))}.")
+    if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
+        raise ShapeError(f"A head is saved in {' or '.join(DTYPES)}; received {', '.join(sorted(dtypes))}.")
     content = as_bytes({name: value.clone() for name, value in tensors.items()})
     weights = f"{hashlib.sha256(content).hexdigest()}.safetensors"
     table = {
@@ -97,28 +94,26 @@ def save(
     except (TypeError, ValueError) as error:
         raise ShapeError(f"Knobs and facts of a head are JSON; received what is not: {error}") from error
     files.folder(folder)
+    before = head_file.weights(folder)
     files.write(folder / weights, content)
     files.write(folder / HEAD, text)
-    for path in folder.glob("*.safetensors"):
-        if path.name != weights:
-            with contextlib.suppress(OSError):
-                path.unlink()
+    if before not in (None, weights):
+        with contextlib.suppress(OSError):
+            (folder / str(before)).unlink()
 
 
 def load(folder: Path) -> Saved:
     """The head of a folder, in eval mode on the CPU. Raises CheckpointError, UnknownNameError for a method that is not known."""
-    for _ in range(3):
-        table = _table(folder / HEAD)
-        path = folder / table["weights"]
-        # Between the two reads another process may have replaced the head and removed these weights.
-        if path.is_file() or _table(folder / HEAD)["weights"] == table["weights"]:
-            break
-    _intact(path)
-    tensors, _ = checkpoint.read(path)
+    table, content = head_file.read(folder)
+    path = folder / table["weights"]
+    try:
+        tensors = tensors_of(content)
+    except (safetensors.SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is no safetensors file ({error}). Nothing was loaded.") from error
     links = [_built(folder / HEAD, described) for described in table["heads"]]
     expected = {f"{place}.{name}": value for place, one in enumerate(links) for name, value in chain.own(one).items()}
     checkpoint.compare(path, tensors, expected)
-    dtype = _DTYPES[table["dtype"]]
+    dtype = DTYPES[table["dtype"]]
     for name, value in tensors.items():
         if value.is_floating_point() and (value.dtype != dtype or not bool(torch.isfinite(value).all())):
             raise CheckpointError(f"{path}: {name} is {value.dtype} or not finite; expected finite {dtype}. Nothing was loaded.")
@@ -184,38 +179,6 @@ def _unfit(links: Sequence[CompatibleHead], generations: Sequence[Generation]) -
     if len(generations) != len(widths):
         return f"expected {len(widths)} of them, found {len(generations)}"
     return ""
-
-
-def _table(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"There is no head at {path}.")
-    try:
-        table = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
-    if not isinstance(table, dict) or table.get("format") != FORMAT or table.keys() != _KEYS:
-        raise CheckpointError(f"{path} is no head of the format {FORMAT}.")
-    name = table["weights"]
-    good = (
-        isinstance(name, str) and len(name) == 64 + len(".safetensors") and name.endswith(".safetensors") and name[:64].isalnum()
-    )
-    kinds = (("heads", list), ("generations", list), ("facts", dict))
-    if not good or not all(isinstance(table[key], kind) for key, kind in kinds) or not isinstance(table["dtype"], str):
-        raise CheckpointError(f"{path}: a key does not hold what it should.")
-    if not 1 <= len(table["heads"]) <= _LONGEST or table["dtype"] not in _DTYPES:
-        raise CheckpointError(f"{path} expects 1 to {_LONGEST} heads in {' or '.join(_DTYPES)}.")
-    return table
-
-
-def _intact(path: Path) -> None:
-    """The weights are the bytes that were written. Raises CheckpointError."""
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); the head is not whole.") from error
-    if found != path.name[:64]:
-        raise CheckpointError(f"{path} was altered or truncated: its hash is {found[:12]}…. Save the head again.")
 
 
 def _called(generation: Generation) -> str:
