@@ -203,6 +203,11 @@ def test_tables_that_cannot_be_adopted(db: Any, postgres: str) -> None:
         PostgresIndex.adopt(postgres, "docs", Generation(0, "another encoder", 64))
     with pytest.raises(StoreError, match="reached"):
         PostgresIndex.open("postgresql://nobody@127.0.0.1:1/none?connect_timeout=2", "docs")
+    for password in ("sec/ret", "sec@ret", "sec ret/", "sec:ret@"):
+        with pytest.raises(StoreError) as told:
+            PostgresIndex.open(f"postgresql://me:{password}@127.0.0.1:1/none?connect_timeout=2", "docs")
+        assert "sec" not in str(told.value)
+        assert "ret" not in str(told.value)
 
 
 def test_rows_of_the_application(db: Any, postgres: str) -> None:

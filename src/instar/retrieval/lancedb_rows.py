@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from instar import extras
+from instar.errors import DataError
 from instar.interfaces import Floats, Id
 from instar.retrieval import checking
 from instar.retrieval import lancedb_table as tables
@@ -95,7 +96,10 @@ class LanceRows(StampedIndex):
                 merging = self._table.merge_insert(self._id).when_matched_update_all().use_index(False)
                 done = merging.execute(tables.rows(self._table.schema, self._id, names, stamp, values))
                 if done.num_updated_rows < len(names):
-                    self._there(ids, self.stamps())  # says which ones another program has removed meanwhile
+                    raise DataError(
+                        f"{len(names) - done.num_updated_rows} of {len(names)} rows were removed by another program while they "
+                        "moved; all others have moved. Leave those out that `fetch` no longer knows."
+                    )
 
     @contextlib.contextmanager
     def _changing(self, doing: str) -> Iterator[list[Stamp]]:

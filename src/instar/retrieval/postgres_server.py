@@ -47,13 +47,23 @@ class Server:
         self._vector: Any = extras.require("pgvector", "postgres").Vector
         self._location, self._readonly = location, readonly
         self._open: Any = None
-        try:
-            told = extras.require("psycopg.conninfo", "postgres").conninfo_to_dict(location)
-        except self._psycopg.Error as error:
-            raise StoreError(f"This is no address of PostgreSQL: {_short(error)}") from error
+        told = self._parts(location)
         place = told.get("host") or told.get("service") or "this machine"
         self.name = f"PostgreSQL database '{told.get('dbname') or told.get('user') or 'default'}' on {place}"
         self.connection()
+
+    def _parts(self, location: str) -> dict[str, Any]:
+        """What an address names. Messages hold none of one that is cut in wrong places: parts of it may be a password."""
+        try:
+            told: dict[str, Any] = extras.require("psycopg.conninfo", "postgres").conninfo_to_dict(location)
+        except self._psycopg.Error:
+            told = {"host": "@"}
+        if any("@" in str(told.get(part, "")) for part in ("host", "dbname")):
+            raise StoreError(
+                "This is no address of PostgreSQL. Expected is postgresql://user:password@host:port/database; in a password the "
+                "characters @ : / ? # % are written as %40 %3A %2F %3F %23 %25."
+            )
+        return told
 
     def connection(self) -> Any:
         """The connection, made anew when the last one was lost. Raises StoreError."""

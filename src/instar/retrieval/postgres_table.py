@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -187,7 +188,8 @@ def concurrently(server: Server, at: Table, name: str, using: str) -> None:
 
 def analyse(server: Server, at: Table, column: str) -> None:
     """Tell the planner how many rows have a vector in the column: without that it takes an empty one for a full one."""
-    server.run(f"ANALYZE {at.sql} ({quoted(column)})", (), "analyse the table")
+    with contextlib.suppress(StoreError, ChangedError):  # whatever it belongs to has happened already
+        server.run(f"ANALYZE {at.sql} ({quoted(column)})", (), "analyse the table")
 
 
 def make(server: Server, name: str, generation: Generation) -> tuple[str, str]:

@@ -69,7 +69,9 @@ class Client:
             )
         with self._told("open"):
             self._client: Any = (
-                package.QdrantClient(url=location, api_key=_key(location)) if self._remote else _local(package, location)
+                package.QdrantClient(url=location, api_key=_key(location), check_compatibility=False)
+                if self._remote
+                else _local(package, location)
             )
 
     def exists(self) -> bool:
