@@ -1,11 +1,14 @@
-"""The contract of an index for stores of this machine, and a folder whose writes do not wait for a disk."""
+"""The contract of an index for stores of this machine, a PostgreSQL, and a folder whose writes do not wait for a disk."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from instar.checks.index import CONTRACT
 from instar.interfaces import Floats, Generation, Id
@@ -32,3 +35,25 @@ def maker(address: Callable[[], str]) -> Callable[[Generation, Sequence[Id], Flo
         return url
 
     return make
+
+
+@contextmanager
+def postgres_server() -> Iterator[Any]:
+    """A server of its own with pgvector, gone at the end."""
+    import psycopg
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of platformdirs, where there is no runtime directory
+        import pgserver
+
+    # Not pytest's own folder: the path of a socket is short, and the server's system user has to reach it.
+    folder = Path(tempfile.mkdtemp(prefix="instar_pg_"))
+    folder.chmod(0o755)
+    server = pgserver.get_server(folder / "data", cleanup_mode="stop")
+    try:
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION vector")
+        yield server
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
