@@ -116,8 +116,8 @@ class LanceRows(StampedIndex):
         arrow = extras.require("pyarrow", "lancedb")
         schema = self._table.schema
         field = schema.field(self._id)
-        text = bool(names) and isinstance(names[0], str)
-        if text == arrow.types.is_integer(field.type) and tables.made_here(field) and self._table.count_rows() == 0:
+        text = any(isinstance(name, str) for name in names)
+        if names and text == arrow.types.is_integer(field.type) and tables.made_here(field) and self._table.count_rows() == 0:
             kind = arrow.string() if text else arrow.int64()
             schema = schema.set(schema.get_field_index(self._id), arrow.field(self._id, kind, metadata=field.metadata))
             db = extras.require("lancedb", "lancedb").connect(self._location)

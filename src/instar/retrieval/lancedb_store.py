@@ -6,6 +6,7 @@ immutable versions of a table: each change here is one new version, and each sea
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from instar import extras
@@ -154,7 +155,8 @@ class LanceIndex(LanceRows):
                     )
                 self._table.restore(version - 1)
                 self.rows_left(added)
-            self._table.optimize()
+            with contextlib.suppress(RuntimeError, OSError):  # what had to happen has happened; LanceDB may do this at any time
+                self._table.optimize()
 
     def _found(
         self, column: str, where: str, queries: Floats, k: int, metric: str | None, *, exact: bool

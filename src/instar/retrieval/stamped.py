@@ -137,8 +137,7 @@ def unstamped(where: str) -> GenerationError:
     """The error for an index of which nobody said whose vectors it holds."""
     return GenerationError(
         f"{where} carries no stamp: nobody said which encoder made these vectors. Say so once with `instar encoder adopt`, or in "
-        "Python with adopt(location, name, Generation(0, fingerprint, dim)). If rows have just been finished by another program, "
-        "check the name."
+        "Python with instar.retrieval.opening.adopt_index(url, Generation(0, fingerprint, dim))."
     )
 
 
