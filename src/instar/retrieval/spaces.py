@@ -17,6 +17,8 @@ from instar.interfaces import Floats
 Slots = NDArray[np.int64]
 _SCORES = 1 << 24
 """Scores that are held at a time: 64 MB."""
+_FIRST = 2048
+"""Rows among which a first k best are looked for."""
 _ROWS = 65536
 """Rows whose scores are held at a time."""
 
@@ -129,24 +131,24 @@ class Best:
     def take(self, scores: Floats, slots: Slots) -> None:
         """Scores [Q, B] of B more slots."""
         k = self.scores.shape[1]
-        if self.seen < k or scores.shape[1] <= k:
-            self.seen += scores.shape[1]
-            self._merge(*_largest(scores, np.broadcast_to(slots, scores.shape), k))
-            return
+        if self.seen < k:  # a first few set the mark that the others have to pass
+            first = max(_FIRST, 4 * k)
+            self.seen += min(first, scores.shape[1])
+            self._merge(*_largest(scores[:, :first], np.broadcast_to(slots[:first], scores[:, :first].shape), k))
+            scores, slots = scores[:, first:], slots[first:]
         # Most of a block lies below the k-th best so far: a comparison is cheaper than a partition.
-        self.seen += scores.shape[1]
         flat = np.flatnonzero(scores > self.scores.min(1, keepdims=True))
         if not len(flat):
             return
-        if len(flat) > 8 * k * len(scores):
+        query, column = np.divmod(flat, scores.shape[1])
+        if len(query) > scores.size // 8:
             self._merge(*_largest(scores, np.broadcast_to(slots, scores.shape), k))
             return
-        query, column = np.divmod(flat, scores.shape[1])
         counts = np.bincount(query, minlength=len(scores))
-        place = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+        place = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
         more = np.full((len(scores), int(counts.max())), -np.inf, np.float32)
         where = np.full(more.shape, -1, np.int64)
-        more[query, place] = scores.ravel()[flat]
+        more[query, place] = scores[query, column]
         where[query, place] = slots[column]
         self._merge(more, where)
 
