@@ -23,6 +23,8 @@ FUSIONS = ("cosine", "quantile", "rank")
 _CHOOSING = 300
 """Queries by which the fusion of an arm is chosen."""
 _CALIBRATING = 200
+_LEVEL = 0.01
+"""Less recall than this is no reason for a fusion that is further from the scores."""
 
 Told = Callable[[int], None]
 
@@ -90,7 +92,7 @@ def measure(
 
 
 def fusions(bench: Bench, arms: Sequence[Arm], told: Told | None = None) -> list[str]:
-    """For each arm the fusion with the largest mean recall over the stages, on the queries kept for choosing."""
+    """For each arm the first fusion that is level with the best, in mean recall over the stages, on the queries for choosing."""
     queries = bench.asked(bench.split.choose[:_CHOOSING])
     if not len(queries.queries):
         return ["cosine"] * len(arms)
@@ -103,7 +105,8 @@ def fusions(bench: Bench, arms: Sequence[Arm], told: Told | None = None) -> list
             means.append([-1.0] * len(arms))
         if told is not None:
             told(1)
-    return [FUSIONS[i] for i in np.argmax(np.array(means) - 1e-9 * np.arange(len(FUSIONS))[:, None], axis=0)]
+    found = np.array(means)
+    return [FUSIONS[i] for i in np.argmax(found >= found.max(0) - _LEVEL, axis=0)]
 
 
 def calibration(bench: Bench, arm: Arm) -> Calibration:
