@@ -39,8 +39,9 @@ class BT2(NestedHead):
         parameterisation: of P and Q (`compat.orthogonal`). transform: which of the two there are; "none" leaves plain extra
             dimensions.
         side_branch: "relu", or "linear" without it, as the authors' ViT.
-        hidden, layers: of the backbone. start: whether f starts as x itself, where training from given weights would start, or
-            from random weights (`compat.backbone`).
+        hidden, layers: of the backbone (`compat.backbone`). start: where x is as wide as the new vectors, whether f starts as x
+            itself, as training from the new encoder's weights does, or from random weights. Take False where x is as wide but
+            something else.
 
     A sequence of updates: `previous` is the BT² head before; its full vectors, made unit vectors, are the old ones. Another
     modality: Pairs.inputs are of one, Pairs.new (φ_p) of the other.
@@ -74,7 +75,7 @@ class BT2(NestedHead):
         side_branch: Literal["relu", "linear"] = "relu",
         hidden: int = 512,
         layers: int = 1,
-        start: bool = False,
+        start: bool = True,
     ) -> None:
         extra = max(min(k, old_dim), old_dim - new_dim)
         super().__init__(new_dim, old_dim, new_dim + extra, input_dim)
@@ -142,6 +143,6 @@ class BT2(NestedHead):
 
     def _fresh(self) -> tuple[backbone.Backbone, nn.Linear | None]:
         width = self.new_dim + self.old_dim
-        start = self.new_dim if self.start else 0
+        start = self.new_dim if self.start and self.input_dim == self.new_dim else 0
         own = backbone.Backbone(self.input_dim, width, hidden=self.hidden, layers=self.layers, start=start)
         return own, nn.Linear(width, self.extra) if self.extra else None

@@ -42,7 +42,7 @@ class Embedding(NestedHead):
         if k < 0:
             raise ShapeError(f"k expects 0 or more; received {k}.")
         super().__init__(new_dim, old_dim, old_dim + k, input_dim)
-        self.hidden, self.layers = hidden, layers
+        self.k, self.hidden, self.layers = k, hidden, layers
         self.backbone = self._fresh()
 
     @abc.abstractmethod

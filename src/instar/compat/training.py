@@ -67,10 +67,10 @@ def train(
     The result is a function of the module, loss, steps and seed alone (same build, threads and device). Raises DivergedError for
     a loss that is not finite, DataError for no items, ShapeError for a negative number of steps.
     """
-    recipe = recipe or Recipe()
-    steps = recipe.steps(items) if steps is None else steps
     if items < 1:
         raise DataError("There is nothing to train on: received 0 pairs.")
+    recipe = recipe or Recipe()
+    steps = recipe.steps(items) if steps is None else steps
     if steps < 0:
         raise ShapeError(f"steps expects 0 or more; received {steps}.")
     parameters = [p for p in module.parameters() if p.requires_grad]

@@ -32,10 +32,11 @@ class UpgradingEncoder(nn.Module):
     """inputs -> Upgraded: an encoder whose vectors [N, I] the head reads, both trained by the loss of BT².
 
     Args:
-        encoder: any module from a batch to [N, I]. The paper starts it from random weights; from those of the new encoder it takes
-            a fraction of the steps, and `BT2(…, start=True, layers=0)` then makes f start as φ_p.
+        encoder: any module from a batch to [N, I]. The paper starts it from random weights. From those of the new encoder it
+            takes a fraction of the steps: with `BT2(…, layers=0)` f then starts as φ_p.
         head: a BT2 whose input_dim is I.
-        recipe: how it is trained; the authors' by default (CIFAR-100: batches of 128, rate 0.001, 100 epochs, of which 5 warm up).
+        recipe: how it is trained; by default as the authors do on CIFAR-100 (batches of 128, rate 0.001, 100 epochs, 5 of them
+            warm-up), but for at most a million items in all.
 
     After `fit`, `head` alone serves cached vectors of `encoder`, and can be saved as any head.
     """
