@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from instar.data.collection import Collection, Vectors
 from instar.errors import DataError, ShapeError
 from instar.interfaces import CompatibleHead, Monitor, Pairs
 from instar.problems import encoder_search, encoder_upgrades, encoder_world
-from instar.problems.encoder_update import EncoderUpdateProblem
+from instar.problems.encoder_update import EncoderUpdateProblem, Kind
 from instar.problems.encoder_world import World
 from instar.problems.kept import digest, kept
 
@@ -162,13 +162,13 @@ def test_questions_of_the_embedded_text() -> None:
 
 @needs_data
 def test_the_experiment_of_the_paper_on_few_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_world, "_PER_CLASS", {"train": 4, "val": 2, "test": 2})
+    monkeypatch.setattr(encoder_world, "_PER_CLASS", {"train": 3, "val": 2, "test": 2})
     problem = EncoderUpdateProblem(upgrade="classes", old_classes=30)
     data, other = problem.load(0), problem.load(1)
     assert data.sha256 == other.sha256
-    assert (len(data.train.new), data.facts["test_items"], data.facts["test_queries"]) == (600, 150, 300)
+    assert (len(data.train.new), data.facts["test_items"], data.facts["test_queries"]) == (450, 150, 300)
     assert data.train.inputs is not None
-    assert data.train.inputs.shape == (600, 384)
+    assert data.train.inputs.shape == (450, 384)
     assert not torch.equal(data.train.old[:5], other.train.old[:5])
     found = {}
     for slug in ("no_map", "ridge"):
@@ -203,6 +203,7 @@ def test_a_plan_leaves_the_width_that_a_head_reads_to_the_problem() -> None:
 
 def test_the_recipe_of_an_encoder_says_what_decides_its_vectors() -> None:
     known = encoder_upgrades.UPGRADES
+    assert {*known, "classes"} == set(get_args(Kind))
     assert known["family"].old.recipe([]) != known["family"].new.recipe([])
     assert known["fine_tune"].old.recipe([]) == known["family"].new.recipe([])
     assert known["fine_tune"].new.recipe([]) != known["fine_tune"].old.recipe([])

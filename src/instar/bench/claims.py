@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ def folder_name(claim: Claim, quick: bool = False) -> str:
     digest = hashlib.sha256(json.dumps([problem, kind, claim.conditions], sort_keys=True).encode()).hexdigest()[:6]
     words = ["quick"] if quick else []
     words += [problem, *([kind] if kind != "runs" else sorted(readable, key=lambda w: w[0].isdigit()))]
-    return "-".join([*words, digest])
+    return "-".join([*(re.sub(r"[^\w.]+", "-", word).strip("-") for word in words), digest])  # a name on every system
 
 
 def judge(card: Card, claim: Claim, results: Path, quick: bool = False) -> Judgement:

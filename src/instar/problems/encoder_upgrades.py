@@ -82,12 +82,13 @@ class Upgrade:
 UPGRADES: Mapping[str, Upgrade] = {
     "fine_tune": Upgrade(Source(MINILM), Source(MINILM, tuning=Tuning())),
     "family": Upgrade(Source(MINILM, {"layer": 3}), Source(MINILM)),
-    "lsa": Upgrade(Source("lsa", {"dims": 128}), Source(MINILM)),
     "bow": Upgrade(Source("bow"), Source(MINILM)),
+    "lsa": Upgrade(Source("lsa", {"dims": 128}), Source(MINILM)),
+    "static": Upgrade(Source("wordllama"), Source(MINILM)),
     "decoder": Upgrade(Source("SmolLM2-135M-Instruct"), Source(MINILM)),
 }
-"""A fine-tune of the same model; an earlier layer of it; unrelated ones: TF-IDF with SVD, token vectors without layers, and the
-mean-pooled states of a language model, which was never made for search."""
+"""Of the same model: a fine-tune, an earlier layer, its token vectors without any layer. Unrelated: TF-IDF with SVD, token vectors
+of other models, and the mean-pooled states of a language model, which was never made for search."""
 
 
 def vectors(source: Source, collection: Collection) -> Vectors:
