@@ -26,7 +26,7 @@ from instar.problems.encoder_world import World
 from instar.problems.kept import digest
 from instar.problems.language import evaluating
 
-Kind = Literal["family", "fine_tune", "bow", "lsa", "static", "decoder", "classes"]
+Kind = Literal["family", "fine_tune", "bow", "lsa", "decoder", "classes"]
 _PROJECTED = 1024
 
 
@@ -51,10 +51,10 @@ class EncoderUpdateProblem(Problem):
     """What a query of the new encoder finds among rows of the old one, rows of both, and rows of its own.
 
     Args:
-        upgrade: of MiniLM's own family: fine_tune (MiniLM → MiniLM after 100 steps on SQuAD), family (its layer 3 → its last), bow
-            (its token vectors without layers → its last); unrelated: lsa (TF-IDF with SVD → MiniLM), static (WordLlama → MiniLM),
-            decoder (SmolLM2, mean-pooled → MiniLM); and classes, the experiment of the BT² paper: an old model that saw
-            `old_classes` of the 150 intents of CLINC150, a new one that saw all.
+        upgrade: of MiniLM's own family: fine_tune (MiniLM → MiniLM after 100 steps on SQuAD), family (its layer 3 → its
+            last), bow (its token vectors without layers → its last); unrelated: lsa (TF-IDF with SVD → MiniLM), decoder
+            (SmolLM2, mean-pooled → MiniLM); and classes, the experiment of the BT² paper: an old model that saw `old_classes`
+            of the 150 intents of CLINC150, a new one that saw all.
         data: what `instar encoder report --data` takes (`squad:test`, `xquad`, a file); None for the text inside Python. The
             upgrade `classes` has its own.
         old_classes: see above. pairs: most items under both encoders that a head learns from, drawn by the seed. documents: most

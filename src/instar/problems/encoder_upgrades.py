@@ -84,11 +84,10 @@ UPGRADES: Mapping[str, Upgrade] = {
     "family": Upgrade(Source(MINILM, {"layer": 3}), Source(MINILM)),
     "bow": Upgrade(Source("bow"), Source(MINILM)),
     "lsa": Upgrade(Source("lsa", {"dims": 128}), Source(MINILM)),
-    "static": Upgrade(Source("wordllama"), Source(MINILM)),
     "decoder": Upgrade(Source("SmolLM2-135M-Instruct"), Source(MINILM)),
 }
-"""Of the same model: a fine-tune, an earlier layer, its token vectors without any layer. Unrelated: TF-IDF with SVD, token vectors
-of other models, and the mean-pooled states of a language model, which was never made for search."""
+"""Of the same model: a fine-tune, an earlier layer, its token vectors without any layer. Unrelated: TF-IDF with SVD, and the
+mean-pooled states of a language model, which was never made for search."""
 
 
 def vectors(source: Source, collection: Collection) -> Vectors:
