@@ -67,8 +67,8 @@ class Cost:
 
     Mixer, one layer and one sequence: T tokens, D width, H heads. flops: of one forward pass over T tokens, multiply-adds counted
     as two. state: bytes after T tokens, float32.
-    CompatibleHead: D width of what it reads, O width of the old vectors. flops: of the matrix products that bring one vector to
-    the old generation. state: bytes of its own tensors, float32.
+    CompatibleHead: D width of the new vectors, O of the old ones, I of what it reads. flops: of the matrix products that
+    bring one vector to the old generation. state: bytes of its own tensors, float32.
     """
 
     flops: str

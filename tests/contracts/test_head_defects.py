@@ -32,6 +32,7 @@ PLANTED = [  # defect · the check that is there for it · words of its message 
     (subject(d.Remembers), "deterministic", "had been fitted before", ""),
     (subject(d.ChangesPairs), "deterministic", "changed the pairs", ""),
     (subject(d.Untold), "monitor", "it was told of []", ""),
+    (subject(d.InPlace), "monitor", "interrupted left weight changed", ""),
     (subject(d.Overflows), "extremes", "long vectors", ""),
     (subject(d.Couples), "rows", "differs from its rows alone", "extremes rotation"),
     (subject(d.LosesBuffer), "saved", "persistent buffers", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -9,18 +10,18 @@ import torch
 from torch import Tensor
 
 from instar import catalogue
-from instar.checks.heads import CLASSES, STEPS, build, fitted, generations, pairs, rotated
+from instar.checks.heads import CLASSES, STEPS, bits, build, differ, fitted, generations, pairs, rotated
 from instar.checks.subject import Subject
 from instar.compat import saved
 from instar.errors import ContractError
 from instar.interfaces import CompatibleHead, Pairs
 
-_LONG = 300
+_LONG = 150
 """Steps that teach a trained head a rotation of clusters."""
 
 
 def check_monitor(subject: Subject) -> None:
-    """A trained head tells every step and stops when it is asked to; a closed form ignores steps."""
+    """A trained head tells every step, stops when asked to, and survives an interrupt as it was; a closed form ignores steps."""
     told: list[int] = []
 
     def watch(step: int, loss: float) -> bool:
@@ -32,6 +33,16 @@ def check_monitor(subject: Subject) -> None:
     wanted = [] if head.closed_form else [1, 2, 3]
     if told != wanted:
         raise ContractError(f"The monitor, which stops at step 3, must be told of steps {wanted}; it was told of {told}.")
+
+    def interrupt(step: int, loss: float) -> bool:
+        raise KeyboardInterrupt
+
+    before = bits(head)
+    with contextlib.suppress(KeyboardInterrupt):
+        head.fit(pairs(subject), steps=STEPS, seed=1, monitor=interrupt)
+        before = bits(head)  # a closed form tells nobody, and has done its work
+    if names := differ(before, bits(head)):
+        raise ContractError(f"Training that was interrupted left {names[0]} changed; a head changes when training is done.")
 
 
 def check_orthonormal(subject: Subject) -> None:

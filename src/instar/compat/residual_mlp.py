@@ -43,34 +43,42 @@ class ResidualMLP(Map):
         self.up = nn.Linear(hidden, old_dim, bias=False)
 
     def fit(self, pairs: Pairs, *, steps: int | None = None, seed: int = 0, monitor: Monitor | None = None) -> None:
-        """Start at ridge and train; the best of the epochs on the held-out pairs stays. Raises DataError, ShapeError."""
+        """Start at ridge and train; the best of the epochs on the held-out pairs stays. The head changes only at the end.
+
+        Raises DataError, ShapeError, DivergedError.
+        """
         fitting.check(self, pairs, least=10)
         order = torch.randperm(len(pairs.old), generator=stream(seed, "held out")).to(pairs.old.device)
         few = max(1, round(self.held_out * len(order)))
         judged, taught = (Pairs(pairs.old[part], pairs.new[part]) for part in (order[:few], order[few:]))
-        self._start(taught, seed)
-        best = _Best(self, judged, len(order) - few)
+        head = self._begun(taught, seed)
+        best = _Best(head, judged, len(taught.old))
 
         def mean_loss(places: Tensor) -> Tensor:
-            return _loss(self, taught.new[places], taught.old[places])
+            return _loss(head, taught.new[places], taught.old[places])
 
         def watch(step: int, loss: float) -> bool | None:
             best.after(step)
             return None if monitor is None else monitor(step, loss)
 
-        training.train(self, mean_loss, len(taught.old), recipe=self.RECIPE, steps=steps, seed=seed, monitor=watch)
-        best.keep()
+        training.train(head, mean_loss, len(taught.old), recipe=self.RECIPE, steps=steps, seed=seed, monitor=watch)
+        best.look()
+        with torch.no_grad():
+            for name, value in best.weights.items():
+                self.get_parameter(name).copy_(value)
 
     def bring(self, x: Tensor) -> Tensor:
         return self.skip(x) + self.up(F.gelu(self.down(x)))
 
-    def _start(self, pairs: Pairs, seed: int) -> None:
+    def _begun(self, pairs: Pairs, seed: int) -> ResidualMLP:
+        """A head that is the ridge map of the pairs, on their device."""
         weight, bias = ridge.solve(Moments.of(pairs, centred=True), None)
-        with torch.no_grad(), initialising(seed):
-            self.down.reset_parameters()
-            self.up.weight.zero_()
-            self.skip.weight.copy_(weight)
-            self.skip.bias.copy_(bias)
+        with initialising(seed), torch.no_grad():
+            head = ResidualMLP(self.new_dim, self.old_dim, hidden=self.hidden, held_out=self.held_out).to(pairs.new)
+            head.up.weight.zero_()
+            head.skip.weight.copy_(weight)
+            head.skip.bias.copy_(bias)
+        return head
 
 
 class _Best:
@@ -79,34 +87,21 @@ class _Best:
     def __init__(self, head: ResidualMLP, pairs: Pairs, items: int) -> None:
         self._head, self._pairs = head, pairs
         self._every = max(1, items // head.RECIPE.batch_size(items))
-        self._steps = 0
-        self._loss, self._weights = self._now(), self._copy()
+        self._loss = float("inf")
+        self.weights: dict[str, Tensor] = {}
+        self.look()
 
     def after(self, step: int) -> None:
-        self._steps = step
+        """Look once an epoch."""
         if step % self._every == 0:
-            self._look()
-
-    def keep(self) -> None:
-        """Look at the end as well, and put the best back."""
-        if self._steps % self._every:
-            self._look()
-        for name, parameter in self._own():
-            parameter.data.copy_(self._weights[name])
-
-    def _look(self) -> None:
-        if (loss := self._now()) < self._loss:
-            self._loss, self._weights = loss, self._copy()
+            self.look()
 
     @torch.no_grad()
-    def _now(self) -> float:
-        return float(_loss(self._head, self._pairs.new, self._pairs.old))
-
-    def _own(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, value) for name, value in self._head.named_parameters() if not name.startswith("previous.")]
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self._own()}
+    def look(self) -> None:
+        """Keep the weights of now where they are better than all before."""
+        if (loss := float(_loss(self._head, self._pairs.new, self._pairs.old))) < self._loss:
+            self._loss = loss
+            self.weights = {name: value.detach().clone() for name, value in self._head.named_parameters()}
 
 
 def _loss(head: ResidualMLP, new: Tensor, old: Tensor) -> Tensor:
