@@ -3,9 +3,9 @@
 python benchmarks/backfill_kills.py --kills 50 --stores exact,lancedb,postgres        (about 10 minutes)
 
 Each store holds 2,500 real texts (the embedded collection) under LSA of 64 dimensions; a child process backfills it to LSA of 256
-dimensions and is killed after a random time: while it opens the store, between batches, within a write. Now and then, and when all
-rows have moved, a child that takes the generation back is killed as well. After every kill all rows are read back (the
-vector of each must be the right one of the generation in which it stands, to the rounding of the store) and searched over both
+dimensions and is killed after a random time: while it opens the store, between batches, within a write. Now and then, and when
+all rows have moved, a child that takes the generation back is killed as well. After every kill all rows are read back (the vector
+of each must be the right one of the generation in which it stands, to the rounding of the store) and searched over both
 generations: each must be found by its own vector, once. Written to `results/backfill_kills.json`.
 """
 

@@ -171,6 +171,18 @@ def test_there_and_back(adopted: Path) -> None:
     assert "no older one" in _instar(adopted, "rollback", "exact:store", "--yes", code=3).stderr
 
 
+def test_another_encoder_does_not_begin_a_third_generation_unnoticed(adopted: Path) -> None:
+    given = ("backfill", "exact:store", "--data", "texts.jsonl", "--until", "0.2")
+    _instar(adopted, *given, "models.py:new")
+    refused = _instar(adopted, *given, "models.py:other", code=3)
+    assert "60 of 300 rows are new" in refused.stderr
+    assert _counts(adopted) == [240, 60]
+    _instar(adopted, *given, "models.py:other", "--on-top")
+    assert _counts(adopted)[2] == 60
+    _instar(adopted, "rollback", "exact:store", "--yes")
+    assert _counts(adopted) == [240, 60]
+
+
 def test_what_cannot_move_is_listed(adopted: Path, texts: dict[str, str]) -> None:
     names = list(texts)
     rows = [{"id": name, "text": text} for name, text in texts.items() if name not in names[:3]]
@@ -232,6 +244,7 @@ def test_interrupted_it_finishes_the_batch_and_goes_on(adopted: Path) -> None:
         (("search", "exact:store", " ", "--encoder", "models.py:old"), "empty"),
         (("search", "exact:store", "a", "--encoder", "models.py:old", "--fusion", "loud"), "rank or calibrated"),
         (("adopt", "exact:store", "--fingerprint", "x"), "--dim"),
+        (("adopt", "exact:store", "--fingerprint", "x", "--dim", "48", "--option", "id_column=a"), "id_column"),
         (("adopt", "exact:store", "--fingerprint", "x", "--dim", "48", "--encoder", "models.py:old"), "alone"),
     ],
 )

@@ -164,6 +164,9 @@ def test_sides_are_paired_by_ids() -> None:
     with pytest.raises(DataError, match="ids are missing"):
         sides.paired(one, sides.Side("new", "n", None, vectors[:2]))
     assert sides.paired(sides.Side("old", "o", None, vectors), two)[0] == two.ids
+    ids, left, right = sides.drawn(["a", "b", "c"], vectors, 2 * vectors, 2, 0)
+    assert (len(ids), sides.drawn(["a", "b", "c"], vectors, vectors, 3, 0)[0]) == (2, ["a", "b", "c"])
+    np.testing.assert_array_equal(2 * left, right)
 
 
 def test_a_store_as_a_side(index: ExactIndex) -> None:

@@ -12,14 +12,14 @@ import typer
 
 from instar.cli import encoder_given as given
 from instar.cli.encoder_given import Head, Merge, OldEncoder, Quiet, Set, SetOld, Store, Yes
-from instar.errors import DataError, PlanError
+from instar.errors import DataError, GenerationError, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from instar.compat.saved import Saved
     from instar.data.collection import Collection
-    from instar.interfaces import Index
+    from instar.interfaces import Generation, Index
     from instar.retrieval.backfill import Backfill, Outcome
     from instar.retrieval.bridge import Bridge
     from instar.retrieval.order import Order
@@ -44,13 +44,20 @@ def adopt(
     ] = None,
     dim: Annotated[int | None, typer.Option(help="Dimension of the stored vectors, with --fingerprint.")] = None,
     name: Annotated[str, typer.Option(help="How people call the encoder.")] = "",
-    ids: Annotated[Path | None, typer.Option(help="File of ids, for stores that keep them apart from the vectors.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="name=value of the store: ids=FILE (exact, FAISS, usearch), id_column and vector_column (PostgreSQL, LanceDB), "
+            "vector (Qdrant)."
+        ),
+    ] = None,
 ) -> None:
     """Say once which encoder made the vectors of a store that exists. Its vectors stay as they are.
 
     Examples:  `instar encoder adopt exact:store --encoder all-MiniLM-L6-v2`
-    ·  `instar encoder adopt docs.faiss --fingerprint openai/text-embedding-3-small --dim 1536 --ids ids.txt`
+    ·  `instar encoder adopt docs.faiss --fingerprint openai/text-embedding-3-small --dim 1536 --option ids=ids.txt`
     """
+    from instar.doors.opening import pairs
     from instar.interfaces import Generation
     from instar.retrieval.opening import adopt_index
 
@@ -65,7 +72,7 @@ def adopt(
         raise PlanError("Say which encoder made these vectors: --encoder SOURCE, or --fingerprint TEXT with --dim N.")
     else:
         stamp = Generation(0, fingerprint, dim, name or fingerprint)
-    with adopt_index(store, stamp, **({} if ids is None else {"ids": given.existing(ids)})) as index:
+    with adopt_index(store, stamp, **pairs(option or [])) as index:
         _table(index)
 
 
@@ -84,6 +91,7 @@ def backfill(
     batch: Annotated[int, typer.Option(help="Rows that are encoded and written at a time.")] = 256,
     verify: Annotated[int, typer.Option(help="Rows of each batch that are read back; 0 checks none.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
+    on_top: Annotated[bool, typer.Option("--on-top", help="Begin although an earlier change is not finished.")] = False,
     probe: Annotated[
         Path | None,
         typer.Option(help="Queries with known answers (`id`, `text`, `relevant`), whose recall is measured on the way."),
@@ -125,6 +133,7 @@ def backfill(
     across = given.bridge(new, set_, head, old, set_old)
     with given.store(store) as index, given.Telling(quiet) as telling:
         generation = across.generation(index)
+        _one_at_a_time(index, generation, on_top)
         index.begin(generation)
         asked = None
         if probe is not None:
@@ -195,6 +204,19 @@ def _table(index: Index) -> None:
         share = f"{rows / total:6.1%}" if total else ""
         made = f"{g.encoder[:12]:<12}  {given.printable(g.name)}"
         typer.echo(f"generation {g.number}  {rows:>12,} rows {share}  dimension {g.dim:<5} {made}")
+
+
+def _one_at_a_time(index: Index, wanted: Generation, on_top: bool) -> None:
+    """A model that is not quite the one with which the change began must not begin another one unnoticed."""
+    stored, counts = index.generations(), index.counts()
+    if on_top or len(stored) == 1 or wanted in stored:
+        return
+    newest = stored[-1]
+    raise GenerationError(
+        f"A change to {newest.name} ({newest.encoder[:12]}) is under way: {counts.get(newest.number, 0)} of "
+        f"{sum(counts.values())} rows are new. Received {wanted.name} ({wanted.encoder[:12]}). Go on with that encoder and its "
+        "settings, end or take back the change (finish, rollback), or give --on-top to keep three generations at once."
+    )
 
 
 def _order(name: str, known: Mapping[str, float], counts: Path | None, saved: Saved | None) -> Order:

@@ -123,7 +123,7 @@ class Telling:
         said: list[float] = [started]
         first: list[int] = []
 
-        def told(done: int, total: int) -> None:
+        def told(done: int, total: int | None) -> None:
             self._bar.update(task, completed=done, total=total)
             now = time.monotonic()
             if not first:
@@ -131,8 +131,8 @@ class Telling:
             if self._lines and now - said[0] >= _EVERY:
                 said[0] = now
                 speed = (done - first[0]) / (now - started)
-                left = f", {duration((total - done) / speed)} left" if speed > 0 else ""
-                sys.stderr.write(f"{name}: {done:,} of {total:,}{left}\n")
+                left = f", {duration((total - done) / speed)} left" if total is not None and speed > 0 else ""
+                sys.stderr.write(f"{name}: {done:,}{'' if total is None else f' of {total:,}'}{left}\n")
 
         return told
 

@@ -73,7 +73,7 @@ def train(
     with given.Telling(quiet) as telling:
         second = _side(new, pairs(set_new or []), texts, items, telling)
         first = _side(old, pairs(set_old or []), texts, items, telling, second.ids)
-        ids, stored, encoded = sides.paired(first, second)
+        ids, stored, encoded = sides.drawn(*sides.paired(first, second), items, seed)
         if before is not None:
             before.require(first.fingerprint, before.generations[-1].number)
         step = telling.begin(f"fitting {method}")

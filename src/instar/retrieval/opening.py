@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-from instar.errors import DataError
+from instar.errors import DataError, UnknownNameError
 from instar.interfaces import Generation, Index
 
 ADDRESSES = (
@@ -29,10 +30,15 @@ def adopt_index(url: str, generation: Generation, **options: Any) -> Index:
     """Say once which encoder made the vectors of an index that exists, and open it.
 
     options: those of the kind, such as `ids` for vectors whose ids stand in a file of their own. Nothing of what the store holds
-    is changed. Raises what `open_index` raises, and DataError for vectors that are not unit vectors.
+    is changed. Raises what `open_index` raises, DataError for vectors that are not unit vectors, UnknownNameError for an option
+    that the kind does not have.
     """
     kind, location, name = _parsed(url)
-    found: Index = _kind(kind).adopt(location, name, generation, **options)
+    adopt = _kind(kind).adopt
+    known = [one.name for one in inspect.signature(adopt).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    if wrong := [one for one in options if one not in known]:
+        raise UnknownNameError.among(f"option of {kind}", wrong[0], known)
+    found: Index = adopt(location, name, generation, **options)
     return found
 
 

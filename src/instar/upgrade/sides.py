@@ -106,6 +106,14 @@ def paired(old: Side, new: Side) -> tuple[list[str], Floats, Floats]:
     return [new.ids[i] for i in right], old.vectors[list(left)], new.vectors[list(right)]
 
 
+def drawn(ids: Sequence[str], old: Floats, new: Floats, items: int, seed: int) -> tuple[list[str], Floats, Floats]:
+    """At most so many of the items, at random, in their order."""
+    if len(ids) <= items:
+        return list(ids), old, new
+    places = np.sort(np.random.default_rng(seed).permutation(len(ids))[:items])
+    return [ids[i] for i in places], old[places], new[places]
+
+
 def generations(old: Side, new: Side, full_dim: int, fingerprint: str, before: Sequence[Generation] = ()) -> list[Generation]:
     """What a head between both sides is saved with.
 
