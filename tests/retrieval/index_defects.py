@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,18 @@ import numpy as np
 from instar.interfaces import Floats, Fusion, Generation, Hits, Id
 from instar.retrieval.exact import ExactIndex
 from instar.retrieval.fusion import merge
+from instar.retrieval.held import Held
 from instar.retrieval.journal import Segment
+
+
+@contextmanager
+def patched(owner: type, name: str, value: Any) -> Iterator[None]:
+    real = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, real)
 
 
 def opened(defect: type[ExactIndex], url: str, readonly: bool = False) -> ExactIndex:
@@ -22,7 +34,13 @@ def opened(defect: type[ExactIndex], url: str, readonly: bool = False) -> ExactI
 class FindsMovedRows(ExactIndex):
     """What moved is still found in the old generation."""
 
-    def _hide(self, rows: Any) -> None: ...
+    def _load(self, content: bytes) -> None:
+        with patched(Held, "_hide", lambda *_: None):
+            super()._load(content)
+
+    def _follow(self) -> None:
+        with patched(Held, "_hide", lambda *_: None):
+            super()._follow()
 
 
 class LosesARowOfEveryMove(ExactIndex):
@@ -41,16 +59,15 @@ class ForgetsWhatItClosed(ExactIndex):
 
     def _commit(self, segment: Segment) -> None:
         if segment.kind == "move":
-            self._apply(segment)
+            assert self._held is not None
+            self._held.apply(0, segment)
         else:
             super()._commit(segment)
 
 
 class RollsBackAllButARow(ExactIndex):
     def rollback(self) -> None:
-        with self._now():
-            place = int(self._rows.standing(1)[0])
-            name = self._rows.names[place]
+        name = self.ids(1, limit=1)[0]
         super().rollback()
         super().remove([name])
 
@@ -63,9 +80,9 @@ class SkipsARowBetweenPages(ExactIndex):
 class BringsRemovedRowsBack(ExactIndex):
     """Removing takes the new vector alone."""
 
-    def _apply(self, segment: Segment) -> None:
+    def _commit(self, segment: Segment) -> None:
         if segment.kind != "remove":
-            super()._apply(segment)
+            super()._commit(segment)
 
 
 class TakesAnything(ExactIndex):

@@ -209,7 +209,7 @@ def test_cells_under_any_numbers(far: bool) -> None:
     index.nprobe = 10
     order = np.argsort(ids)
     keys = faiss_files._keys_of_cells(faiss, index)
-    held = faiss_files.Held(index, Form("cells", IP, cells=10, probes=10), keys, keys, index)
+    held = faiss_files.Opened(index, Form("cells", IP, cells=10, probes=10), keys, keys, index)
     space: ApproximateSpace = FaissSpace(16, held.form, held)
     space.drop(np.arange(0, 3000, 3))
     left = np.setdiff1d(np.arange(3000), np.arange(0, 3000, 3))

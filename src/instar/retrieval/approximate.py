@@ -8,6 +8,7 @@ by one, which is then cheaper, and exact.
 from __future__ import annotations
 
 import abc
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,27 @@ class ApproximateSpace(Space):
     def _width(self) -> int:
         """Places that a search keeps open where all rows count."""
 
+    @abc.abstractmethod
+    def save(self, path: Path) -> None:
+        """Write what was built. Raises OSError, RuntimeError."""
+
+    @abc.abstractmethod
+    def restore(self, path: Path) -> None:
+        """Take back what `save` wrote; the slots follow by `skip`. Raises StoreError."""
+
+    @property
+    def built(self) -> bool:
+        """Whether there is something to save."""
+        return True
+
     # What follows from it.
+
+    def skip(self, count: int) -> int:
+        """The next slots belong to vectors that `restore` brought; returns the first of them."""
+        first = len(self.alive)
+        self.alive = np.concatenate([self.alive, np.ones(count, bool)])
+        self._changed()
+        return first
 
     def __len__(self) -> int:
         return int(self.alive.sum())

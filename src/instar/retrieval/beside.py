@@ -20,7 +20,6 @@ from instar.errors import StoreError
 from instar.interfaces import Generation, Id
 from instar.retrieval import journal, manifest, tables
 from instar.retrieval.journalled import JournalledIndex
-from instar.retrieval.rows import Places
 
 
 class SingleFileIndex(JournalledIndex, abc.ABC):
@@ -66,16 +65,17 @@ class SingleFileIndex(JournalledIndex, abc.ABC):
         names = tables.read_names(path)
         return [names[place] for place in _places(numbers, len(names), path)]
 
-    def _recorded(self, epoch: int, suffix: str, rows: Places, numbered: bool, save: Callable[[Path], None]) -> Mapping[str, Any]:
-        """What the manifest says of a new base. numbered: whether the file itself holds the ids of these rows."""
+    def _recorded(
+        self, epoch: int, suffix: str, names: Sequence[Id], numbered: bool, save: Callable[[Path], None]
+    ) -> Mapping[str, Any]:
+        """What the manifest says of a new base of rows with these ids. numbered: whether the file itself holds them."""
         path = self.folder / f"base-{epoch:07d}{suffix}"
         try:
             tables.placed_by(path, save)
         except RuntimeError as error:  # how these packages say that a file could not be written
             raise StoreError(f"{path} could not be written: {reason(error)}. The index is as it was.") from error
-        names = self._rows.names[rows].tolist()
         listed = None if numbered else tables.write_names(self.folder / f"base-{epoch:07d}.ids.json", names)
-        return {"file": manifest.print_of(path), "pending": path.name, "ids": listed, "rows": len(rows)}
+        return {"file": manifest.print_of(path), "pending": path.name, "ids": listed, "rows": len(names)}
 
     def _settle(self) -> None:
         base = self._manifest.base

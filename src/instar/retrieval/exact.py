@@ -99,11 +99,11 @@ class ExactIndex(JournalledIndex):
         return FlatSpace(dim)
 
     def _write_base(self, epoch: int, generation: Generation) -> Mapping[str, Any]:
-        rows = self._rows.standing(generation.number)
-        parts = (self._vectors(generation.number, rows[at : at + _BLOCK]) for at in range(0, len(rows), _BLOCK))
+        held, rows = self._standing(generation.number)
+        parts = (held.vectors(generation.number, rows[at : at + _BLOCK]) for at in range(0, len(rows), _BLOCK))
         return {
             "vectors": tables.write(self.folder / f"base-{epoch:07d}.npy", len(rows), generation.dim, parts),
-            "ids": tables.write_names(self.folder / f"base-{epoch:07d}.ids.json", self._rows.names[rows].tolist()),
+            "ids": tables.write_names(self.folder / f"base-{epoch:07d}.ids.json", held.rows.names[rows].tolist()),
             "rows": len(rows),
         }
 

@@ -52,7 +52,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Held:
+class Opened:
     """What a file holds."""
 
     index: Any
@@ -71,7 +71,7 @@ def library() -> Any:
     return require("faiss", "faiss")
 
 
-def read(path: Path) -> Held:
+def read(path: Path) -> Opened:
     """Raises StoreError for a file that is damaged, or of a kind whose vectors cannot be taken out exactly."""
     faiss = library()
     if not path.is_file():
@@ -97,10 +97,10 @@ def read(path: Path) -> Held:
         raise StoreError(
             f"{path} names {len(np.unique(names))} different ids for {index.ntotal} vectors; each row needs its own."
         )
-    return Held(index, form, keys, names, outer)
+    return Opened(index, form, keys, names, outer)
 
 
-def vectors(held: Held) -> Floats:
+def vectors(held: Opened) -> Floats:
     """All vectors [N, dim], by slot: of flat indexes and graphs a view into the index, which has to outlive it."""
     faiss = library()
     n, dim = held.index.ntotal, held.index.d

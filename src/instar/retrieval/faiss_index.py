@@ -11,7 +11,7 @@ from instar.errors import ShapeError
 from instar.interfaces import Floats, Generation, Id
 from instar.retrieval import beside, checking, exact, faiss_files, tables
 from instar.retrieval.beside import SingleFileIndex
-from instar.retrieval.faiss_files import Form, Held
+from instar.retrieval.faiss_files import Form, Opened
 from instar.retrieval.faiss_spaces import FaissSpace
 from instar.retrieval.spaces import FlatSpace, Space
 
@@ -75,24 +75,25 @@ class FaissIndex(SingleFileIndex):
         return FlatSpace(dim) if self._form.kind == "flat" else FaissSpace(dim, self._form)
 
     def _write_base(self, epoch: int, generation: Generation) -> Mapping[str, Any]:
-        rows, number = self._rows.standing(generation.number), generation.number
-        space = self._spaces[self._key(number)]
+        number = generation.number
+        held, rows = self._standing(number)
+        space, owners = held.space(number)
         as_it_is = isinstance(space, FaissSpace) and space.whole and space.dim == generation.dim
         if as_it_is:
-            rows = self._owners[self._key(number)].rows  # in the graph's own order
-        names = self._rows.names[rows].tolist()
+            rows = owners.rows  # in the graph's own order
+        names = held.rows.names[rows].tolist()
         numbered = beside.numbers(names)
 
         def part(start: int, stop: int) -> Floats:
-            return self._vectors(number, rows[start:stop])
+            return held.vectors(number, rows[start:stop])
 
         index: Any = space.index if isinstance(space, FaissSpace) and as_it_is else None
         if index is None:
             index = faiss_files.filled(self._form, generation.dim, names, numbered, part)
-        return self._recorded(epoch, ".faiss", rows, numbered, lambda path: faiss_files.save(path, index, names, numbered))
+        return self._recorded(epoch, ".faiss", names, numbered, lambda path: faiss_files.save(path, index, names, numbered))
 
 
-def _read(place: Path, dim: int) -> Held:
+def _read(place: Path, dim: int) -> Opened:
     held = faiss_files.read(place)
     if held.index.d != dim:
         raise ShapeError(f"{place} holds vectors of {held.index.d} dimensions, the generation says {dim}.")

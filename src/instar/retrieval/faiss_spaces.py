@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from instar.interfaces import Floats
 from instar.retrieval import faiss_files
 from instar.retrieval.approximate import ApproximateSpace, Mask
-from instar.retrieval.faiss_files import Form, Held
+from instar.retrieval.faiss_files import Form, Opened
 from instar.retrieval.spaces import FlatSpace, Slots, Space, widened
 
 
@@ -23,7 +24,7 @@ class FaissSpace(ApproximateSpace):
     39 for each cell; until then it is searched exactly.
     """
 
-    def __init__(self, dim: int, form: Form, held: Held | None = None) -> None:
+    def __init__(self, dim: int, form: Form, held: Opened | None = None) -> None:
         cells = form.kind == "cells"
         super().__init__(dim, held.keys if held is not None and cells else None, 0 if held is None else len(held.keys))
         self._form, self._held = form, held  # which owns what the index points to
@@ -49,7 +50,7 @@ class FaissSpace(ApproximateSpace):
         if self._form.kind != "graph":
             return super().padded(dim, factor)
         faiss = faiss_files.library()
-        held = Held(self.index, self._form, np.arange(self.index.ntotal), np.arange(self.index.ntotal), self._held)
+        held = Opened(self.index, self._form, np.arange(self.index.ntotal), np.arange(self.index.ntotal), self._held)
         storage = faiss.IndexFlat(dim, faiss.METRIC_INNER_PRODUCT)
         storage.add(widened(faiss_files.vectors(held), dim, factor))
         graph = faiss.clone_index(self.index)
@@ -64,6 +65,19 @@ class FaissSpace(ApproximateSpace):
     def whole(self) -> bool:
         """Whether this is a graph all of whose vectors count."""
         return self._form.kind == "graph" and bool(self.alive.all())
+
+    @property
+    def built(self) -> bool:
+        return self._untrained is None
+
+    def save(self, path: Path) -> None:
+        faiss_files.library().write_index(self.index, str(path))
+
+    def restore(self, path: Path) -> None:
+        held = faiss_files.read(path)
+        self.index, self._held, self._untrained = held.index, held, None
+        if self._form.kind == "cells":
+            self.index.set_direct_map_type(faiss_files.library().DirectMap.Hashtable)
 
     def _insert(self, vectors: Floats, keys: NDArray[np.int64]) -> None:
         if self._untrained is not None:

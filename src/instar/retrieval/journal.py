@@ -104,9 +104,28 @@ class Journal:
             raise StoreError("The journal is written only while its lock is held.")
         self._write(number, segment)
 
-    def void(self, number: int, segment: Segment) -> None:
-        """Give back the space of a change that was rolled back: its number stays taken."""
-        self._write(number, Segment("void", segment.generation))
+    def taken_back(self, numbers: range) -> set[int]:
+        """Those that a later rollback made void, itself with them. Raises StoreError."""
+        found: set[int] = set()
+        since: dict[int, list[int]] = {}
+        for number in numbers:
+            segment = self.read(number, vectors=False)
+            if segment is None:
+                raise StoreError(f"{self.path(number)} is gone: restore the folder from a backup.")
+            if segment.kind == "begin":
+                since[segment.generation] = []
+            if segment.generation in since:
+                since[segment.generation].append(number)
+            if segment.kind == "rollback":
+                found.update(since.pop(segment.generation))
+        return found
+
+    def void(self, first: int) -> None:
+        """Give back the space of what was rolled back: the numbers stay taken. Raises StoreError."""
+        for number in sorted(self.taken_back(self.numbers(first))):
+            segment = self.read(number, vectors=False)
+            if segment is not None and segment.kind in ("add", "move"):
+                self._write(number, Segment("void", segment.generation))
 
     def drop(self, before: int) -> None:
         """Segments below a number go, the oldest first; a missing one is no error. So do leftovers of killed writers."""

@@ -100,15 +100,15 @@ class UsearchIndex(SingleFileIndex):
         return UsearchSpace(self._form.empty(dim), self._form)
 
     def _write_base(self, epoch: int, generation: Generation) -> Mapping[str, Any]:
-        rows = self._rows.standing(generation.number)
-        names = self._rows.names[rows].tolist()
+        held, rows = self._standing(generation.number)
+        names = held.rows.names[rows].tolist()
         numbered = beside.numbers(names)
         keys = np.asarray(names, np.int64) if numbered else np.arange(len(names))
         index = self._form.empty(generation.dim)
         for start in range(0, len(rows), _BLOCK):
             stop = start + _BLOCK
-            index.add(keys[start:stop], self._vectors(generation.number, rows[start:stop]))
-        return self._recorded(epoch, ".usearch", rows, numbered, lambda path: index.save(str(path)))
+            index.add(keys[start:stop], held.vectors(generation.number, rows[start:stop]))
+        return self._recorded(epoch, ".usearch", names, numbered, lambda path: index.save(str(path)))
 
 
 class UsearchSpace(ApproximateSpace):
@@ -125,6 +125,12 @@ class UsearchSpace(ApproximateSpace):
     def search(self, queries: Floats, k: int, among: Mask | None = None) -> tuple[Floats, Slots]:
         # usearch knows no filter: what is asked among some rows alone is compared one by one.
         return super().search(queries, k) if among is None else self._one_by_one(queries, k, self.alive & among)
+
+    def save(self, path: Path) -> None:
+        self._index.save(str(path))
+
+    def restore(self, path: Path) -> None:
+        self._index, _ = _read(path, self.dim)
 
     def _insert(self, vectors: Floats, keys: NDArray[np.int64]) -> None:
         self._index.add(keys, vectors)
