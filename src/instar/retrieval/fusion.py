@@ -59,9 +59,11 @@ def merge(lists: list[Hits], k: int, fusion: Fusion = "cosine") -> Hits:
     generations = np.concatenate([one.generations for one in lists], 1)
     scores = np.concatenate([_comparable(one, fusion) for one in lists], 1)
     scores = np.where(generations < 0, -np.inf, scores)
-    for row in range(len(ids)):
+    for row, names in enumerate(ids.tolist()):
+        if len(set(names)) == len(names):  # as nearly always: a row stands in several lists only while it moves
+            continue
         seen: dict[Any, int] = {}
-        for place, name in enumerate(ids[row]):
+        for place, name in enumerate(names):
             if name is None:
                 continue
             if name in seen:
