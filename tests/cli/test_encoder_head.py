@@ -111,6 +111,27 @@ def test_a_second_update_reaches_the_first_generation(folder: Path) -> None:
     )
 
 
+def test_rows_of_a_trained_head_are_its_own(folder: Path) -> None:
+    """BT² stores vectors of its own making: the encoder alone is then a stranger."""
+    with contextlib.chdir(folder):
+        ids, vectors, _ = files.vectors("old.npz")
+        made = saved.load(Path("head")).generations[0]
+        ExactIndex.adopt("second_store", "", made, vectors=vectors, ids=ids).close()
+    _instar(
+        folder, "train", "exact:second_store", "lsa:new", "--data", "texts.jsonl", "--method", "bt2", "--steps", "60", "-o", "bt2"
+    )
+    backfill = ("backfill", "exact:second_store", "lsa:new", "--data", "texts.jsonl", "--until", "0.3")
+    assert f"{int(0.3 * ITEMS)} rows moved" in _instar(folder, *backfill, "--head", "bt2")
+    found = saved.load(folder / "bt2")
+    status = json.loads(_instar(folder, "status", "exact:second_store", "--json"))["generations"][1]
+    assert (status["dim"], status["encoder"]) == (found.head.full_dim, found.generations[1].encoder)
+    assert status["dim"] > 128
+    assert "under way" in _instar(folder, *backfill, code=3)
+    asked = ("search", "exact:second_store", "how are decimal numbers rounded", "--encoder", "lsa:new")
+    assert json.loads(_instar(folder, *asked, "--head", "bt2", "--json"))
+    assert "stand in generation" in _instar(folder, *asked, code=3)
+
+
 def test_projected_queries_search_an_untouched_index(folder: Path) -> None:
     said = _instar(folder, "project", "head", "--texts", "queries.jsonl", "--encoder", "lsa:new", "-o", "queries.npz")
     assert "120 queries for generation 0, dimension 48" in said
