@@ -30,11 +30,10 @@ Kind = Literal["family", "fine_tune", "bow", "lsa", "decoder", "classes"]
 _PROJECTED = 1024
 
 
-class Subject(nn.Module):
+class Subject:
     """A head with what it is fitted on."""
 
     def __init__(self, build: Build, pairs: Pairs) -> None:
-        super().__init__()
         self.build = build
         self.pairs = dataclasses.replace(pairs, inputs=None) if issubclass(build.cls, Map) else pairs
         self.head: CompatibleHead = self.fresh()
@@ -147,7 +146,7 @@ class EncoderUpdateProblem(Problem):
 
     def evaluate(self, subject: Subject, split: Search) -> dict[str, Items]:
         """See `encoder_search.measure`."""
-        with evaluating(subject):
+        with evaluating(subject.head):
             return encoder_search.measure(subject.head, split)
 
     def costs(self, subject: Subject) -> dict[str, float]:
@@ -156,7 +155,9 @@ class EncoderUpdateProblem(Problem):
         numbers = sum(t.numel() for t in head.state_dict().values())
         figures = {"parameters": float(numbers), "head_bytes": float(chain.nbytes(head)), "row_bytes": 4.0 * head.full_dim}
         if card.cost is not None:
-            known = catalogue.variables(subject.build.cls, subject.build.arguments, D=head.input_dim, O=head.old_dim)
+            known = catalogue.variables(
+                subject.build.cls, subject.build.arguments, D=head.new_dim, O=head.old_dim, I=head.input_dim
+            )
             figures["query_flops"] = formula.evaluate(card.cost.flops, known)
         return figures
 
