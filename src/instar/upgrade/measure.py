@@ -105,8 +105,8 @@ def fusions(bench: Bench, arms: Sequence[Arm], told: Told | None = None) -> list
             means.append([-1.0] * len(arms))
         if told is not None:
             told(1)
-    found = np.array(means)
-    return [FUSIONS[i] for i in np.argmax(found >= found.max(0) - _LEVEL, axis=0)]
+    table = np.array(means)
+    return [FUSIONS[i] for i in np.argmax(table >= table.max(0) - _LEVEL, axis=0)]
 
 
 def calibration(bench: Bench, arm: Arm) -> Calibration:
