@@ -35,8 +35,12 @@ class Subject:
 
     def __init__(self, build: Build, pairs: Pairs) -> None:
         self.build = build
-        self.pairs = dataclasses.replace(pairs, inputs=None) if issubclass(build.cls, Map) else pairs
+        self.pairs = self.reads(pairs)
         self.head: CompatibleHead = self.fresh()
+
+    def reads(self, pairs: Pairs) -> Pairs:
+        """The pairs as this head reads them: a map reads the new vectors."""
+        return dataclasses.replace(pairs, inputs=None) if issubclass(self.build.cls, Map) else pairs
 
     def fresh(self) -> CompatibleHead:
         """A head that has learnt nothing."""
@@ -137,10 +141,11 @@ class EncoderUpdateProblem(Problem):
             told += 1
             return None if monitor is None else monitor(step, loss)
 
-        subject.head.fit(subject.pairs, steps=steps, seed=seed, monitor=tell)
+        pairs = subject.reads(train)
+        subject.head.fit(pairs, steps=steps, seed=seed, monitor=tell)
         if not told:
             with torch.no_grad():
-                found = nn.functional.cosine_similarity(subject.head.compatible(subject.pairs.x), subject.pairs.old)
+                found = nn.functional.cosine_similarity(subject.head.compatible(pairs.x), pairs.old)
             for step in sorted({max(1, steps - 1), steps}):  # twice, so that calibration sees a step that takes no time
                 tell(step, float(1 - found.mean()))
 
