@@ -107,7 +107,7 @@ def test_the_loss_of_regression(kind: str, labelled: bool) -> None:
     given = ready(head, given if labelled else Pairs(given.old, given.new))
     objective = head.objective(given, 0).double()
     h = torch.randn(120, 10, dtype=torch.float64)
-    away = (h[:, :8] - given.old).square().sum(1) if kind == "l2" else 1 - F.cosine_similarity(h[:, :8], given.old)
+    away = (h[:, :8] / 8**0.5 - given.old).square().sum(1) if kind == "l2" else 1 - F.cosine_similarity(h[:, :8], given.old)
     expected = 3 * away.mean()
     if given.labels is not None:
         logits = F.normalize(h, dim=1) @ objective.classifier.weight.T  # type: ignore[union-attr]
