@@ -312,6 +312,14 @@ def test_what_a_map_refuses(kind: type[CompatibleHead]) -> None:
         head.fit(few)
 
 
+def test_queries_of_another_precision() -> None:
+    head = Ridge(8, 8)
+    with pytest.raises(ShapeError, match=r"expects vectors of torch.float32, received torch.float64"):
+        head.project(torch.ones(2, 8, dtype=torch.float64), 0)
+    with pytest.raises(ShapeError, match=r"expects vectors of torch.float32, received torch.int64"):
+        NoMap(8, 8).project(torch.ones(2, 8, dtype=torch.int64), 0)
+
+
 @pytest.mark.parametrize(
     ("kind", "knobs"),
     [

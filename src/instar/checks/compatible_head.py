@@ -78,6 +78,7 @@ def check_refusals(subject: Subject) -> None:
     head = fitted(subject)
     x = queries(head)
     _refused("a projection of other widths", lambda: head.project(x[:, :-1], 0))
+    _refused("a projection of whole numbers", lambda: head.project(x.long(), 0))
     _refused("a projection of one vector without an axis of items", lambda: head.project(x[0], 0))
     for number in (-1, head.newest + 1):
         _refused(f"generation {number}", partial(head.project, x, number))

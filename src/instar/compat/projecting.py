@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,10 @@ def project(head: CompatibleHead, x: Tensor, generation: int) -> Tensor:
     """Unit vectors that query rows of `generation` (see `CompatibleHead.project`)."""
     if x.ndim != 2 or x.shape[1] != head.input_dim:
         raise ShapeError(f"{type(head).__name__} expects vectors [N, {head.input_dim}], received {list(x.shape)}.")
+    own = next(itertools.chain(head.parameters(), head.buffers()), x)
+    if not x.is_floating_point() or x.dtype != own.dtype:
+        wanted = own.dtype if own.is_floating_point() else torch.float32
+        raise ShapeError(f"{type(head).__name__} expects vectors of {wanted}, received {x.dtype}; convert them first.")
     if not 0 <= generation <= head.newest:
         raise ShapeError(f"{type(head).__name__} knows generations 0 to {head.newest}, received {generation}.")
     if generation == head.newest:
