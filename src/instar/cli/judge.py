@@ -25,14 +25,14 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    targets: Annotated[list[str] | None, typer.Argument(help="gla, gla:no_gate, package.module:Class or file.py:Class.")] = None,
+    targets: Annotated[list[str] | None, typer.Argument(help="gla, bt2:cayley, package.module:Class or file.py:Class.")] = None,
     family: Annotated[str | None, typer.Option(help="Every method of this family.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the contract of a method's interface; exit code 1 when a check fails.
 
-    Examples:  `instar check gla softmax`  ·  `instar check my_package.mixers:MyMixer`  ·  `instar check --family mixers`
+    Examples:  `instar check gla ridge`  ·  `instar check my_package.mixers:MyMixer`  ·  `instar check --family mixers`
     """
     names = list(targets or ())
     names += [slug for slug, card in catalogue.methods().items() if card.interface and family and card.family == family]
