@@ -150,13 +150,16 @@ class Journal:
             raise StoreError(f"{path} cannot be written ({error.strerror}), so the index can only be read.") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = os.read(descriptor, 100).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise StoreError(
                 f"{self.folder.parent} is being changed by another writer (process {holder or 'unknown'}). One at a time: wait "
                 "for it, or stop it; reading and searching go on meanwhile."
             ) from error
+        except OSError as error:
+            os.close(descriptor)
+            raise StoreError(f"{path} cannot be locked ({error.strerror}): changes need a file system that has locks.") from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
