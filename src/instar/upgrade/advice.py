@@ -67,6 +67,7 @@ def advise(
         "better": lambda: [
             _first(taken[0], old, k),
             *_way(during, choosing, stages, k),
+            *_beyond(taken[-1], choosing),
             *_budget(choices, hours, k),
             _found(old, full, k, truth),
         ],
@@ -98,7 +99,12 @@ def _headline(verdict: str, gain: Figure, first: Taken, old: NDArray[np.float64]
     if first.arm.id == KEEP:
         return f"{start}; nothing of that comes without re-encoding."
     share = (first.arm.curve[0].recall.value - old.mean()) / (full.mean() - old.mean())
-    return f"{start}; {_doing(first.arm)} gives {percent(share)} of the gain before a single row is re-encoded."
+    part = (
+        f"{percent(share)} of the gain"
+        if share < 1
+        else f"all of the gain and more ({percent(first.arm.curve[0].recall.value, 1)})"
+    )
+    return f"{start}; {_doing(first.arm)} gives {part} before a single row is re-encoded."
 
 
 def _found(old: NDArray[np.float64], full: NDArray[np.float64], k: int, truth: Truth) -> str:
@@ -151,6 +157,18 @@ def _at(share: float) -> str:
     return "the start" if share == 0 else percent(share)
 
 
+def _beyond(last: Taken, choosing: Choosing) -> list[str]:
+    """Where a head's vectors are better than the new encoder's own, once all rows have them."""
+    if last.arm.kind != "trained head" or not choosing.better(
+        choosing.marks[last.arm.id][:, -1], choosing.marks[TWO_ENCODERS][:, -1]
+    ):
+        return []
+    return [
+        f"Keep the head {last.arm.title.partition(':')[0]} when all rows are re-encoded: its own vectors then give "
+        f"{percent(last.arm.curve[-1].recall.value, 1)}, more than the new encoder alone, because it learnt from your labels."
+    ]
+
+
 def _budget(choices: list[Choice], hours: float | None, k: int) -> list[str]:
     if hours is None:
         return []
@@ -174,7 +192,7 @@ def _doing(arm: Arm) -> str:
         return "switching only the query encoder (no map)"
     if arm.id == TWO_ENCODERS:
         return "asking with both encoders"
-    return f"{'the head' if arm.kind == 'trained head' else 'the map'} {arm.title}"
+    return f"{'the head' if arm.kind == 'trained head' else 'the map'} {arm.title.partition(':')[0]}"
 
 
 def _choice(taken: Taken, fraction: float) -> Choice:
