@@ -75,8 +75,9 @@ def names(chosen: Sequence[str] | None = None, without: Sequence[str] = ()) -> l
 
 
 def _default(known: Sequence[str]) -> list[str]:
-    """Every head, and of presets those that answer a question users have: extra dimensions for BCT, the other regression."""
-    also = {"bct:extra", "regression:cosine"}
+    """Every head, and of presets those that answer a question users have: extra dimensions for BCT, the other regression, a
+    rotation and nothing else."""
+    also = {"bct:extra", "regression:cosine", "procrustes:rotation"}
     return [name for name in known if ":" not in name or name in also]
 
 
