@@ -57,8 +57,9 @@ class ExactIndex(JournalledIndex):
         """Stamp vectors that exist as those of `generation`.
 
         location: the folder. vectors: float32 [N, dim] of length 1, or their .npy; by default `vectors.npy` of the folder, which
-        then is the base as it is, until `finish`, which leaves that file and uses its own. ids: [N], or a file: JSON list, .npy, or text with one a line; by default
-        `ids.json`, `ids.npy` or `ids.txt` of the folder, else the numbers of the rows.
+        then is the base as it is, until `finish`; that leaves it alone and writes a table of its own. ids: [N], or a file: JSON
+        list, .npy, or text with one a line; by default `ids.json`, `ids.npy` or `ids.txt` of the folder, else the numbers of
+        the rows.
         Raises ShapeError, DataError for bad vectors or ids, StoreError.
         """
         generation = checking.adopted(generation)
