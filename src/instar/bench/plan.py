@@ -37,6 +37,8 @@ class Request:
     budget: str = ""
     trials: int = 1
     baseline: str = ""
+    least: int = 2
+    """Fewest methods. A claim may hold a baseline against itself, which needs one; a comparison needs two."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,7 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
         file = Path(location.rpartition(":")[0]) if location else None
         source = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file is not None and file.is_file() else None
         entries.append(Entry(str(address), address.slug, arguments, address == baseline, location, source))
-    if len(entries) < 2:
+    if len(entries) < request.least:
         others = ", ".join(slug for slug, c in catalogue.methods().items() if c.interface in card.accepts)
         raise PlanError(f"Only the baseline {baseline} was named: there is nothing to compare. Methods: {others}.")
     for name in request.overrides:

@@ -35,6 +35,7 @@ def reproduce(
             settings=work.settings,
             seeds=work.seeds,
             budget=work.budget,
+            least=1,
         )
         comparisons.append(
             compare(
