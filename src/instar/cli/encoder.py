@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from instar.cli import encoder_change, encoder_head, encoder_report, encoder_search
+from instar.cli import encoder_backfill, encoder_change, encoder_head, encoder_report, encoder_search
 
 app = typer.Typer(
     rich_markup_mode="markdown",
@@ -14,4 +14,5 @@ app = typer.Typer(
 encoder_report.register(app)
 encoder_head.register(app)
 encoder_search.register(app)
+encoder_backfill.register(app)
 encoder_change.register(app)

@@ -1,8 +1,8 @@
 """Re-encode the rows of an index while it is in use.
 
+    bridge = Bridge(open_encoder("all-MiniLM-L6-v2"))
     with open_index("exact:store") as index:
-        making = Making(open_encoder("all-MiniLM-L6-v2"))
-        outcome = Backfill(index, making.generation(index), making, texts).run()
+        outcome = Backfill(index, bridge.generation(index), bridge.documents, texts).run()
 
 Nothing but the index knows how far a change has come: what is left are the rows that stand in an older generation. A backfill
 that was killed is therefore begun again, and goes on.
