@@ -123,7 +123,7 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(DataError, match=words):
             report(collection, side, new, chosen=FAST)
-    with pytest.raises(UnknownNameError, match="Unknown arm 'rigde'. Did you mean ridge"):
+    with pytest.raises(UnknownNameError, match=r"Unknown arm 'rigde'\. Did you mean ridge"):
         report(collection, old, new, chosen=["rigde"])
     for wrong in ({"k": 0}, {"rows": 0}, {"hours": -1.0}, {"rate": 0.0}):
         with pytest.raises(ShapeError):

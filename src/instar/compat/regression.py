@@ -16,8 +16,8 @@ from instar.interfaces import Pairs
 class Regression(Embedding):
     """L = CE(W e, y) + weight · mean ‖h / √O − φ_old‖² ("l2"), or + weight · (1 − mean ⟨ê, φ_old⟩) ("cosine").
 
-    h is what the backbone gives, e = h / ‖h‖ the new embedding, ê its first O coordinates as a unit vector. Coordinates of h start
-    near 1, those of a unit vector are near 1/√O: without the root the steps of Adam are larger than what is to be learnt.
+    h is what the backbone gives, e = h / ‖h‖ the new embedding, ê its first O coordinates as a unit vector. Coordinates of h
+    start near 1, those of a unit vector are near 1/√O: without the root the steps of Adam are larger than what is to be learnt.
 
     Args:
         loss: "l2" or "cosine", of the first O coordinates. weight: of that term.
@@ -66,8 +66,11 @@ class Distance(Objective):
     def forward(self, h: Tensor, places: Tensor) -> Tensor:
         old = self.old[places]
         first = h[:, : old.shape[1]]
-        away = (first / old.shape[1] ** 0.5 - old).square() if self.kind == "l2" else 1 / old.shape[1] - F.normalize(first, dim=1) * old
-        found = self.weight * away.sum(1).mean()
+        if self.kind == "l2":
+            away = (first / old.shape[1] ** 0.5 - old).square().sum(1)
+        else:
+            away = 1 - (F.normalize(first, dim=1) * old).sum(1)
+        found = self.weight * away.mean()
         if self.classifier is None or self.labels is None:
             return found
         logits: Tensor = self.classifier(F.normalize(h, dim=1))
