@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+# Two workers share two cores: threads beyond one each make small work several times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and so would every process that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

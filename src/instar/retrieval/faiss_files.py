@@ -78,7 +78,7 @@ def read(path: Path) -> Opened:
         raise StoreError(f"There is no file {path}.")
     try:
         outer = faiss.read_index(str(path))
-    except (RuntimeError, MemoryError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         raise StoreError(f"{path} is no FAISS index, or it is damaged ({beside.reason(error)}). Restore it.") from error
     names = None
     if isinstance(outer, faiss.IndexIDMap):  # IndexIDMap2 is one

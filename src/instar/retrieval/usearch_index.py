@@ -169,7 +169,7 @@ def _read(path: Path, dim: int) -> tuple[Any, NDArray[np.int64]]:
         raise StoreError(f"There is no file {path}.")
     try:
         index = library.Index.restore(str(path))
-    except (ValueError, RuntimeError, MemoryError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, MemoryError, KeyError) as error:  # OSError: it went just now
         raise StoreError(f"{path} is no usearch index, or it is damaged ({beside.reason(error)}). Restore it.") from error
     if index is None:
         raise StoreError(f"{path} is no usearch index of vectors.")
