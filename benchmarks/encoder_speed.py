@@ -2,7 +2,7 @@
 
 python benchmarks/encoder_speed.py training      heads on 100,000 pairs of 384 dimensions, one core (goal: 3 minutes)
 python benchmarks/encoder_speed.py projection    `project` against the bare matrix product of the same shape (goal: 1.3 times)
-python benchmarks/encoder_speed.py search        a half-changed index against a whole one, in the same store (goal: 1.15 times)
+python benchmarks/encoder_speed.py search        a half-changed index against one of new rows, same store (goal: 1.15 times)
 python benchmarks/encoder_speed.py backfill      backfill against the encoder alone on the same texts (goal: 1.2 times)
 python benchmarks/encoder_speed.py report        the report on 20,000 texts beyond encoding (goal: 3 minutes)
 
@@ -12,9 +12,10 @@ real texts (MiniLM on the sentences of CLINC150 and on Python's documentation) w
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -30,6 +31,7 @@ import torch
 from instar import catalogue
 from instar.bench import environment
 from instar.compat import pairs as pairing
+from instar.errors import MissingExtraError
 from instar.interfaces import Generation, Index
 
 RESULT = Path(__file__).parent / "results" / "encoder_speed.json"
@@ -127,79 +129,95 @@ def projection() -> list[dict[str, Any]]:
 
 
 def search() -> list[dict[str, Any]]:
-    """Latency of one query (k = 10) over 100,000 rows: whole, and half changed, apart and in one padded space."""
+    """Latency of one query (k = 10) over 100,000 rows: all changed, and half changed, apart and in one padded space."""
     count = 100_000
-    old, new = related(count)
+    old, new, norm = nested(count)
     asked = unit(new[:64] + 0.3 * np.random.default_rng(2).standard_normal((64, DIM)).astype(np.float32) / np.sqrt(DIM))
-    asked_old = unit(old[:64])
+    both = {0: unit(asked[:, : old.shape[1]]), 1: asked}
+    truth = np.argsort(-(asked @ new.T), axis=1)[:, :10]
     found = []
     for store in ("exact", "faiss flat", "faiss hnsw", "usearch", "lancedb", "postgres hnsw"):
-        folder = Path(tempfile.mkdtemp())
-        try:
-            whole, half, close = _stores(store, folder, old, new)
-        except Exception as error:
-            print(f"{store}: left out ({type(error).__name__}: {error})")
-            continue
-        truth = np.argsort(-(asked @ new.T), axis=1)[:, :10]
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            try:
+                made = _stores(store, folder, old, new, norm, stack)
+            except MissingExtraError as error:
+                print(f"{store}: left out ({error})")
+                continue
 
-        def ask(index: Index, generations: tuple[int, ...]) -> list[Any]:
-            sides = {0: asked_old, 1: asked}
-            return [index.search({g: sides[g][i : i + 1] for g in generations}, 10) for i in range(16)]
+            def ask(index: Index, queries: dict[int, np.ndarray]) -> list[Any]:
+                return [index.search({g: of[i : i + 1] for g, of in queries.items()}, 10) for i in range(16)]
 
-        took = rounds({"whole": partial(ask, whole, (0,)), "half": partial(ask, half, (0, 1))})
-        recalls = {}
-        for name, index, generations in (("whole", whole, (0,)), ("half", half, (0, 1))):
-            sides = {0: asked_old, 1: asked}
-            hits = index.search({g: sides[g] for g in generations}, 10)
-            recalls[name] = float(np.mean([len(set(h) & set(t)) / 10 for h, t in zip(hits.ids, truth, strict=True)]))
-        row = {"store": store, "rows": count, **took, "ratio": took["half"]["min"] / took["whole"]["min"], "recall": recalls}
-        found.append(row)
-        print(f"{store:14} whole {took['whole']['min'] / 16 * 1e3:.3f} ms, half changed {row['ratio']:.2f} times", flush=True)
-        close()
-        shutil.rmtree(folder, ignore_errors=True)
+            queries = {name: {0: asked} if name == "whole" else both for name in made}
+            took = rounds({name: partial(ask, index, queries[name]) for name, index in made.items()})
+            row: dict[str, Any] = {"store": store, "rows": count, **took}
+            for name, index in made.items():
+                hits = index.search(queries[name], 10)
+                recall = float(np.mean([len(set(h) & set(t)) / 10 for h, t in zip(hits.ids, truth, strict=True)]))
+                row[name] |= {"recall": recall, "ratio": took[name]["min"] / took["whole"]["min"]}
+            found.append(row)
+            said = ", ".join(f"{name} {row[name]['ratio']:.2f} times (recall {row[name]['recall']:.2f})" for name in made)
+            print(f"{store:14} whole {took['whole']['min'] / 16 * 1e3:.3f} ms: {said}", flush=True)
     return found
 
 
-def _stores(store: str, folder: Path, old: np.ndarray, new: np.ndarray) -> tuple[Index, Index, Callable[[], None]]:
-    """The same rows in a whole index and in one of which half the rows have moved."""
+def nested(count: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Old vectors, new ones whose beginnings are nearly the old ones, and the mean length of those beginnings."""
+    draw = np.random.default_rng(0)
+    new = unit(draw.standard_normal((count, DIM)).astype(np.float32))
+    start = new[:, : DIM - 32]
+    old = unit(start + 0.02 * draw.standard_normal(start.shape).astype(np.float32) / np.sqrt(DIM))
+    return old, new, float(np.linalg.norm(start, axis=1).mean())
+
+
+def _stores(
+    store: str, folder: Path, old: np.ndarray, new: np.ndarray, norm: float, stack: contextlib.ExitStack
+) -> dict[str, Index]:
+    """An index of new rows alone, and ones of which half the rows have moved."""
+    from instar.retrieval.journalled import JournalledIndex
+    from instar.retrieval.padded import pad
+
+    server: Any = None
+    if store.startswith("postgres"):
+        import pgserver
+
+        server = pgserver.get_server(folder / "pg")
+        stack.callback(server.cleanup)
+    first, second = (Generation(i, name, rows.shape[1], name) for i, (name, rows) in enumerate((("old", old), ("new", new))))
+    made = {"whole": _filled(store, folder, "whole", new, dataclasses.replace(second, number=0), server)}
+    stack.callback(made["whole"].close)
+    for name in ("apart", "padded"):
+        index = _filled(store, folder, name, old, first, server)
+        stack.callback(index.close)
+        if name == "padded":
+            if not isinstance(index, JournalledIndex) or store == "usearch":
+                continue
+            pad(index, DIM, norm)
+        index.begin(second)
+        moved = np.random.default_rng(3).permutation(len(old))[: len(old) // 2]
+        for start in range(0, len(moved), 10_000):
+            part = moved[start : start + 10_000]
+            index.move([int(i) for i in part], new[part], 1)
+        made[name] = index
+    return made
+
+
+def _filled(store: str, folder: Path, name: str, rows: np.ndarray, generation: Generation, server: Any) -> Index:
     from instar.retrieval.opening import open_index
 
-    first, second = Generation(0, "old", DIM, "old"), Generation(1, "new", DIM, "new")
-    server: Any = None
-    made = []
-    for name in ("whole", "half"):
-        if store.startswith("postgres"):
-            import pgserver
-
-            server = server or pgserver.get_server(folder / "pg")
-            index = open_index(f"{server.get_uri()}#{name}", create=first)
-        elif store.startswith("faiss"):
-            index = _faiss(folder / f"{name}.faiss", store, old, first)
-        elif store == "usearch":
-            index = open_index(str(folder / f"{name}.usearch"), create=first)
-        elif store == "lancedb":
-            index = open_index(f"lancedb:{folder / 'lance'}#{name}", create=first)
-        else:
-            index = open_index(f"exact:{folder / name}", create=first)
-        ids = list(range(len(old)))
-        if not store.startswith("faiss"):
-            for start in range(0, len(ids), 10_000):
-                index.add(ids[start : start + 10_000], old[start : start + 10_000], 0)
-        if name == "half":
-            index.begin(second)
-            moved = np.random.default_rng(3).permutation(len(ids))[: len(ids) // 2]
-            for start in range(0, len(moved), 10_000):
-                part = moved[start : start + 10_000]
-                index.move([int(i) for i in part], new[part], 1)
-        made.append(index)
-
-    def close() -> None:
-        for index in made:
-            index.close()
-        if server is not None:
-            server.cleanup()
-
-    return made[0], made[1], close
+    if store.startswith("faiss"):
+        return _faiss(folder / f"{name}.faiss", store, rows, generation)
+    address = {
+        "exact": f"exact:{folder / name}",
+        "usearch": f"usearch:{folder / name}.usearch",
+        "lancedb": f"lancedb:{folder / 'lance'}#{name}",
+        "postgres hnsw": f"{server.get_uri()}#{name}" if server else "",
+    }
+    index = open_index(address[store], create=generation)
+    for start in range(0, len(rows), 10_000):
+        part = rows[start : start + 10_000]
+        index.add(list(range(start, start + len(part))), part, 0)
+    return index
 
 
 def _faiss(path: Path, store: str, old: np.ndarray, generation: Generation) -> Index:
@@ -207,7 +225,8 @@ def _faiss(path: Path, store: str, old: np.ndarray, generation: Generation) -> I
 
     from instar.retrieval.opening import adopt_index
 
-    base = faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT) if "hnsw" in store else faiss.IndexFlatIP(DIM)
+    dim = old.shape[1]
+    base = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT) if "hnsw" in store else faiss.IndexFlatIP(dim)
     base.add(old)
     faiss.write_index(base, str(path))
     return adopt_index(f"faiss:{path}", generation)

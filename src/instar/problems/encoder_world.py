@@ -66,20 +66,21 @@ def texts_in_parts(collection: Collection, upgrade: str) -> World:
 def classes(old_classes: int, seed: int) -> World:
     """The experiment of the BT² paper on sentences: an old model that saw some of the 150 intents of CLINC150, a new one all.
 
-    Both are networks of one hidden layer on features of MiniLM: the old one reads layer 1 and the new one layer 6. Which classes
-    the old model saw, and where both networks start, is drawn from the seed.
+    Both are networks of one hidden layer on features of MiniLM, of mean 0 and variance 1 over the texts that teach: the old one
+    reads layer 1 and the new one layer 6, as do heads with networks of their own. Which classes the old model saw, and where both
+    networks start, is drawn from the seed.
     """
     cases = [clinc150_cases(part, per_class=count, examples_per_class=0) for part, count in _PER_CLASS.items()]
     labels = [str(label) for case in cases for label in case.labels or ()]
     collection = Collection(
         "clinc150", [name for c in cases for name in c.ids], [text for c in cases for text in c.inputs], labels
     )
-    low, high = (vectors(Source(MINILM, {"layer": layer}), collection).documents for layer in (1, 6))
     names = sorted(set(labels))
     if not 2 <= old_classes <= len(names):
         raise DataError(f"old_classes expects 2 to {len(names)}; received {old_classes}.")
     drawn = torch.randperm(len(names), generator=stream(seed, "classes")).tolist()
     fit, valid, test = np.split(np.arange(len(labels)), np.cumsum([len(c) for c in cases])[:-1])
+    low, high = (standardised(vectors(Source(MINILM, {"layer": layer}), collection).documents, fit) for layer in (1, 6))
     known = np.array([names.index(label) for label in labels])
     seen = fit[np.isin(known[fit], drawn[:old_classes])]
     sides = [
@@ -89,11 +90,18 @@ def classes(old_classes: int, seed: int) -> World:
     return World(collection, sides[0], sides[1], high, fit, valid, test)
 
 
+def standardised(features: Floats, rows: Places) -> Floats:
+    """Features of mean 0 and variance 1 over some rows; one that hardly varies (MiniLM has three that are always 0) becomes 0."""
+    mean, deviation = features[rows].mean(0), features[rows].std(0)
+    alive = deviation > 1e-3 * deviation.mean()
+    return np.asarray(np.where(alive, features - mean, 0) / np.where(alive, deviation, 1), dtype=np.float32)
+
+
 def classifier(features: Floats, labels: Places, rows: Places, seed: int, width: int = 64) -> Floats:
     """Unit vectors [N, width] of all features, by a network that learnt the classes of some `rows`; kept in the cache.
 
-    L = CE(W h, y) with label smoothing 0.1, as the authors train the models that they start from: only afterwards is the output h
-    made a unit vector.
+    L = CE(W h/‖h‖, y) with label smoothing 0.1: it learns on the unit vectors that are searched. Learnt on the outputs h, whose
+    length says how sure the network is, the same vectors find less (top-1 0.75 to 0.85 against 0.87 with 75 classes).
     """
     taught, y = torch.from_numpy(features[rows]), torch.from_numpy(np.unique(labels[rows], return_inverse=True)[1])
     recipe = training.Recipe(weight_decay=2.0**-15)
@@ -104,10 +112,10 @@ def classifier(features: Floats, labels: Places, rows: Places, seed: int, width:
         body, top = network
 
         def loss(places: Tensor) -> Tensor:
-            return F.cross_entropy(top(body(taught[places])), y[places], label_smoothing=0.1)
+            return F.cross_entropy(top(F.normalize(body(taught[places]), dim=1)), y[places], label_smoothing=0.1)
 
         training.train(network, loss, len(rows), recipe=recipe, seed=seed)
         with torch.no_grad():
             return {"vectors": F.normalize(body(torch.from_numpy(features)), dim=1).numpy()}
 
-    return kept(["classifier", 2, repr(recipe), width, seed, digest([features, labels, rows])], make)["vectors"]
+    return kept(["classifier", 3, repr(recipe), width, seed, digest([features, labels, rows])], make)["vectors"]

@@ -18,6 +18,8 @@ from instar.errors import DataError, GenerationError, RecordError, ShapeError
 from instar.interfaces import Floats, Fusion, Hits, Index
 
 _ATTEMPTS = 5
+_FAR = 1e6
+"""Ranges of the scores that were seen up to which lines go on beyond them."""
 _LEVELS = np.concatenate([np.linspace(0, 0.9, 46), 1 - 0.1 * 0.75 ** np.arange(1, 41)])
 """Quantiles that a calibration keeps: evenly, and ever closer to 1, where the best of many rows stand (up to 1 − 1e-6)."""
 
@@ -120,12 +122,12 @@ class Calibration:
         if generation not in self.quantiles:
             raise GenerationError(f"There is no calibration for generation {generation}, only for {sorted(self.quantiles)}.")
         x, y = self.quantiles[generation], self.quantiles[self.reference]
-        inside = np.interp(scores, x, y)
-        slope_high, slope_low = ((y[b] - y[a]) / (x[b] - x[a]) for a, b in ((-5, -1), (0, 4)))
-        above = y[-1] + (scores - x[-1]) * slope_high
-        below = y[0] + (scores - x[0]) * slope_low
-        found = np.where(scores > x[-1], above, np.where(scores < x[0], below, inside))
-        return found.astype(np.float32)
+        # A knot far out on either side continues the lines of the last quantiles: one look-up, not three.
+        far = _FAR * (x[-1] - x[0])
+        low, high = ((y[b] - y[a]) / (x[b] - x[a]) for a, b in ((0, 4), (-5, -1)))
+        knots = np.concatenate([[x[0] - far], x, [x[-1] + far]])
+        values = np.concatenate([[y[0] - far * low], y, [y[-1] + far * high]])
+        return np.interp(scores, knots, values).astype(np.float32)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -54,18 +54,26 @@ class Bench:
 
 
 def answered(collection: Collection, old: Vectors, new: Vectors, k: int) -> Answered:
-    """How well the search as it is now answers queries: their average precision (0 where nothing should be found)."""
+    """How well each encoder alone answers queries among rows of its own: see `known`; 0 where nothing should be found."""
 
     def by(gallery: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.float64]:
-        found = np.zeros(len(queries))
         should = truth.asked(collection, new, gallery, queries, k)
-        rows = torch.from_numpy(old.documents[gallery]).T
-        scores = _scores(torch.from_numpy(old.documents if old.queries is None else old.queries), rows)
-        (ranks,) = ranking.ranks(should, Gallery.of(gallery, 1), [(scores, "scores")], scores)
-        found[np.isin(queries, should.queries)] = ranking.average_precision(ranks)[:, 0]
+        alone = []
+        for side in (old, new):
+            rows = torch.from_numpy(side.documents[gallery]).T
+            scores = _scores(torch.from_numpy(side.documents if side.queries is None else side.queries), rows)
+            (ranks,) = ranking.ranks(should, Gallery.of(gallery, 1), [(scores, "scores")], scores)
+            alone.append(Measured(ranking.recall(ranks, k), ranking.average_precision(ranks)))
+        found = np.zeros((len(queries), 4))
+        found[np.isin(queries, should.queries)] = known(*alone)
         return found
 
     return by
+
+
+def known(as_it_is: Measured, everything: Measured) -> NDArray[np.float64]:
+    """[Q, 4]: recall and average precision of the search as it is (the first stage) and of the new encoder alone (the last)."""
+    return np.stack([as_it_is.recall[:, 0], as_it_is.ap[:, 0], everything.recall[:, -1], everything.ap[:, -1]], 1)
 
 
 def measure(

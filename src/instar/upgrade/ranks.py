@@ -122,7 +122,10 @@ def _padded(targets: list[NDArray[np.int64]]) -> tuple[list[int], Tensor]:
 def _staged(old: _Sorted, new: _Sorted, targets: Tensor, cuts: list[int], mixing: Mixing) -> NDArray[np.float32]:
     """[q, R, B + 1] ranks."""
     thresholds = [side.scores.gather(1, targets) for side in (old, new)]
-    above = [torch.stack([side.above(t) for t in thresholds], 1) for side in (old, new)]  # [B, threshold, q, R] each
+    if mixing == "rank":  # places in lists of their own: the other side's scores do not matter
+        above = [torch.stack([side.above(t)] * 2, 1) for side, t in zip((old, new), thresholds, strict=True)]
+    else:
+        above = [torch.stack([side.above(t) for t in thresholds], 1) for side in (old, new)]  # [B, threshold, q, R] each
     none = torch.zeros_like(above[0][:1])
     olds = torch.cat([above[0].flip(0).cumsum(0).flip(0), none])  # [B + 1, …]: the buckets from j on
     news = torch.cat([none, above[1].cumsum(0)])  # the buckets before j
