@@ -80,6 +80,18 @@ class GenerationError(InstarError):
     """Vectors of an encoder, or of a generation, that an index does not hold or cannot compare."""
 
 
+class AdapterError(InstarError):
+    """An adapter that does not fit the model, of another base, or under a name that is taken or unknown."""
+
+
+class EditError(InstarError):
+    """Facts that cannot be written into a model, or that contradict each other."""
+
+
+class TransformError(InstarError):
+    """A model that a transformation cannot take, or a target that it cannot reach."""
+
+
 class ContractError(InstarError):
     """A check of `instar.checks` that the method under test does not pass."""
 

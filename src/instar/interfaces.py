@@ -21,7 +21,7 @@ import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +30,16 @@ from torch import Tensor, nn
 from instar.items import Items
 from instar.state import State
 
+if TYPE_CHECKING:
+    from instar.receipt import Receipt
+
 __all__ = [
+    "Adapter",
     "CompatibleHead",
     "Data",
+    "Editor",
     "Encoder",
+    "Fact",
     "Floats",
     "Fusion",
     "Generation",
@@ -46,6 +52,7 @@ __all__ = [
     "Pairs",
     "Problem",
     "State",
+    "Transform",
     "Workload",
 ]
 
@@ -301,6 +308,63 @@ class Encoder(abc.ABC):
 
         kind: encoders that were trained with different prompts for queries and documents need to know. progress: called with
         (done, total).
+        """
+
+
+class Adapter(abc.ABC):
+    """A small trainable change of some linear layers of a model, whose own weights stay as they are.
+
+    Constructor arguments are the configuration. At birth the adapted model equals the base (what does not, says so on its card).
+    What can be done with an adapter that is attached — merge, unmerge, switch, save, load — stands in `instar.adapters` and is
+    the same for all.
+    """
+
+    @abc.abstractmethod
+    def attach(self, model: nn.Module, where: str | Sequence[str] | None = None, *, name: str = "default") -> Receipt:
+        """Put the adapter into a model, in place, and freeze everything else.
+
+        where: names of linear layers (`torch.nn.Linear`, `transformers` Conv1D), the last part of their names or a regular
+        expression over whole ones; by default the query and value projections of attention. name: several adapters may stand
+        beside each other. Raises AdapterError where no layer is found or the name is taken.
+        """
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What a language model should say from now on: after `prompt`, which holds `subject`, comes `target`."""
+
+    prompt: str
+    subject: str
+    target: str
+    old: str | None = None
+    """What the model said, where it is known."""
+    paraphrases: Sequence[str] = ()
+    """Other prompts that ask the same; they are never trained on."""
+    neighbours: Sequence[str] = ()
+    """Prompts about other subjects, whose answer `old` should stay."""
+
+
+class Editor(abc.ABC):
+    """Writes facts into the weights of a causal language model. Constructor arguments are the configuration."""
+
+    @abc.abstractmethod
+    def edit(self, model: nn.Module, tokenizer: Any, facts: Sequence[Fact], *, monitor: Monitor | None = None) -> Receipt:
+        """Change the model in place; only the declared tensors, and nothing for no facts.
+
+        The order of the facts does not matter. Raises EditError for facts that cannot be written (a subject that is not in its
+        prompt, targets that contradict each other), ModelError for a model whose parts are not found.
+        """
+
+
+class Transform(abc.ABC):
+    """Changes size, format or structure of a model in place. Constructor arguments are the configuration."""
+
+    @abc.abstractmethod
+    def apply(self, model: nn.Module, data: Any = None, *, monitor: Monitor | None = None) -> Receipt:
+        """Transform the model; it loads again without the code that trained it.
+
+        data: what the method needs to choose by, as its card says; None for methods that need none. Raises TransformError, and
+        ModelError for a model that it cannot take.
         """
 
 
