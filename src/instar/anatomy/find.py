@@ -27,8 +27,8 @@ def anatomy(model: nn.Module) -> Anatomy:
 
     Blocks are the longest list of modules that all hold attention and an FFN. In attention, layers are known by their names
     (query, key, value, or the three in one) and what is left is the output; of the FFN the last layer that is as wide as the
-    model is the output, the others are its input. Known to fit GPT-2, GPT-J, GPT-Neo, NeoX, OPT, BLOOM, Falcon, Phi, Llama, Mistral,
-    Qwen, Gemma, OLMo, BERT, RoBERTa, DistilBERT, MPNet and ModernBERT.
+    model is the output, the others are its input. Known to fit GPT-2, GPT-J, GPT-Neo, NeoX, OPT, BLOOM, Falcon, Phi, Llama,
+    Mistral, Qwen, Gemma, OLMo, BERT, RoBERTa, DistilBERT, MPNet and ModernBERT.
 
     Raises ModelError that says what was not found: encoder–decoders, mixtures of experts, and weights that are packed or
     quantised are refused.
