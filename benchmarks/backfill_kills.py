@@ -1,12 +1,15 @@
 """Whether a backfill that is killed loses anything: kill -9, again and again, at random moments, in several kinds of store.
 
-python benchmarks/backfill_kills.py --kills 50 --stores exact,lancedb,postgres        (about 10 minutes)
+python benchmarks/backfill_kills.py --kills 50 --stores exact,faiss,usearch,postgres,lancedb,qdrant      (about 30 minutes)
 
 Each store holds 2,500 real texts (the embedded collection) under LSA of 64 dimensions; a child process backfills it to LSA of 256
 dimensions and is killed after a random time: while it opens the store, between batches, within a write. Now and then, and when
 all rows have moved, a child that takes the generation back is killed as well. After every kill all rows are read back (the vector
 of each must be the right one of the generation in which it stands, to the rounding of the store) and searched over both
-generations: each must be found by its own vector, once. Written to `results/backfill_kills.json`.
+generations: each must be found by its own vector, once. FAISS searches a graph, and the graphs of FAISS and usearch are kept in
+snapshots every few batches, so that kills fall into these too. Qdrant runs in its local mode.
+
+Written to `results/backfill_kills.json`, where each store keeps its last run.
 """
 
 from __future__ import annotations
@@ -29,37 +32,39 @@ from instar.bench import environment
 from instar.data.collecting import open_collection
 from instar.encoders.lsa import Lsa
 from instar.interfaces import Floats, Generation, Index
+from instar.retrieval import snapshots
 from instar.retrieval.backfill import Backfill
-from instar.retrieval.opening import open_index
+from instar.retrieval.opening import adopt_index, open_index
 from instar.retrieval.verify import Verification
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, ASKED, BATCH = 2500, 200, 16
 DIMS = (64, 256)
 PROCESSES = multiprocessing.get_context("forkserver")
+snapshots._LEAST = 200  # here and in the children, which import this module
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--stores", default="exact,lancedb,postgres")
+    parser.add_argument("--stores", default="exact,faiss,usearch,postgres,lancedb,qdrant")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     PROCESSES.set_forkserver_preload(["instar.retrieval.backfill", "instar.retrieval.exact"])
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         vectors = encoded(Path(folder))
-        rows = [killed(name, vectors, Path(folder), given.kills, given.seed) for name in given.stores.split(",")]
-    record = {
-        "command": f"python benchmarks/backfill_kills.py --kills {given.kills} --stores {given.stores} --seed {given.seed}",
-        "rows_in_each_store": ROWS,
-        "batch": BATCH,
-        "stores": rows,
-        "environment": environment.describe(),
-        "load": environment.load(),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    (RESULTS / "backfill_kills.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        for name in given.stores.split(","):
+            found = killed(name, vectors, Path(folder), given.kills, given.seed)
+            command = f"python benchmarks/backfill_kills.py --kills {given.kills} --stores {name} --seed {given.seed}"
+            put({**found, "command": command, "environment": environment.describe(), "load": environment.load()})
+
+
+def put(row: dict[str, Any]) -> None:
+    """Take a store's run into the record, in place of its last one."""
+    path = RESULTS / "backfill_kills.json"
+    kept = {one["store"]: one for one in json.loads(path.read_text())["stores"]} if path.exists() else {}
+    record = {"rows_in_each_store": ROWS, "batch": BATCH, "stores": list({**kept, row["store"]: row}.values())}
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def encoded(folder: Path) -> list[Floats]:
@@ -89,8 +94,8 @@ def address(kind: str, folder: Path) -> Iterator[str]:
             yield f"{server.get_uri()}#passages"
         finally:
             server.cleanup()
-    elif kind == "lancedb":
-        yield f"lancedb:{folder / 'lance'}#passages"
+    elif kind in ("lancedb", "qdrant"):
+        yield f"{kind}:{folder / kind}#passages"
     else:
         yield f"{kind}:{folder / f'store.{kind}'}"
 
@@ -103,8 +108,7 @@ def killed(kind: str, vectors: Sequence[Floats], folder: Path, kills: int, seed:
     shares: list[float] = []
     started = time.perf_counter()
     with address(kind, folder) as url:
-        with open_index(url, create=generation(0)) as index:
-            index.add(list(range(ROWS)), vectors[0], 0)
+        fill(kind, url, vectors[0])
         backwards = False
         while seen["kills"] < kills:
             moment = one_kill(url, folder, draw, backwards)
@@ -132,6 +136,21 @@ def killed(kind: str, vectors: Sequence[Floats], folder: Path, kills: int, seed:
     }
     print({key: value for key, value in found.items() if key != "shares_at_kills"}, flush=True)
     return found
+
+
+def fill(kind: str, url: str, vectors: Floats) -> None:
+    """All rows, in generation 0."""
+    if kind == "faiss":
+        import faiss
+
+        graph = faiss.IndexHNSWFlat(DIMS[0], 32, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efSearch = 64
+        graph.add(vectors)
+        faiss.write_index(graph, url.removeprefix("faiss:"))
+        adopt_index(url, generation(0)).close()
+        return
+    with open_index(url, create=generation(0)) as index:
+        index.add(list(range(ROWS)), vectors, 0)
 
 
 def one_kill(url: str, folder: Path, draw: random.Random, backwards: bool) -> str:
