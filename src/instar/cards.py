@@ -17,7 +17,7 @@ from instar import formula
 from instar.errors import CardError, FormulaError, UnknownNameError
 
 Kind = Literal["system", "baseline", "study", "dataset", "survey"]
-Interface = Literal["Mixer", "CompatibleHead"]
+Interface = Literal["Mixer", "CompatibleHead", "Adapter"]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
 
@@ -33,11 +33,13 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "positions": ("none", "inside", "host"),
     "orthonormal": bool,
     "rotation": ("learnt", "exact"),
+    "exact_at_birth": bool,
 }
 """Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
 
 Of a head: `orthonormal`, its method `bases()` gives the matrices whose rows or columns are; `rotation`, whether old vectors that
 are a rotation of the new ones are found again beyond chance (`learnt`) or exactly.
+Of an adapter: `exact_at_birth`, whether it leaves every bit of the outputs as it was until it is trained.
 """
 
 
@@ -69,6 +71,8 @@ class Cost:
     as two. state: bytes after T tokens, float32.
     CompatibleHead: D width of the new vectors, O of the old ones, I of what it reads. flops: of the matrix products that
     bring one vector to the old generation. state: bytes of its own tensors, float32.
+    Adapter, one layer of I inputs and O outputs with a bias: flops: of the forward pass over T tokens beside the base layer's,
+    multiplications and additions of elements included. state: bytes of what is trained, float32. Both of the default form.
     """
 
     flops: str

@@ -191,6 +191,7 @@ def minimal(cls: type, path: Path) -> Card:
     families: dict[type, tuple[cards.Interface, str, list[str]]] = {
         interfaces.Mixer: ("Mixer", "mixers", ["causal", "streaming", "positions=host"]),
         interfaces.CompatibleHead: ("CompatibleHead", "compat", []),
+        interfaces.Adapter: ("Adapter", "adapters", []),
     }
     found = next((said for base, said in families.items() if issubclass(cls, base)), None)
     if found is None:

@@ -31,6 +31,7 @@ from instar.items import Items
 from instar.state import State
 
 if TYPE_CHECKING:
+    from instar.adapters.layer import AdapterLayer
     from instar.receipt import Receipt
 
 __all__ = [
@@ -312,21 +313,58 @@ class Encoder(abc.ABC):
 
 
 class Adapter(abc.ABC):
-    """A small trainable change of some linear layers of a model, whose own weights stay as they are.
+    """A small trainable change of some layers of a model, whose own weights stay as they are.
 
-    Constructor arguments are the configuration. At birth the adapted model equals the base (what does not, says so on its card).
-    What can be done with an adapter that is attached — merge, unmerge, switch, save, load — stands in `instar.adapters` and is
-    the same for all.
+    Constructor arguments are the configuration, each kept as an attribute of its name: a saved adapter is rebuilt from them. A
+    method says what it adds to one layer; the rest — attach, switch, off, merge, unmerge, save, load, several side by side —
+    stands in `instar.adapters` and is the same for all. At birth the adapted model equals the base.
     """
 
-    @abc.abstractmethod
-    def attach(self, model: nn.Module, where: str | Sequence[str] | None = None, *, name: str = "default") -> Receipt:
-        """Put the adapter into a model, in place, and freeze everything else.
+    lr: float
+    """The peak rate of AdamW, without weight decay, that suits it. Who trains it reads it."""
+    noun: ClassVar[str] = "linear layer"
+    """What it takes, for messages."""
 
-        where: names of linear layers (`torch.nn.Linear`, `transformers` Conv1D), the last part of their names or a regular
-        expression over whole ones; by default the query and value projections of attention. name: several adapters may stand
-        beside each other. Raises AdapterError where no layer is found or the name is taken.
+    @abc.abstractmethod
+    def layer(self, base: nn.Module, name: str) -> AdapterLayer:
+        """What it adds to one layer; `name` is the layer's path. Raises ShapeError for a layer whose sizes do not fit."""
+
+    def layers(self, model: nn.Module, names: Sequence[str]) -> dict[str, AdapterLayer]:
+        """`layer` of each, by path; for methods that must know the whole model."""
+        return {name: self.layer(model.get_submodule(name), name) for name in names}
+
+    def takes(self, module: nn.Module) -> bool:
+        """Whether it can adapt a module: `torch.nn.Linear` and `transformers` Conv1D, unless it says otherwise."""
+        from instar.adapters import where
+
+        return where.linear(module)
+
+    def targets(self, model: nn.Module) -> list[str]:
+        """Paths of what it adapts where nobody says: the query and value projections of attention, unless it says otherwise.
+
+        Raises AdapterError where the model's parts are not known.
         """
+        from instar.adapters import where
+
+        return where.query_and_value(model)
+
+    def attach(
+        self,
+        model: nn.Module,
+        where: str | Sequence[str] | None = None,
+        *,
+        name: str = "default",
+        modules_to_save: Sequence[str] = (),
+    ) -> Receipt:
+        """Put the adapter into a model, in place, active, and freeze everything else.
+
+        where: layers, by the last part of their names or a regular expression over whole ones; by default `targets`. name:
+        several adapters may stand beside each other, one of them active. modules_to_save: modules that are trained whole (a
+        head), as copies beside the base's own. Raises AdapterError where no layer is found or the name is taken.
+        """
+        from instar.adapters import attaching
+
+        return attaching.attach(self, model, where, name=name, modules_to_save=modules_to_save)
 
 
 @dataclass(frozen=True)
