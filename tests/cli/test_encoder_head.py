@@ -132,6 +132,19 @@ def test_rows_of_a_trained_head_are_its_own(folder: Path) -> None:
     assert "stand in generation" in _instar(folder, *asked, code=3)
 
 
+def test_labels_that_name_items_are_left_out_and_told(folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
+    for name, label in (("ids", lambda i: f"sku {i}"), ("thirds", lambda i: i % 3)):
+        named = "".join(json.dumps({**row, "label": label(i)}) + "\n" for i, row in enumerate(rows))
+        (folder / f"{name}.jsonl").write_text(named)
+    given = ("train", "lsa:old", "lsa:new", "--method", "bct", "--steps", "5", "-o", "labelled", "--data")
+    assert "without labels: 810 labels are names of items" in _instar(folder, *given, "ids.jsonl")
+    assert "no two items" in saved.load(folder / "labelled").facts["labels_left_out"]
+    assert "without labels" not in _instar(folder, *given, "thirds.jsonl")
+    ridge = ("train", "lsa:old", "lsa:new", "--data", "ids.jsonl", "-o", "labelled")
+    assert "labels" not in _instar(folder, *ridge), "a map never used them"
+
+
 def test_projected_queries_search_an_untouched_index(folder: Path) -> None:
     said = _instar(folder, "project", "head", "--texts", "queries.jsonl", "--encoder", "lsa:new", "-o", "queries.npz")
     assert "120 queries for generation 0, dimension 48" in said

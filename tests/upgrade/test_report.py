@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from digits_upgrades import upgrade
 
+from instar.compat import labelled
 from instar.data.collection import Vectors
 from instar.errors import DataError, InstarError, ShapeError, UnknownNameError
 from instar.upgrade import result
@@ -99,6 +100,26 @@ def test_without_any_truth_the_new_encoder_is_the_measure() -> None:
     assert found.truth == "neighbours"
     assert found.new.own_recall.value == 1.0
     assert any("Nobody said what is relevant" in s for s in found.advice)
+
+
+def test_labels_that_are_no_classes_are_left_out_and_told() -> None:
+    """A column of ids, one label for all: heads and figures are those without labels, and the report says why."""
+    plain = report(*upgrade("cleaner", labels=False), chosen=["bct"], steps=5)
+    collection, *sides = upgrade("cleaner")
+    for labels, why in ((list(range(1797)), "no two items share a label"), (["a"] * 1797, "the same label")):
+        found = report(replace(collection, labels=labels), *sides, chosen=["bct"], steps=5)
+        assert found.truth == "neighbours"
+        assert curve(found, "bct") == curve(plain, "bct")
+        assert any(c.startswith("The labels were left out") and why in c for c in found.cautions)
+    assert not any("left out" in c for c in plain.cautions)
+
+
+def test_classes_that_are_too_many_for_the_heads_still_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled, "MOST", 9)
+    found = report(*upgrade("cleaner"), chosen=["bct", "bt2"], steps=5)
+    assert found.truth == "labels"
+    assert all(a.curve for a in found.arms)
+    assert any("10 classes are more than the 9" in c and "fitted without them" in c for c in found.cautions)
 
 
 def test_order_of_the_files_does_not_matter() -> None:

@@ -50,7 +50,7 @@ def train(
 ) -> None:
     """Fit a head, which lets vectors of NEW be compared with those that OLD stored, and say on a held-out tenth what it is worth.
 
-    Labels are used where the data has them and the method can. The head is saved with the fingerprints of both encoders, and is
+    Labels are used where the data has them, the method can, and they are classes: 2,048 at most, which most items share. The head is saved with the fingerprints of both encoders, and is
     refused by any other.
 
     Examples:  `instar encoder train exact:store all-MiniLM-L6-v2 --data texts.jsonl -o head`
@@ -88,6 +88,7 @@ def train(
         "method": method,
         "seed": seed,
         "quality": vars(fitted.quality),
+        "labels_left_out": fitted.labels_left_out,
         "uncertainty": None if fitted.uncertainty is None else fitted.uncertainty.as_json(),
         "environment": environment.describe(),
     }
@@ -196,4 +197,6 @@ def _say(fitted: Fitted, old: Side, new: Side, out: Path) -> None:
         typer.echo(
             f"Which rows it explains badly is known with a rank correlation of {q.uncertainty:.2f} (for --order least-certain)."
         )
+    if fitted.labels_left_out:
+        typer.echo(f"It was fitted without labels: {fitted.labels_left_out}.")
     typer.echo(f"The head is saved in {out}. What it is worth in search, beside its alternatives, `instar encoder report` says.")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instar.compat import pseudo_classes
+from instar.compat import labelled, pseudo_classes
 from instar.compat.embedding import Embedding, Objective
 from instar.errors import ShapeError
 from instar.interfaces import Pairs
@@ -61,7 +61,9 @@ class BCT(Embedding):
 
     def objective(self, pairs: Pairs, seed: int) -> Objective:
         labels = pairs.labels
-        if labels is None:
+        if labels is not None:
+            labelled.require(labels)
+        else:
             labels = pseudo_classes.clusters(pairs.new, max(2, min(self.clusters, len(pairs.new) // 10)), seed)
         return Influence(self, labels, self._frozen(pseudo_classes.means(pairs.old, labels)))
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.bench.seeds import initialising
-from instar.compat import backbone, training
+from instar.compat import backbone, labelled, training
 from instar.compat.bt2_network import BT2Network, Targets, sided
 from instar.compat.embedding import ready
 from instar.compat.nested import NestedHead
@@ -127,7 +127,10 @@ class BT2(NestedHead):
     def network(self, pairs: Pairs, seed: int) -> tuple[BT2Network, Targets, Tensor]:
         """What is trained, from random weights; what it is compared with; and what it reads. Raises DataError, ShapeError."""
         pairs = ready(self, pairs)
-        targets = Targets.of(pairs, pairs.labels if self.labels else None)
+        labels = pairs.labels if self.labels else None
+        if labels is not None:
+            labelled.require(labels)
+        targets = Targets.of(pairs, labels)
         classes = 0 if targets.frozen is None else len(targets.frozen)
         with initialising(seed):
             network = BT2Network(self, *self._fresh(), classes=classes).to(pairs.x)

@@ -13,6 +13,8 @@ from scipy import stats
 from torch import Tensor
 
 from instar import catalogue
+from instar.compat import labelled
+from instar.compat.mapping import Map
 from instar.errors import DataError
 from instar.interfaces import CompatibleHead, Monitor, Pairs
 from instar.retrieval.fusion import Calibration
@@ -54,6 +56,8 @@ class Fitted:
     """None for too few held-out items."""
     calibration: Calibration | None
     """Of the scores of old and new rows, for fusion; None for too few held-out items."""
+    labels_left_out: str = ""
+    """Why it was fitted without the labels that there were, which it would have used."""
 
 
 def fit(
@@ -73,19 +77,21 @@ def fit(
         address: such as `ridge` or `bt2:cayley`. old: fingerprint of the encoder of the old vectors.
         previous: the head of the update before this one. knobs: go before those of the address's preset.
 
-    The head that is returned is the one that was measured. Raises UnknownNameError, DataError for fewer than 20 pairs or a
+    The head that is returned is the one that was measured. Labels that are no classes (`labelled.unfit`) are left out. Raises UnknownNameError, DataError for fewer than 20 pairs or a
     method that needs labels where there are none, and what the head's `fit` raises.
     """
     items = len(pairs.new)
     if items < LEAST:
         raise DataError(f"A head is fitted on {LEAST} items or more, of which a tenth is held out; received {items}.")
     head = build(address, pairs, previous=previous, seed=seed, knobs=knobs)
-    if head.supervised and pairs.labels is None:
-        raise DataError(f"{address} learns from labels, and the data has none. Give a column 'label', or another --method.")
     order = np.random.default_rng(seed).permutation(items)
     held = order[: min(max(items // 10, 2), _MOST_HELD)]
     taught = np.setdiff1d(order, held)
-    head.fit(_of(pairs, taught), steps=steps, seed=seed, monitor=monitor)
+    teaching, left_out = labelled.usable(_of(pairs, taught))
+    if head.supervised and teaching.labels is None:
+        why = left_out or "the data has none"
+        raise DataError(f"{address} learns from labels: {why}. Give a column 'label' of classes, or another --method.")
+    head.fit(teaching, steps=steps, seed=seed, monitor=monitor)
     head.eval()
     own = torch.from_numpy(held)
     with torch.no_grad():
@@ -97,7 +103,7 @@ def fit(
     quality = Quality(len(taught), len(held), float(1 - residuals.mean()), itself, neighbours, spread)
     number = head.newest
     calibration = _calibration({number - 1: (mapped, stored), number: (full, full)})
-    return Fitted(head, quality, uncertainty, calibration)
+    return Fitted(head, quality, uncertainty, calibration, "" if isinstance(head, Map) else left_out)
 
 
 def build(

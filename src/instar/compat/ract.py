@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instar.compat import labelled
 from instar.compat.embedding import Embedding, Objective
 from instar.errors import ShapeError
 from instar.interfaces import Pairs
@@ -52,6 +53,8 @@ class RACT(Embedding):
         self.temperature, self.weight, self.negatives = temperature, weight, negatives
 
     def objective(self, pairs: Pairs, seed: int) -> Objective:
+        if pairs.labels is not None:
+            labelled.require(pairs.labels)
         return Contrast(self, pairs.old, pairs.labels)
 
 

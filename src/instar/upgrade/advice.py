@@ -213,6 +213,7 @@ def cautions(
     documents: int,
     pairs: int,
     width: int,
+    labels_left_out: str = "",
     failed: Sequence[Arm],
 ) -> list[str]:
     """What a reader must know before believing the figures."""
@@ -221,6 +222,8 @@ def cautions(
         found.append(
             "Right is here what the new encoder finds: by that measure it cannot be wrong, and the old one cannot be better."
         )
+    if labels_left_out:
+        found.append(f"The labels were left out: {labels_left_out}.")
     if truth == "labels":
         found.append("Right is here any document of the same label; a search has to find more particular things.")
     if chance > margin:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from instar import catalogue
+from instar.compat import labelled
 from instar.compat import pairs as pairing
 from instar.data.collection import Collection, Vectors
 from instar.errors import DataError, InstarError, UnknownNameError
@@ -88,14 +89,17 @@ def simplicity(arm: Arm) -> tuple[int, str]:
     return place, arm.id
 
 
-def pairs(collection: Collection, split: Split, old: Vectors, new: Vectors) -> Pairs:
-    """What heads are fitted on: documents of the fitting part, and the choosing queries (their vectors, not what they find)."""
+def pairs(collection: Collection, split: Split, old: Vectors, new: Vectors) -> tuple[Pairs, str]:
+    """What heads are fitted on: documents of the fitting part, and the choosing queries (their vectors, not what they find).
+
+    And why labels were left out, if they were.
+    """
     sides = [side.documents[split.fit] for side in (old, new)]
     if split.itself:
         labels = collection.labels and [collection.labels[i] for i in split.fit]
-        return pairing.of(sides[0], sides[1], labels)
+        return labelled.usable(pairing.of(sides[0], sides[1], labels))
     first, second = (np.concatenate([rows, asked(side)[split.choose]]) for rows, side in zip(sides, (old, new), strict=True))
-    return pairing.of(first, second)
+    return pairing.of(first, second), ""
 
 
 def asked(side: Vectors) -> np.ndarray:

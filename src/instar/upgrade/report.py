@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from instar.bench import environment
 from instar.bench.run import now
 from instar.bench.statistics import Estimate
+from instar.compat import labelled
 from instar.compat import pairs as pairing
 from instar.data.collection import Collection, Vectors
 from instar.errors import DataError, ShapeError
@@ -101,6 +102,9 @@ def report(
     if k < 1 or (rows is not None and rows < 1) or (hours is not None and hours < 0) or (rate is not None and rate <= 0):
         raise ShapeError(f"Expected k ≥ 1, rows ≥ 1, hours ≥ 0, rate > 0; received {k}, {rows}, {hours}, {rate}.")
     wanted = arms.names(chosen, without)
+    nothing = "" if collection.relevant is not None else labelled.measurable(collection.labels)
+    if nothing:
+        collection = replace(collection, labels=None)
     old, new = (_checked(side, collection) for side in (old, new))
     parts = split(
         collection, measuring.answered(collection, old, new, k), seed=seed, pairs=pairs, most=queries or _enough(len(collection))
@@ -111,7 +115,7 @@ def report(
         raise DataError(f"{collection.name}: {len(parts.gallery)} documents are searched; recall at {k} needs more than {k}.")
 
     tell = _Telling(progress)
-    taught = arms.pairs(collection, parts, old, new)
+    taught, unlabelled = arms.pairs(collection, parts, old, new)
     made: list[Arm | Failed] = list(arms.plain(old, new))
     for address in wanted:
         tell("fitting " + address, len(made) - 2, len(wanted))
@@ -165,6 +169,7 @@ def report(
             documents=len(collection),
             pairs=len(taught.new),
             width=new.dim,
+            labels_left_out=nothing or (unlabelled and f"{unlabelled}, so heads were fitted without them"),
             failed=[arm for arm in shown if arm.not_run],
         ),
         choices=advised.choices,
