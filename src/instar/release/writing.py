@@ -1,0 +1,91 @@
+"""The folder of a new version: weights, tokenizer, and the receipts of what was done."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from instar import extras, files
+from instar.data import pretrained
+from instar.errors import CheckpointError, OutputError
+from instar.receipts.fingerprint import fingerprint
+from instar.receipts.receipt import Receipt
+from instar.receipts.store import RECEIPTS, history
+
+_KEPT = {".json", ".jinja", ".md", ".merges", ".model", ".tiktoken", ".txt", ".vocab"}
+"""What belongs to a model beside its weights; other formats of the weights would be of the version before."""
+_WHOLE = 1 << 30
+"""Bytes up to which the weights are one file; larger ones are cut, since a file is put together in memory."""
+_SHARES = 20
+CONFIG = "config.json"
+
+
+def write(model: Any, out: str | Path, *, source: str | Path, receipts: Sequence[Receipt]) -> Path:
+    """Write a model of `transformers` to a new folder, whole or not at all, with the history of `source` and the receipts.
+
+    Args:
+        model: as the last of the receipts left it. out: a folder that does not exist yet, or is empty.
+        source: the folder of the version before; its tokenizer and other files are taken over, its weights are not.
+
+    Memory beyond the model: a twentieth of it, and the changed tensors twice. Raises OutputError; CheckpointError where what was
+    written is not what the last receipt says; ReceiptError for receipts of an update that no longer stands.
+    """
+    source, out = Path(source), Path(out)
+    vacant(out)
+    files.folder(out.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        _accompany(source, temporary)
+        _weights(model, temporary)
+        for receipt in receipts:
+            folder = receipt.record(temporary)
+            if receipt.facts.structural:
+                shutil.copyfile(source / CONFIG, folder / CONFIG)  # with other shapes, the way back needs it
+        _same(temporary, receipts)
+        temporary.chmod(0o755)
+        temporary.replace(out)
+    except OSError as error:
+        raise OutputError(f"Cannot write {out}: {error.strerror}. Nothing is left of it; {source} is as it was.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def vacant(out: Path) -> None:
+    """Raise OutputError unless a folder may be written here, before any work is done."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} exists already. A version is written to a new folder: name another one, or move it away.")
+
+
+def _accompany(source: Path, folder: Path) -> None:
+    """Everything of the version before but its weights."""
+    for path in sorted(source.rglob("*")):
+        inner = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in inner.parts)
+        if path.is_file() and path.suffix in _KEPT and not hidden and not path.name.endswith(".index.json"):
+            (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / inner)
+    for line in history(source):
+        shutil.copytree(line.path, folder / RECEIPTS / line.path.name, dirs_exist_ok=True)
+
+
+def _weights(model: Any, folder: Path) -> None:
+    nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    shard = nbytes + 1 if nbytes <= _WHOLE else nbytes // _SHARES
+    with pretrained.quiet(extras.require("transformers", "models")):
+        try:
+            model.save_pretrained(folder, max_shard_size=shard)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            raise CheckpointError(f"transformers cannot save this {type(model).__name__}: {error}") from error
+
+
+def _same(folder: Path, receipts: Sequence[Receipt]) -> None:
+    """What is on disk is what the last update left."""
+    if receipts and (found := fingerprint(folder)) != receipts[-1].facts.after:
+        raise CheckpointError(
+            f"The weights that were written ({found[:12]}) are not those that the update left ({receipts[-1].facts.after[:12]}): "
+            "the model was changed since, or transformers saves it under other names. Nothing was kept."
+        )
