@@ -50,8 +50,8 @@ def train(
 ) -> None:
     """Fit a head, which lets vectors of NEW be compared with those that OLD stored, and say on a held-out tenth what it is worth.
 
-    Labels are used where the data has them, the method can, and they are classes: 2,048 at most, which most items share. The head is saved with the fingerprints of both encoders, and is
-    refused by any other.
+    Labels are used where the data has them, the method can, and they are classes: 2,048 at most, which most items share. The head
+    is saved with the fingerprints of both encoders, and is refused by any other.
 
     Examples:  `instar encoder train exact:store all-MiniLM-L6-v2 --data texts.jsonl -o head`
     ·  `instar encoder train all-MiniLM-L6-v2 st:my-fine-tune --data texts.jsonl --method bt2 -o head`

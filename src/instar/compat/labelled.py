@@ -12,7 +12,7 @@ from instar.errors import DataError
 from instar.interfaces import Pairs
 
 MOST = 2048
-"""Classes of which a classifier is trained: with more, a step costs more in the classifier than in the rest of the head by far."""
+"""Classes of which a classifier is trained: of so many it takes more of a step than all the rest of a head."""
 
 
 def nothing(labels: Tensor) -> str:
@@ -22,8 +22,8 @@ def nothing(labels: Tensor) -> str:
         return f"all {len(labels):,} items have the same label, which tells nothing apart"
     shared = int(counts[counts > 1].sum())
     if 2 * shared < len(labels):
-        held = "no two items share a label" if not shared else f"only {shared:,} of {len(labels):,} items share theirs with another"
-        return f"{len(counts):,} labels are names of items, not classes: {held}"
+        some = f"only {shared:,} of {len(labels):,} items share theirs with another"
+        return f"{len(counts):,} labels are names of items, not classes: {some if shared else 'no two items share a label'}"
     return ""
 
 

@@ -77,8 +77,9 @@ def fit(
         address: such as `ridge` or `bt2:cayley`. old: fingerprint of the encoder of the old vectors.
         previous: the head of the update before this one. knobs: go before those of the address's preset.
 
-    The head that is returned is the one that was measured. Labels that are no classes (`labelled.unfit`) are left out. Raises UnknownNameError, DataError for fewer than 20 pairs or a
-    method that needs labels where there are none, and what the head's `fit` raises.
+    The head that is returned is the one that was measured. Labels that are no classes (`labelled.unfit`) are left out. Raises
+    UnknownNameError, DataError for fewer than 20 pairs or a method that needs labels where there are none, and what the head's
+    `fit` raises.
     """
     items = len(pairs.new)
     if items < LEAST:
