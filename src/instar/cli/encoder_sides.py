@@ -10,6 +10,7 @@ from typing import Any
 
 from instar.cli import encoder_given as given
 from instar.data.collection import Collection, Vectors
+from instar.encoders import length
 from instar.errors import DataError, GenerationError, PlanError
 from instar.interfaces import Encoder, Floats
 from instar.upgrade import sides
@@ -162,7 +163,10 @@ def _vectors(
         queries = _rows(asked, collection.query_ids, "queries")
     else:
         queries = _encoded(one, maker, collection, telling)
-    return Vectors(made.name, made.fingerprint, documents, queries, facts={"source": Path(one.source).name})
+    facts: dict[str, Any] = {"source": Path(one.source).name}
+    if maker is not None and collection.texts is not None:
+        facts |= length.facts(maker, collection.texts)
+    return Vectors(made.name, made.fingerprint, documents, queries, facts=facts)
 
 
 def _rows(side: Side, ids: Sequence[str], what: str) -> Floats:

@@ -28,6 +28,13 @@ _LONGEST = 1_000_000
 class CheckedEncoder(Encoder):
     """An encoder whose texts and vectors are checked here; how vectors are made is `vectors`."""
 
+    longest_input: int | None = None
+    """Tokens after which a text is cut; None where it is not, or nobody knows."""
+
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens documents would be, if they were not cut; of encoders that have a `longest_input`."""
+        raise ModelError(f"{self.name} does not count tokens.")
+
     @abc.abstractmethod
     def vectors(self, texts: Sequence[str], kind: Kind, progress: Progress | None) -> Floats:
         """Vectors [N, dim] of any length, in the order of the texts."""

@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from instar import files
 from instar.data import datasets
 from instar.data.collection import Collection, Vectors
+from instar.encoders import length
 from instar.errors import DataError, OutputError
 from instar.interfaces import Encoder, Floats
 
@@ -53,7 +54,7 @@ def vectors_of(collection: Collection, encoder: Encoder, progress: Progress | No
     documents, seconds, cached = _encoded(collection.texts, encoder, "document", told(0), cache)
     asked = _encoded(queries, encoder, "query", told(len(collection.texts)), cache) if queries else None
     alone = _alone(queries or collection.texts, encoder)
-    facts = {"encoded": len(documents) - cached, "cached": cached}
+    facts = {"encoded": len(documents) - cached, "cached": cached, **length.facts(encoder, collection.texts)}
     return Vectors(encoder.name, encoder.fingerprint, documents, asked and asked[0], seconds / len(documents), alone, facts)
 
 

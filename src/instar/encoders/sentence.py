@@ -18,6 +18,8 @@ from instar.errors import InstarError, ModelError
 from instar.interfaces import Floats
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+_ENDLESS = 10**7
+"""Tokens from which on a longest input is a way to say that there is none."""
 _SLICE = 2048
 """Texts between two calls of progress; the library orders them by length within."""
 
@@ -76,6 +78,9 @@ class Sentence(base.CheckedEncoder):
         self.model, self.settings, self.name = model.eval(), asked, name
         probe = self._run([base.PROBE], "document")[0]
         self.dim = base.width(len(probe), asked.dims, name)
+        longest = asked.max_length or model.get_max_seq_length()
+        if callable(getattr(model, "tokenizer", None)) and longest is not None and longest < _ENDLESS:
+            self.longest_input = int(longest)
         prompts = {key: value for key, value in sorted((model.prompts or {}).items()) if value}
         self.fingerprint = base.fingerprint(
             fingerprint.combine(fingerprint.table(model)),
@@ -84,7 +89,7 @@ class Sentence(base.CheckedEncoder):
             prompts=None if asked.prompt and asked.document_prompt else prompts,
             prompt=asked.prompt,
             document_prompt=asked.document_prompt,
-            max_length=asked.max_length or model.get_max_seq_length(),
+            max_length=longest,
             dims=asked.dims,
         )
 
@@ -96,6 +101,12 @@ class Sentence(base.CheckedEncoder):
             if progress is not None:
                 progress(min(start + _SLICE, len(texts)), len(texts))
         return np.concatenate(found)[:, : self.dim]
+
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """See `CheckedEncoder.tokens`. The model's own prompts are not counted."""
+        own = self.settings.document_prompt or "{input}"
+        asked = [own.replace("{input}", one) for one in texts]
+        return [len(row) for row in self.model.tokenizer(asked, truncation=False, verbose=False)["input_ids"]]
 
     def _run(self, texts: Sequence[str], kind: base.Kind) -> Floats:
         own = self.settings.prompt if kind == "query" else self.settings.document_prompt

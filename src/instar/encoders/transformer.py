@@ -122,16 +122,22 @@ class Transformer(base.CheckedEncoder):
         if asked.layer == 0:
             full = model.get_input_embeddings().weight.shape[1]
         self.dim = base.width(full, asked.dims, name)
+        self.longest_input = hf_encoder.longest_of(model, tokenizer, asked.max_length or longest)
         self.fingerprint = base.fingerprint(
             weights,
             pooling=pooling,
             layer=asked.layer,
             prompt=self._prompts["query"],
             document_prompt=self._prompts["document"],
-            max_length=hf_encoder.longest_of(model, tokenizer, asked.max_length or longest),
+            max_length=self.longest_input,
             dims=asked.dims,
             dtype=asked.dtype,
         )
+
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """See `CheckedEncoder.tokens`."""
+        asked = [self._prompts["document"].replace("{input}", text) for text in texts]
+        return [len(row) for row in self.tokenizer(asked, truncation=False, verbose=False)["input_ids"]]
 
     def vectors(self, texts: Sequence[str], kind: base.Kind, progress: base.Progress | None) -> Floats:
         """See `CheckedEncoder.vectors`."""

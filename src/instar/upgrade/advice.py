@@ -213,7 +213,8 @@ def cautions(
     documents: int,
     pairs: int,
     width: int,
-    labels_left_out: str = "",
+    labels_left_out: str,
+    cut: Sequence[str],
     failed: Sequence[Arm],
 ) -> list[str]:
     """What a reader must know before believing the figures."""
@@ -237,6 +238,7 @@ def cautions(
             f"The figures are of {units.number(documents)} documents; among {units.number(rows)} rows more is mistaken for the "
             "right one, and every recall is lower."
         )
+    found += cut
     if pairs < 2 * width:
         found.append(
             f"Maps were fitted on {units.number(pairs)} pairs of vectors with {width} dimensions; more pairs would help them."

@@ -16,6 +16,7 @@ from instar.bench.statistics import Estimate
 from instar.compat import labelled
 from instar.compat import pairs as pairing
 from instar.data.collection import Collection, Vectors
+from instar.encoders import length
 from instar.errors import DataError, ShapeError
 from instar.gate.intervals import mean_intervals
 from instar.upgrade import advice, arms, examples
@@ -170,6 +171,7 @@ def report(
             pairs=len(taught.new),
             width=new.dim,
             labels_left_out=nothing or (unlabelled and f"{unlabelled}, so heads were fitted without them"),
+            cut=length.said(old.facts, new.facts),
             failed=[arm for arm in shown if arm.not_run],
         ),
         choices=advised.choices,
