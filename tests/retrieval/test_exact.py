@@ -112,7 +112,7 @@ def test_vectors_from_elsewhere_are_copied_and_left(tmp_path: Path) -> None:
 def test_what_cannot_be_adopted(vectors: Floats, ids: object, error: type[Exception], words: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=words):
         ExactIndex.adopt(str(tmp_path / "index"), generation=OLD, vectors=vectors, ids=ids)  # type: ignore[arg-type]
-    assert list((tmp_path / "index").iterdir()) == []
+    assert not (tmp_path / "index").exists()
 
 
 def test_damaged_bases(tmp_path: Path) -> None:

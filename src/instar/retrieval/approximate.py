@@ -58,7 +58,7 @@ class ApproximateSpace(Space):
 
     @abc.abstractmethod
     def save(self, path: Path) -> None:
-        """Write what was built. Raises OSError, RuntimeError."""
+        """Write what was built. Raises OSError."""
 
     @abc.abstractmethod
     def restore(self, path: Path) -> None:

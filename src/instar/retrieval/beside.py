@@ -15,37 +15,54 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instar import files
 from instar.errors import StoreError
 from instar.interfaces import Generation, Id
-from instar.retrieval import journal, manifest, tables
+from instar.retrieval import journal, manifest, stamping, tables
 from instar.retrieval.journalled import JournalledIndex
 
 
 class SingleFileIndex(JournalledIndex, abc.ABC):
     """The package calls a vector by a number. Ids are these numbers, or stand in a list, at the place that the number says."""
 
-    def __init__(self, file: str | Path, *, readonly: bool = False) -> None:
-        place = Path(file).expanduser()
-        super().__init__(place, folder_of(place), readonly=readonly)
+    @staticmethod
+    def _folder_of(place: Path) -> Path:
+        return place.with_name(f"{place.name}.instar")
+
+    @classmethod
+    def _vacant(cls, place: Path) -> bool:
+        return not place.exists() and not (cls._folder_of(place) / manifest.NAME).exists()
+
+    @classmethod
+    @abc.abstractmethod
+    def _empty(cls, dim: int) -> Callable[[Path], None]:
+        """Writes a file of an index without vectors to a path. It raises OSError."""
+
+    @classmethod
+    def _create(cls, place: Path, generation: Generation) -> None:
+        with stamping.alone(cls._folder_of(place)):
+            if place.exists():
+                raise StoreError(f"{place} was made by another program at this moment; adopt it, or take another place.")
+            tables.placed_by(place, cls._empty(generation.dim))
+            cls._write_stamp(place, generation, np.empty(0, np.int64), None)
 
     @classmethod
     def _stamp(
         cls, place: Path, generation: Generation, numbers: NDArray[np.int64], ids: Sequence[Id] | str | Path | None
     ) -> None:
         """Write the manifest of a file that exists. Raises StoreError, DataError."""
-        folder = files.folder(folder_of(place))
-        manifest.vacant(folder)
-        try:
-            listed = None
-            if ids is not None:
-                _places(numbers, len(numbers), place)
-                names = tables.names(ids, folder, len(numbers))
-                listed = tables.write_names(folder / "base-0000000.ids.json", names)
-            base = {"file": manifest.print_of(place), "pending": None, "ids": listed, "rows": len(numbers)}
-        except OSError as error:
-            raise StoreError(f"The stamp could not be written to {folder}: {error.strerror}. The file is as it was.") from error
-        manifest.start(folder, tables.new(cls.kind, generation, base))
+        with stamping.alone(cls._folder_of(place)):
+            cls._write_stamp(place, generation, numbers, ids)
+
+    @classmethod
+    def _write_stamp(
+        cls, place: Path, generation: Generation, numbers: NDArray[np.int64], ids: Sequence[Id] | str | Path | None
+    ) -> None:
+        folder, listed = cls._folder_of(place), None
+        if ids is not None:
+            _places(numbers, len(numbers), place)
+            listed = tables.write_names(folder / "base-0000000.ids.json", tables.names(ids, folder, len(numbers)))
+        base = {"file": manifest.print_of(place), "pending": None, "ids": listed, "rows": len(numbers)}
+        manifest.write(folder, tables.new(cls.kind, generation, base))
 
     def _current(self) -> Path:
         """Where the base is. Raises StoreError when it is not the one that was stamped."""
@@ -68,12 +85,12 @@ class SingleFileIndex(JournalledIndex, abc.ABC):
     def _recorded(
         self, epoch: int, suffix: str, names: Sequence[Id], numbered: bool, save: Callable[[Path], None]
     ) -> Mapping[str, Any]:
-        """What the manifest says of a new base of rows with these ids. numbered: whether the file itself holds them."""
+        """What the manifest says of a new base of rows with these ids. numbered: whether the file itself holds them.
+
+        Raises OSError.
+        """
         path = self.folder / f"base-{epoch:07d}{suffix}"
-        try:
-            tables.placed_by(path, save)
-        except RuntimeError as error:  # how these packages say that a file could not be written
-            raise StoreError(f"{path} could not be written: {reason(error)}. The index is as it was.") from error
+        tables.placed_by(path, save)
         listed = None if numbered else tables.write_names(self.folder / f"base-{epoch:07d}.ids.json", names)
         return {"file": manifest.print_of(path), "pending": path.name, "ids": listed, "rows": len(names)}
 
@@ -83,19 +100,9 @@ class SingleFileIndex(JournalledIndex, abc.ABC):
             os.replace(self.folder / str(base["pending"]), self.place)  # noqa: PTH105
             journal.sync(self.place.parent)
         kept = base["ids"]["name"] if base["ids"] else None
-        for path in self.folder.glob("base-*"):
+        for path in tables.bases(self.folder):
             if path.name != kept:
                 path.unlink(missing_ok=True)
-
-
-def folder_of(place: Path) -> Path:
-    """The folder of manifest and journal."""
-    return place.with_name(f"{place.name}.instar")
-
-
-def vacant(place: Path) -> bool:
-    """Whether there is no index, so that one may be made."""
-    return not place.exists() and not (folder_of(place) / manifest.NAME).exists()
 
 
 def numbers(names: Sequence[Id]) -> bool:

@@ -14,6 +14,8 @@ from instar.interfaces import Floats, Generation, Id
 LENGTH = 1e-3
 """How far from 1 the length of a unit vector may lie: float16 and bfloat16 on the way still pass, cut vectors do not."""
 _BLOCK = 65536
+_MOST = 100_000_000
+"""Results of one search: about 2 GB of scores, ids and generations."""
 
 
 def vectors(values: Any, dim: int, what: str = "vectors", count: int | None = None) -> Floats:
@@ -56,6 +58,8 @@ def lengths(rows: Floats, what: str, tolerance: float = LENGTH) -> None:
 
 def ids(values: Sequence[Any], what: str = "ids") -> list[Id]:
     """Integers (64 bit) and texts as plain Python, each once. Raises DataError."""
+    if isinstance(values, str | bytes):
+        raise DataError(f"The {what} expect a list, received the single text {values!r}.")
     found: list[Id] = values.tolist() if isinstance(values, np.ndarray) else [_plain(value) for value in values]
     for one in found:
         if isinstance(one, bool) or not isinstance(one, int | str):
@@ -76,6 +80,18 @@ def _plain(value: Any) -> Any:
 def some(names: Sequence[Id]) -> str:
     """A few ids for a message."""
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def meant(known: dict[int, str], found: Generation, where: str) -> None:
+    """Raises GenerationError for a generation that is of another encoder than when this process first met it.
+
+    known: generation -> encoder, of what this process has met; vectors of the first one would now be strangers.
+    """
+    if known.setdefault(found.number, found.encoder) != found.encoder:
+        raise GenerationError(
+            f"Generation {found.number} of {where} is of the encoder {found.encoder[:16]} now: another process has opened it "
+            f"anew since this one did, for {known[found.number][:16]}. Call begin again with the right encoder."
+        )
 
 
 def among(generations: Sequence[Generation], number: int) -> Generation:
@@ -125,9 +141,17 @@ def adopted(generation: Generation | None) -> Generation:
 
 def asked(generation: Generation, queries: Any, k: int) -> Floats:
     """Queries [Q, dim] of a generation, Q ≥ 0. Raises ShapeError, DataError."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ShapeError(f"k expects 1 or more, received {k!r}.")
-    return vectors(queries, generation.dim, f"queries of generation {generation.number}")
+    results(k)
+    found = vectors(queries, generation.dim, f"queries of generation {generation.number}")
+    if len(found) * int(k) > _MOST:
+        raise ShapeError(f"{len(found)} queries with k = {k} are more than {_MOST} results; ask for fewer at a time.")
+    return found
+
+
+def results(k: Any) -> None:
+    """Raises ShapeError for what is no number of results."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= _MOST:
+        raise ShapeError(f"k expects a whole number from 1 to {_MOST}, received {k!r}.")
 
 
 def empty(queries: int, k: int) -> tuple[Floats, NDArray[np.object_], NDArray[np.int64]]:

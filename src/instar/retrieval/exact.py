@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from instar import files
 from instar.errors import GenerationError, StoreError
 from instar.interfaces import Floats, Generation, Id
-from instar.retrieval import checking, manifest, tables
+from instar.retrieval import checking, manifest, stamping, tables
 from instar.retrieval.journalled import JournalledIndex
 from instar.retrieval.spaces import FlatSpace, Space
 
@@ -28,21 +27,16 @@ class ExactIndex(JournalledIndex):
 
     kind = "exact"
 
-    def __init__(self, folder: str | Path, *, readonly: bool = False) -> None:
-        super().__init__(Path(folder).expanduser(), Path(folder).expanduser(), readonly=readonly)
+    @classmethod
+    def _vacant(cls, place: Path) -> bool:
+        stamped = (place / manifest.NAME).exists()
+        if not stamped and (place / "vectors.npy").exists():
+            raise GenerationError(f"{place} holds vectors without a stamp; adopt them instead of creating an index there.")
+        return not stamped
 
     @classmethod
-    def open(cls, location: str, name: str = "", *, create: Generation | None = None, readonly: bool = False) -> ExactIndex:
-        """Open a folder. create: the generation of an index without rows that is made where there is none.
-
-        Raises GenerationError for a folder without a manifest, or whose oldest generation is not `create`; StoreError.
-        """
-        folder = Path(location).expanduser()
-        if create is not None and not (folder / manifest.NAME).exists():
-            if (folder / "vectors.npy").exists():
-                raise GenerationError(f"{folder} holds vectors without a stamp; adopt them instead of creating an index there.")
-            cls.adopt(location, name, create, vectors=np.empty((0, create.dim), np.float32), ids=[])
-        return created(cls(folder, readonly=readonly), create)
+    def _create(cls, place: Path, generation: Generation) -> None:
+        cls.adopt(str(place), "", generation, vectors=np.empty((0, generation.dim), np.float32), ids=[]).close()
 
     @classmethod
     def adopt(
@@ -63,22 +57,18 @@ class ExactIndex(JournalledIndex):
         Raises ShapeError, DataError for bad vectors or ids, StoreError.
         """
         generation = checking.adopted(generation)
-        folder = files.folder(Path(location).expanduser())
+        folder = Path(location).expanduser()
         manifest.vacant(folder)
         source = folder / "vectors.npy" if vectors is None else vectors
         table = tables.table(source, generation.dim)
         names = tables.names(ids, folder, len(table))
-        try:
+        with stamping.alone(folder):
             if not isinstance(source, np.ndarray) and Path(source).resolve().parent == folder.resolve():
                 stamp = manifest.print_of(Path(source))
             else:
                 stamp = tables.write(folder / "base-0000000.npy", len(table), generation.dim, [table])
             base = {"vectors": stamp, "ids": tables.write_names(folder / "base-0000000.ids.json", names), "rows": len(table)}
-        except OSError as error:
-            raise StoreError(
-                f"No index could be written to {folder}: {error.strerror}. Your vectors are as they were."
-            ) from error
-        manifest.start(folder, tables.new(cls.kind, generation, base))
+            manifest.write(folder, tables.new(cls.kind, generation, base))
         return cls(folder)
 
     def _base(self) -> tuple[Space, Sequence[Id]]:
@@ -110,18 +100,6 @@ class ExactIndex(JournalledIndex):
 
     def _settle(self) -> None:
         kept = {str(self._manifest.base[part]["name"]) for part in ("vectors", "ids")}
-        for path in self.folder.glob("base-*"):
+        for path in tables.bases(self.folder):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
-
-
-def created(index: JournalledIndex, create: Generation | None) -> Any:
-    """The index, if its oldest generation is `create` (or nothing was to be created). Raises GenerationError."""
-    held = index.generations()[0]
-    if create is not None and (held.number, held.encoder, held.dim) != (create.number, create.encoder, create.dim):
-        index.close()
-        raise GenerationError(
-            f"{index.place} exists and holds generation {held.number} of the encoder {held.encoder[:16]} (dimension {held.dim}), "
-            f"not generation {create.number} of {create.encoder[:16]} ({create.dim}). Open it without create, or elsewhere."
-        )
-    return index

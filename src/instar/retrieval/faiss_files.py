@@ -16,6 +16,8 @@ from instar.interfaces import Floats, Id
 from instar.retrieval import beside
 
 _BLOCK = 16384
+_PIECE = 1 << 20
+"""Bytes written at a time."""
 PER_CELL = 39
 """Rows that FAISS wants to train a cell of an inverted file from."""
 
@@ -125,7 +127,7 @@ def vectors(held: Opened) -> Floats:
 def save(path: Path, index: Any, ids: Sequence[Id], numbered: bool) -> None:
     """Write an index, in a map of its ids where it needs one: not for ids 0 … N − 1, and an inverted file holds its own.
 
-    numbered: whether the ids are numbers; otherwise they stand in a list elsewhere. Raises RuntimeError.
+    numbered: whether the ids are numbers; otherwise they stand in a list elsewhere. Raises OSError.
     """
     faiss = library()
     if numbered and not isinstance(index, faiss.IndexIVF) and list(ids) != list(range(len(ids))):
@@ -134,7 +136,14 @@ def save(path: Path, index: Any, ids: Sequence[Id], numbered: bool) -> None:
         faiss.copy_array_to_vector(np.asarray(ids, np.int64), wrapped.id_map)
         wrapped.construct_rev_map()
         index = wrapped
-    faiss.write_index(index, str(path))
+    write(path, index)
+
+
+def write(path: Path, index: Any) -> None:
+    """Write an index as it is. Raises OSError; FAISS's own writing would not notice that the end did not fit on the disk."""
+    faiss = library()
+    with path.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, _PIECE))
 
 
 def filled(form: Form, dim: int, ids: Sequence[Id], numbered: bool, part: Callable[[int, int], Floats]) -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instar import files
 from instar.errors import ShapeError
 from instar.interfaces import Floats, Generation, Id
-from instar.retrieval import beside, checking, exact, faiss_files, tables
+from instar.retrieval import beside, checking, faiss_files
 from instar.retrieval.beside import SingleFileIndex
 from instar.retrieval.faiss_files import Form, Opened
 from instar.retrieval.faiss_spaces import FaissSpace
@@ -28,19 +27,10 @@ class FaissIndex(SingleFileIndex):
     kind = "faiss"
 
     @classmethod
-    def open(cls, location: str, name: str = "", *, create: Generation | None = None, readonly: bool = False) -> FaissIndex:
-        """Open a file. create: the generation of a flat inner-product index without rows that is made where there is none.
-
-        Raises GenerationError for a file without a stamp, or whose oldest generation is not `create`; StoreError.
-        """
-        faiss, place = faiss_files.library(), Path(location).expanduser()
-        if create is not None and beside.vacant(place):
-            files.folder(place.parent)
-            empty = Form("flat", faiss.METRIC_INNER_PRODUCT).empty(create.dim)
-            tables.placed_by(place, lambda path: faiss_files.save(path, empty, [], True))
-            cls.adopt(location, name, create).close()
-        found: FaissIndex = exact.created(cls(place, readonly=readonly), create)
-        return found
+    def _empty(cls, dim: int) -> Callable[[Path], None]:
+        """A flat one, of inner products."""
+        index = Form("flat", faiss_files.library().METRIC_INNER_PRODUCT).empty(dim)
+        return lambda path: faiss_files.write(path, index)
 
     @classmethod
     def adopt(

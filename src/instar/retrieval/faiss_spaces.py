@@ -71,7 +71,7 @@ class FaissSpace(ApproximateSpace):
         return self._untrained is None
 
     def save(self, path: Path) -> None:
-        faiss_files.library().write_index(self.index, str(path))
+        faiss_files.write(path, self.index)
 
     def restore(self, path: Path) -> None:
         held = faiss_files.read(path)

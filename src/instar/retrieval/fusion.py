@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from instar.errors import DataError, GenerationError, RecordError, ShapeError
 from instar.interfaces import Floats, Fusion, Hits, Index
+from instar.retrieval import checking
 
 _ATTEMPTS = 5
 _FAR = 1e6
@@ -30,8 +31,7 @@ def search(index: Index, queries: Mapping[int, Floats], k: int, fusion: Fusion =
     Older generations are read first and the newest vector of a row wins: a row that moves meanwhile is seen once. A change of the
     generations themselves (a rollback, an end) makes the search start again.
     """
-    if k < 1:
-        raise ShapeError(f"k expects 1 or more; received {k}.")
+    checking.results(k)
     for _ in range(_ATTEMPTS):
         before = index.generations()
         asked = [g for g in before if g.number in queries]

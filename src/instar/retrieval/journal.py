@@ -29,7 +29,7 @@ from instar.interfaces import Floats, Id
 MAGIC = b"instar\x00\x01"
 KINDS = ("begin", "add", "move", "remove", "rollback", "void")
 _NAME = re.compile(r"\d{10}\.segment")
-_LEFT = (".writing.", ".manifest.json.")
+_LEFT = (".writing.", ".manifest.json.", ".snapshot.json.")
 """Beginnings of names of what a killed writer was about to put in place."""
 
 
@@ -100,8 +100,8 @@ class Journal:
 
     def append(self, number: int, segment: Segment) -> None:
         """Write segment `number`, durably and at once. Raises StoreError; then nothing has changed."""
-        if self._lock is None:
-            raise StoreError("The journal is written only while its lock is held.")
+        if not self.locked:
+            raise StoreError(f"The lock of {self.folder} is not held, or its file went: nothing was changed. Call again.")
         self._write(number, segment)
 
     def taken_back(self, numbers: range) -> set[int]:
@@ -117,6 +117,8 @@ class Journal:
             if segment.generation in since:
                 since[segment.generation].append(number)
             if segment.kind == "rollback":
+                if segment.generation not in since:
+                    raise StoreError(f"{self.path(number)} takes back a generation that was not begun: restore it from a backup.")
                 found.update(since.pop(segment.generation))
         return found
 
@@ -136,13 +138,14 @@ class Journal:
 
     @property
     def locked(self) -> bool:
-        """Whether this object is the one writer."""
-        return self._lock is not None
+        """Whether this object is the one writer: it holds the lock, and the file is still the one that others would lock."""
+        return self._lock is not None and _same_file(self._lock, self.folder / "lock")
 
     def lock(self) -> None:
         """Become the one writer; nothing happens if this object is it already. Raises StoreError when another process is."""
-        if self._lock is not None:
+        if self.locked:
             return
+        self.unlock()
         path = self.folder / "lock"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -160,9 +163,13 @@ class Journal:
         except OSError as error:
             os.close(descriptor)
             raise StoreError(f"{path} cannot be locked ({error.strerror}): changes need a file system that has locks.") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
+        if not self.locked:
+            self.unlock()
+            raise StoreError(f"{self.folder} was removed or replaced at this moment: nothing was changed. Call again.")
+        with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def unlock(self) -> None:
         """Let another process write."""
@@ -191,7 +198,6 @@ class Journal:
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes private files; readers may be other users
             os.replace(temporary, self.path(number))  # noqa: PTH105
-            sync(self.folder)
         except OSError as error:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
@@ -199,6 +205,20 @@ class Journal:
                 f"This change could not be written to {self.folder}: {error.strerror}. None of its rows were taken, all others "
                 "are as they were; make room or give access, and do it again."
             ) from error
+        try:
+            sync(self.folder)
+        except OSError as error:
+            raise StoreError(
+                f"This change stands in {self.folder}, but the system could not say that it outlives a loss of power "
+                f"({error.strerror}): look after the disk."
+            ) from error
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def sync(folder: Path) -> None:

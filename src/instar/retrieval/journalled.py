@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from instar.errors import DataError, GenerationError, StoreError
 from instar.interfaces import Floats, Fusion, Generation, Hits, Id, Index
@@ -41,8 +41,9 @@ class JournalledIndex(Index, abc.ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self, place: Path, folder: Path, *, readonly: bool = False) -> None:
-        self.place, self.folder = place, folder
+    def __init__(self, place: str | Path, *, readonly: bool = False) -> None:
+        self.place = Path(place).expanduser()
+        self.folder = folder = self._folder_of(self.place)
         self._readonly = readonly
         self._guard = threading.RLock()
         self._depth = 0
@@ -50,10 +51,50 @@ class JournalledIndex(Index, abc.ABC):
         self._content: bytes | None = None
         self._held: Held | None = None
         self._journal = Journal(folder, "")
-        with self._now():
-            pass
+        with self._now() as held:
+            self._meant = {g.number: g.encoder for g in held.generations}
+            """Generation -> the encoder whose vectors this object is given for it."""
+
+    @classmethod
+    def open(cls, location: str, name: str = "", *, create: Generation | None = None, readonly: bool = False) -> Self:
+        """Open an index. create: the generation of one without rows that is made where there is none (see `_create`).
+
+        Raises GenerationError for an index without a manifest, or whose oldest generation is not `create`; StoreError.
+        """
+        place = Path(location).expanduser()
+        if create is not None and cls._vacant(place):
+            checking.described(create)
+            try:
+                cls._create(place, create)
+            except StoreError:
+                if cls._vacant(place):  # otherwise another process made one at this moment
+                    raise
+        index = cls(place, readonly=readonly)
+        held = index.generations()[0]
+        if create is not None and (held.number, held.encoder, held.dim) != (create.number, create.encoder, create.dim):
+            index.close()
+            raise GenerationError(
+                f"{place} exists and holds generation {held.number} of the encoder {held.encoder[:16]} (dimension {held.dim}), "
+                f"not generation {create.number} of {create.encoder[:16]} ({create.dim}). Open it without create, or elsewhere."
+            )
+        return index
 
     # What a kind of index says.
+
+    @staticmethod
+    def _folder_of(place: Path) -> Path:
+        """Where manifest and journal stand."""
+        return place
+
+    @classmethod
+    @abc.abstractmethod
+    def _vacant(cls, place: Path) -> bool:
+        """Whether there is no index, so that one may be made. Raises GenerationError for vectors without a stamp."""
+
+    @classmethod
+    @abc.abstractmethod
+    def _create(cls, place: Path, generation: Generation) -> None:
+        """Make an index without rows. Raises StoreError."""
 
     @abc.abstractmethod
     def _base(self) -> tuple[Space, Sequence[Id]]:
@@ -110,6 +151,7 @@ class JournalledIndex(Index, abc.ABC):
         names = checking.ids(ids)
         with self._writing() as held:
             one = checking.among(held.generations, generation)
+            checking.meant(self._meant, one, str(self.place))
             values = checking.vectors(vectors, one.dim, count=len(names))
             known = held.rows.known(names) >= 0
             if known.any():
@@ -128,6 +170,7 @@ class JournalledIndex(Index, abc.ABC):
                 raise GenerationError(
                     f"Rows move to the newest generation, {held.generations[-1].number}; received {generation}."
                 )
+            checking.meant(self._meant, one, str(self.place))
             values = checking.vectors(vectors, one.dim, count=len(names))
             held.rows.find(names)
             self._commit(Segment("move", generation, names, values))
@@ -143,6 +186,7 @@ class JournalledIndex(Index, abc.ABC):
             if checking.opens(held.generations, generation):
                 self._layout.allow(held.generations, generation)
                 self._commit(Segment("begin", generation.number, details=asdict(generation)))
+            self._meant[generation.number] = generation.encoder
 
     def rollback(self) -> None:
         with self._writing() as held:
@@ -169,13 +213,18 @@ class JournalledIndex(Index, abc.ABC):
             if self._applied >= self._manifest.first:
                 try:
                     base = self._write_base(self._manifest.epoch + 1, newest)
-                except OSError as error:
+                    changed = replace(self._manifest, generations=[newest], base=base, epoch=self._manifest.epoch + 1)
+                    manifest.write(self.folder, replace(changed, first=self._applied + 1, padding=None))
+                except (OSError, StoreError) as error:
+                    with contextlib.suppress(GenerationError, StoreError):
+                        self._refresh()
+                        self._tidy()  # what was written so far takes room that may be needed
+                    if isinstance(error, StoreError):
+                        raise
                     raise StoreError(
                         f"The new base of {self.place} could not be written: {error.strerror}. The index is as it was; make room "
                         "and finish again."
                     ) from error
-                changed = replace(self._manifest, generations=[newest], base=base, epoch=self._manifest.epoch + 1)
-                manifest.write(self.folder, replace(changed, first=self._applied + 1, padding=None))
                 self._refresh()
             self._tidy()
 
@@ -240,19 +289,27 @@ class JournalledIndex(Index, abc.ABC):
 
     def _refresh(self) -> None:
         for _ in range(_ATTEMPTS):
-            content = manifest.read(self.folder)
+            content = self._stamp_now()
             try:
                 if content == self._content:
                     self._follow()
                 else:
                     self._load(content)
             except StoreError:
-                if manifest.read(self.folder) == content:
+                if self._stamp_now() == content:
                     raise
                 continue  # its files went with the change that came meanwhile
-            if manifest.read(self.folder) == content:
+            if self._stamp_now() == content:
                 return
         raise StoreError(f"{self.place} changed during every one of {_ATTEMPTS} attempts to read it; try again.")
+
+    def _stamp_now(self) -> bytes:
+        try:
+            return manifest.read(self.folder)
+        except GenerationError as error:
+            if self._held is None:
+                raise
+            raise StoreError(f"{self.place} is gone: {self.folder} had a {manifest.NAME} before. Bring it back.") from error
 
     def _load(self, content: bytes) -> None:
         self._content = None  # whatever interrupts this, the next call begins again

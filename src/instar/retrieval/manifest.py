@@ -106,12 +106,6 @@ def unchanged(path: Path, expected: Mapping[str, Any]) -> None:
         )
 
 
-def start(folder: Path, stamp: Manifest) -> None:
-    """Stamp an index that has no stamp. Raises StoreError where one stands, or where changes of a lost one do."""
-    vacant(folder)
-    write(folder, stamp)
-
-
 def vacant(folder: Path) -> None:
     """Raises StoreError where a stamp stands, or where changes of a lost one do."""
     if (folder / NAME).exists() or any(folder.glob("*.segment")):

@@ -92,4 +92,4 @@ def least_certain(uncertainty: Uncertainty) -> Order:
 
 
 def _hash(name: Id, seed: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

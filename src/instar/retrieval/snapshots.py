@@ -50,7 +50,7 @@ def keep(folder: Path, index: str, number: int, held: Held) -> None:
     if len(space.alive) - last < max(_LEAST, last // 2):
         return
     path = folder / f"snapshot-{held.begun[newest]:010d}-{number:010d}"
-    with contextlib.suppress(OSError, RuntimeError, OutputError):  # a disk that does not take it harms nothing
+    with contextlib.suppress(OSError, OutputError):  # a disk that does not take it harms nothing
         print_ = tables.placed_by(path, space.save)
         made = Snapshot(index, held.begun[newest], number, len(space.alive), print_)
         files.write_json(folder / NAME, asdict(made))

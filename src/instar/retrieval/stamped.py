@@ -85,11 +85,7 @@ class StampedIndex(Index):
         found = stamps[self.place(stamps, number)]
         if newest and found is not stamps[-1]:
             raise GenerationError(f"Rows move to the newest generation, {stamps[-1].generation.number}; received {number}.")
-        if self._writing.setdefault(number, found.generation.encoder) != found.generation.encoder:
-            raise GenerationError(
-                f"Generation {number} of {self.where} is of the encoder {found.generation.encoder[:16]} now: another process has "
-                f"opened it anew since this one did, for {self._writing[number][:16]}. Call begin again with the right encoder."
-            )
+        checking.meant(self._writing, found.generation, self.where)
         return found
 
     def opens(self, stamps: Sequence[Stamp], new: Generation) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from instar.errors import DataError, StoreError
 from instar.interfaces import Floats, Generation, Id
 from instar.retrieval import checking, journal, manifest
+
+_BASE = re.compile(r"base-\d{7}\.(npy|ids\.json|faiss|usearch)")
 
 
 def table(source: Floats | str | Path, dim: int) -> Floats:
@@ -71,6 +74,11 @@ def read_names(path: Path) -> list[Id]:
         return checking.ids(found)
     except (OSError, ValueError, TypeError, DataError) as error:
         raise StoreError(f"{path} holds no ids: {error} Restore it from a backup.") from error
+
+
+def bases(folder: Path) -> Iterator[Path]:
+    """Files of bases that Instar has written: not what else may be called so in a folder of the user's."""
+    return (path for path in folder.glob("base-*") if _BASE.fullmatch(path.name))
 
 
 def new(kind: str, generation: Generation, base: dict[str, Any]) -> manifest.Manifest:

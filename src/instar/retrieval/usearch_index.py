@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instar import files
 from instar.errors import DataError, ShapeError, StoreError
 from instar.extras import require
 from instar.interfaces import Floats, Generation, Id
-from instar.retrieval import beside, checking, exact, tables
+from instar.retrieval import beside, checking
 from instar.retrieval.approximate import ApproximateSpace, Mask
 from instar.retrieval.beside import SingleFileIndex
 from instar.retrieval.spaces import Slots, Space
@@ -55,19 +55,11 @@ class UsearchIndex(SingleFileIndex):
     kind = "usearch"
 
     @classmethod
-    def open(cls, location: str, name: str = "", *, create: Generation | None = None, readonly: bool = False) -> UsearchIndex:
-        """Open a file. create: the generation of a cosine index without rows, in float32, that is made where there is none.
-
-        Raises GenerationError for a file without a stamp, or whose oldest generation is not `create`; StoreError.
-        """
-        library, place = _library(), Path(location).expanduser()
-        if create is not None and beside.vacant(place):
-            files.folder(place.parent)
-            empty = Form(library.MetricKind.Cos, library.ScalarKind.F32, 16, 128, 64).empty(create.dim)
-            tables.placed_by(place, lambda path: empty.save(str(path)))
-            cls.adopt(location, name, create).close()
-        found: UsearchIndex = exact.created(cls(place, readonly=readonly), create)
-        return found
+    def _empty(cls, dim: int) -> Callable[[Path], None]:
+        """One of cosines, in float32."""
+        library = _library()
+        index = Form(library.MetricKind.Cos, library.ScalarKind.F32, 16, 128, 64).empty(dim)
+        return lambda path: _save(index, path)
 
     @classmethod
     def adopt(
@@ -107,8 +99,8 @@ class UsearchIndex(SingleFileIndex):
         index = self._form.empty(generation.dim)
         for start in range(0, len(rows), _BLOCK):
             stop = start + _BLOCK
-            index.add(keys[start:stop], held.vectors(generation.number, rows[start:stop]))
-        return self._recorded(epoch, ".usearch", names, numbered, lambda path: index.save(str(path)))
+            _add(index, keys[start:stop], held.vectors(generation.number, rows[start:stop]))
+        return self._recorded(epoch, ".usearch", names, numbered, lambda path: _save(index, path))
 
 
 class UsearchSpace(ApproximateSpace):
@@ -127,13 +119,13 @@ class UsearchSpace(ApproximateSpace):
         return super().search(queries, k) if among is None else self._one_by_one(queries, k, self.alive & among)
 
     def save(self, path: Path) -> None:
-        self._index.save(str(path))
+        _save(self._index, path)
 
     def restore(self, path: Path) -> None:
         self._index, _ = _read(path, self.dim)
 
     def _insert(self, vectors: Floats, keys: NDArray[np.int64]) -> None:
-        self._index.add(keys, vectors)
+        _add(self._index, keys, vectors)
 
     def _taken(self, keys: NDArray[np.int64]) -> Floats:
         found: Floats = np.stack(self._index.get(keys, dtype="f32"))
@@ -155,6 +147,21 @@ class UsearchSpace(ApproximateSpace):
 
 def _library() -> Any:
     return require("usearch.index", "usearch")
+
+
+def _add(index: Any, keys: NDArray[np.int64], vectors: Floats) -> None:
+    """By one thread: several at once leave, now and then, tens of vectors to which no path of the graph leads."""
+    index.add(keys, vectors, threads=1)
+
+
+def _save(index: Any, path: Path) -> None:
+    """Raises OSError, also for the end of a file that did not fit on the disk, which usearch does not notice."""
+    try:
+        index.save(str(path))
+    except RuntimeError as error:
+        raise OSError(errno.EIO, f"usearch could not write it ({beside.reason(error)})") from error
+    if path.stat().st_size != index.serialized_length:
+        raise OSError(errno.ENOSPC, f"{path.stat().st_size} of {index.serialized_length} bytes were written")
 
 
 def _lists(matches: Any, queries: int) -> Sequence[Any]:

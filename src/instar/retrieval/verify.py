@@ -42,7 +42,7 @@ class Verification:
     def batch(self, index: Index, ids: Sequence[Id], vectors: Floats, generation: int) -> None:
         """After a batch was moved. Raises StoreError that names the rows."""
         # Which rows: by the ids, not by place, so that every position of a batch is looked at.
-        places = sorted(range(len(ids)), key=lambda i: zlib.crc32(str(ids[i]).encode()))[: self.sample]
+        places = sorted(range(len(ids)), key=lambda i: zlib.crc32(str(ids[i]).encode("utf-8", "surrogatepass")))[: self.sample]
         if not places:
             return
         names, written = [ids[i] for i in places], vectors[places]
