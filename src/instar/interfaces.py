@@ -324,6 +324,8 @@ class Adapter(abc.ABC):
     """The peak rate of AdamW, without weight decay, that suits it. Who trains it reads it."""
     noun: ClassVar[str] = "linear layer"
     """What it takes, for messages."""
+    replaces: ClassVar[bool] = False
+    """Whether it trains copies of whole modules: then it does not matter which weights lie under them."""
 
     @abc.abstractmethod
     def layer(self, base: nn.Module, name: str) -> AdapterLayer:

@@ -29,11 +29,14 @@ from instar.adapters.dora import DoRA
 from instar.adapters.full import Full
 from instar.adapters.head_only import HeadOnly
 from instar.adapters.hira import HiRA
+from instar.adapters.hut import HUT
 from instar.adapters.ia3 import IA3
 from instar.adapters.lora import LoRA
 from instar.adapters.merging import merge, merge_and_unload, unmerge
+from instar.adapters.saved import load, save
 
 __all__ = [
+    "HUT",
     "IA3",
     "BitFit",
     "DoRA",
@@ -43,11 +46,13 @@ __all__ = [
     "LoRA",
     "active",
     "detach",
+    "load",
     "merge",
     "merge_and_unload",
     "names",
     "off",
     "parameters",
+    "save",
     "switch",
     "unmerge",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -109,29 +109,36 @@ def _chosen(
     adapter: Adapter, model: nn.Module, where: str | Sequence[str] | None, name: str, modules_to_save: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """The paths that are adapted, and those among them that are trained whole. Raises AdapterError."""
+    attach_name(model, name)
+    with bare(model):
+        parts = adapter.targets(model) if where is None else places.chosen(model, where, adapter.takes, adapter.noun)
+        saved = places.chosen(model, modules_to_save, places.trains, "module") if modules_to_save else []
+        return in_order(model, parts, saved)
+
+
+def in_order(model: nn.Module, parts: Sequence[str], saved: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Both lists in the order of a bare model, the first one with the second in it. Raises AdapterError where they overlap."""
+    order = [path for path, _ in model.named_modules()]
+    chosen = [path for path in order if path in {*parts, *saved}]
+    _require_apart(chosen, model)
+    return chosen, [path for path in order if path in saved]
+
+
+def attach_name(model: nn.Module, name: str) -> None:
+    """Raise AdapterError unless an adapter of this name can be attached now."""
     if not _NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
         raise AdapterError(f"An adapter's name expects letters, digits and _, such as 'task_a'; received {name!r}.")
     if name in state_of(model).named:
         raise AdapterError(f"This model has an adapter '{name}' already: detach it first, or take another name=.")
     require_unmerged(model, "attach another one")
-    with bare(model):
-        parts = adapter.targets(model) if where is None else places.chosen(model, where, adapter.takes, adapter.noun)
-        saved = places.chosen(model, modules_to_save, _trains, "module") if modules_to_save else []
-        order = {path: place for place, (path, _) in enumerate(model.named_modules())}
-        chosen = sorted({*parts, *saved}, key=order.__getitem__)
-        _require_apart(chosen, model)
-    return chosen, sorted(saved, key=order.__getitem__)
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
 
 
 def _require_apart(paths: Sequence[str], model: nn.Module) -> None:
-    """No module is adapted inside of another one that is."""
-    inside: Callable[[str, str], bool] = lambda a, b: a.startswith(f"{b}.")  # noqa: E731
+    """No module is adapted inside of another one that is, by this adapter or by one that stands."""
+    standing = {path for named in state_of(model).named.values() for path in named.layers}
     for path in paths:
-        if outer := next((other for other in paths if inside(path, other)), None):
-            raise AdapterError(f"{path} lies inside of {outer}, which is adapted as a whole. Name one of the two.")
-        if adapted_inside := [n for n, _ in model.get_submodule(path).named_modules() if n and f"{path}.{n}" in paths]:
-            raise AdapterError(f"{path} holds {adapted_inside[0]}, which is adapted as well. Name one of the two.")
+        parents = {path.rsplit(".", n)[0] for n in range(1, path.count(".") + 1)}
+        if outer := sorted(parents & {*paths, *standing}):
+            raise AdapterError(f"{path} lies inside of {outer[0]}, which is adapted as a whole. Name one of the two.")
+        if inner := [other for other in sorted(standing) if other.startswith(f"{path}.")]:
+            raise AdapterError(f"{path} holds {inner[0]}, which another adapter of this model adapts.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from instar.adapters import copying
+from instar.adapters import where as places
 from instar.adapters.copying import Copy
 from instar.errors import ShapeError
 from instar.interfaces import Adapter
@@ -18,6 +19,7 @@ class Full(Adapter):
     """
 
     noun = "module with parameters"
+    replaces = True
 
     def __init__(self, *, lr: float = 1e-4) -> None:
         if not 0 < lr < float("inf"):
@@ -25,7 +27,7 @@ class Full(Adapter):
         self.lr = lr
 
     def takes(self, module: nn.Module) -> bool:
-        return any(True for _ in module.parameters())
+        return places.trains(module)
 
     def targets(self, model: nn.Module) -> list[str]:
         return copying.owners(model)

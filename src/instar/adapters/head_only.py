@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from instar.adapters import where as places
 from instar.adapters.copying import Copy
 from instar.errors import AdapterError, ShapeError
 from instar.interfaces import Adapter
@@ -19,6 +20,7 @@ class HeadOnly(Adapter):
     """
 
     noun = "module with parameters"
+    replaces = True
 
     def __init__(self, *, lr: float = 5e-3) -> None:
         if not 0 < lr < float("inf"):
@@ -26,7 +28,7 @@ class HeadOnly(Adapter):
         self.lr = lr
 
     def takes(self, module: nn.Module) -> bool:
-        return any(True for _ in module.parameters())
+        return places.trains(module)
 
     def targets(self, model: nn.Module) -> list[str]:
         found = [name for name, module in model.named_children() if name in HEADS and self.takes(module)]

@@ -1,6 +1,6 @@
 """HiRA: a product of two thin matrices that multiplies the weight element by element.
 
-Huang, Ko, Zhuang, Zhang, "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language Models", ICLR 2025.
+Huang, Ko, Zhuang, Tang, Zhang, "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language Models", ICLR 2025.
 """
 
 from __future__ import annotations

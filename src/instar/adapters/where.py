@@ -53,6 +53,11 @@ def linear(module: nn.Module) -> bool:
     return isinstance(weight, nn.Parameter) and weight.dim() == 2 and weight.is_floating_point()
 
 
+def trains(module: nn.Module) -> bool:
+    """Whether a module holds anything to train."""
+    return any(True for _ in module.parameters())
+
+
 def by_role(model: nn.Module, role: Callable[[Block], Sequence[Linear | None]], what: str) -> list[str]:
     """The layers of a role in every block. Raises AdapterError where the model cannot be taken apart, or fuses them."""
     names: list[str] = []
