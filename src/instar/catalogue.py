@@ -192,6 +192,7 @@ def minimal(cls: type, path: Path) -> Card:
         interfaces.Mixer: ("Mixer", "mixers", ["causal", "streaming", "positions=host"]),
         interfaces.CompatibleHead: ("CompatibleHead", "compat", []),
         interfaces.Adapter: ("Adapter", "adapters", []),
+        interfaces.Transform: ("Transform", "compression", []),
     }
     found = next((said for base, said in families.items() if issubclass(cls, base)), None)
     if found is None:

@@ -1,0 +1,183 @@
+"""The contract of a transform: undo to the bit, all or nothing, the bytes it promises, and a file that needs no original."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from instar import catalogue, formula
+from instar.checks.subject import Check, Subject
+from instar.checks.transform_models import answers, encoder, models
+from instar.checks.witness import picture, require
+from instar.errors import CardError, ContractError, InstarError
+from instar.interfaces import Transform
+from instar.receipt import Receipt, fingerprint
+from instar.receipts.fingerprint import named
+
+_CLOSE = 0.7
+"""Least cosine of the logits before and after: a transposed or shuffled weight is far below."""
+_BUDGET = 0.01
+_WIDTH, _HIDDEN, _VOCABULARY = 512, 1024, 2048
+"""Large enough that the header of a file weighs nothing."""
+
+
+def build(subject: Subject) -> Transform:
+    """The transform with the subject's arguments."""
+    made = subject.cls(**subject.arguments)
+    if not isinstance(made, Transform):
+        raise ContractError(f"{subject.cls.__name__} is no instar.interfaces.Transform: derive the class from it.")
+    return made
+
+
+def applied(subject: Subject, model: nn.Module) -> Receipt:
+    """The receipt of the transform on a model."""
+    receipt = build(subject).apply(model)
+    if not isinstance(receipt, Receipt):
+        raise ContractError(f"apply returned {type(receipt).__name__}; it must return the receipt of `updating`.")
+    return receipt
+
+
+def check_arguments(subject: Subject) -> None:
+    """Every argument is kept under its name; presets and ends of knobs construct."""
+    known = inspect.signature(subject.cls).parameters
+    settings = {"the default": {}, **{f"preset {name}": values for name, values in subject.card.presets.items()}}
+    for name, knob in subject.card.knobs.items():
+        for value in knob.choices or knob.range or ():
+            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
+    for what, values in settings.items():
+        if unknown := values.keys() - known.keys():
+            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
+        try:
+            made = subject.cls(**values)
+        except Exception as error:
+            raise ContractError(f"{what} does not construct: {error}") from error
+        for name, value in values.items():
+            if getattr(made, name, None) != value:
+                raise ContractError(f"{what}: keep the argument {name} as an attribute ({value!r}): receipts say what was done.")
+
+
+def check_receipts(subject: Subject) -> None:
+    """Every promise of a receipt holds: undo and redo to the bit, only what is listed changes, an interrupt leaves nothing."""
+    from instar.checks import receipt
+
+    for name, make in models().items():
+        for outcome in receipt.check_receipts(make, lambda model: applied(subject, model)):
+            if outcome.status == "failed":
+                raise ContractError(f"On layers of {name}, {outcome.name}: {outcome.message}")
+
+
+def check_function(subject: Subject) -> None:
+    """The model still computes nearly the same, on `nn.Linear` and on Conv1D."""
+    for name, make in models().items():
+        model = make()
+        before = answers(model).flatten()
+        applied(subject, model)
+        after = answers(model).flatten()
+        cosine = float(torch.cosine_similarity(before, after, 0))
+        if not cosine > _CLOSE:  # NaN is not
+            raise ContractError(f"On layers of {name}, the cosine of logits before and after is {cosine:.3f}; expected {_CLOSE}.")
+
+
+def check_deterministic(subject: Subject) -> None:
+    """The result is a function of the model and the arguments; the global generator is not touched."""
+    first, second = encoder(), encoder()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    applied(subject, first)
+    if not torch.equal(state, torch.get_rng_state()):
+        raise ContractError("apply draws from the global generator; draw from instar.bench.seeds.stream(seed, name).")
+    torch.manual_seed(2)
+    applied(subject, second)
+    if fingerprint(first) != fingerprint(second):
+        raise ContractError("Two runs on the same model give other bits.")
+
+
+def check_refusals(subject: Subject) -> None:
+    """NaN in a weight, a model without layers, and a second run of a compression are refused, and nothing is changed."""
+    for what, value in (("NaN", torch.nan), ("infinity", torch.inf)):
+        model = encoder()
+        with torch.no_grad():
+            model.get_parameter("up.weight")[1, 2] = value
+        before = picture(model)
+        _refused(f"A weight with {what}", lambda model=model: applied(subject, model))
+        require(model, before, f"After a weight with {what} was refused")
+    _refused("A model without layers", lambda: applied(subject, nn.Sequential(nn.ReLU())))
+
+
+def check_saved(subject: Subject) -> None:
+    """A saved model loads without its original weights, to the bit, and answers the same."""
+    from instar.compression import saved
+
+    for name, make in models().items():
+        model = make()
+        receipt = applied(subject, model)
+        expected = answers(model)
+        with tempfile.TemporaryDirectory() as folder:
+            path = saved.save(model, Path(folder) / "model", steps=[receipt])
+            loaded = saved.load(path, None if name == "Conv1D" else encoder)
+        if fingerprint(loaded) != fingerprint(model):
+            raise ContractError(f"On layers of {name}, the loaded model has other bits.")
+        if not torch.equal(answers(loaded), expected):
+            raise ContractError(f"On layers of {name}, the loaded model answers otherwise: something is not kept in the file.")
+
+
+def check_bytes(subject: Subject) -> None:
+    """The file is as large as the card's formula says, within 1 %."""
+    from instar.compression import saved
+
+    if subject.card.cost is None:
+        raise CardError(f"The card of {subject.card.slug} states no costs, so there is nothing to hold it to.")
+
+    def make() -> nn.Module:
+        return encoder(width=_WIDTH, hidden=_HIDDEN, vocabulary=_VOCABULARY)
+
+    model, old = make(), dict(make().named_modules())
+    transform = build(subject)
+    receipt = transform.apply(model)
+    promised = 0.0
+    replaced = [name for name in receipt.facts.modules if hasattr(old.get(name), "weight")]
+    for name in replaced:
+        shape = tuple(old[name].weight.shape)
+        if name == "head" and "embedding" in replaced:
+            continue  # one weight, stored once
+        promised += formula.evaluate(subject.card.cost.state, sizes(subject, transform, *shape))
+    unchanged = [tensor for name, (tensor, _) in named(model).items() if name in named(make())]
+    promised += sum(tensor.numel() * tensor.element_size() for tensor in unchanged)
+    with tempfile.TemporaryDirectory() as folder:
+        found = saved.nbytes(saved.save(model, Path(folder) / "model"))
+    if abs(found / promised - 1) > _BUDGET:
+        raise ContractError(f"The file has {found} bytes; the card's formula '{subject.card.cost.state}' gives {promised:.0f}.")
+
+
+def sizes(subject: Subject, transform: Transform, outputs: int, inputs: int) -> dict[str, float]:
+    """What the formulas of a transform's card may use: O, I, and the numbers among arguments and attributes."""
+    numbers = {n: float(v) for n, v in vars(transform).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    return catalogue.variables(subject.cls, {**subject.arguments, **numbers}, O=outputs, I=inputs)
+
+
+def _refused(what: str, action: Any) -> None:
+    try:
+        action()
+    except InstarError:
+        return
+    except Exception as error:
+        raise ContractError(
+            f"{what} must be an InstarError that says what was expected; it was {type(error).__name__}."
+        ) from error
+    raise ContractError(f"{what} must be refused; it went through.")
+
+
+CONTRACT = (
+    Check("arguments", check_arguments),
+    Check("receipts", check_receipts),
+    Check("function", check_function),
+    Check("deterministic", check_deterministic),
+    Check("refusals", check_refusals),
+    Check("saved", check_saved),
+    Check("bytes", check_bytes, costs=True),
+)

@@ -1,0 +1,150 @@
+"""What every compression of a model's layers does: choose the layers, replace them in one update, all or nothing."""
+
+from __future__ import annotations
+
+import abc
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from instar.anatomy.linear import Linear, is_linear
+from instar.compression.blocks import BlockFormat
+from instar.compression.stored import Stored, StoredEmbedding, StoredLinear, WeightFormat
+from instar.errors import ShapeError, TransformError
+from instar.interfaces import Monitor, Transform
+from instar.receipt import Receipt, updating
+
+Filter = Callable[[nn.Module, str], bool]
+"""As torchao's `filter_fn`: whether a module, by its name, is compressed."""
+
+
+def quantize_(model: nn.Module, config: Compressor, filter_fn: Filter | None = None) -> Receipt:
+    """Compress a model in place, in torchao's call shape: `quantize_(model, Blockwise(bits=4, block=32))`.
+
+    filter_fn: (module, name) -> bool, of the layers that `config` would compress, which it does. Returns the receipt; raises
+    TransformError, ModelError.
+    """
+    return config.compress(model, filter_fn)
+
+
+class Compressor(Transform):
+    """A Transform that replaces layers one by one and needs no data.
+
+    A subclass names itself (`method`), keeps its constructor's arguments as attributes of the same names, and gives the new layer
+    for an old one. `keep`, where a subclass has it, holds regular expressions over whole names of layers that stay.
+    """
+
+    method: ClassVar[str]
+    """The slug of its card."""
+    keep: Sequence[str] = ()
+
+    def apply(self, model: nn.Module, data: Any = None, *, monitor: Monitor | None = None) -> Receipt:
+        """Compress every layer that the method takes; `data` and `monitor` are not used: nothing is learnt."""
+        return self.compress(model)
+
+    def compress(self, model: nn.Module, filter_fn: Filter | None = None) -> Receipt:
+        """`apply`, of the layers that `filter_fn` chooses. All or nothing.
+
+        Raises TransformError: for a model that is compressed already, that has no such layer, or whose weights hold NaN.
+        """
+        chosen = self.chosen(model, filter_fn)
+        with updating(model, method=self.method, settings=self.settings(), changes=()) as update, torch.no_grad():
+            shared: Shared = {}
+            made = {name: self.replacement(name, module, shared) for name, module in chosen.items()}
+            for name, module in chosen.items():
+                made[name].train(module.training)
+            exchange(model, {chosen[name]: new for name, new in made.items()})
+            self.finish(model)
+        return update.receipt
+
+    def takes(self, module: nn.Module) -> bool:
+        """Whether the method compresses layers of this kind."""
+        return is_linear(module) or isinstance(module, nn.Embedding)
+
+    @abc.abstractmethod
+    def replacement(self, name: str, module: nn.Module, shared: Shared) -> nn.Module:
+        """The new layer for an old one; `shared` as in `encoded`."""
+
+    def finish(self, model: nn.Module) -> None:  # most have nothing left to do
+        """What else belongs to the update, once the layers are replaced."""
+
+    def chosen(self, model: nn.Module, filter_fn: Filter | None = None) -> dict[str, nn.Module]:
+        """The layers that would be compressed, by name."""
+        if any(isinstance(module, Stored) for module in model.modules()) or getattr(model, "is_quantized", False):
+            raise TransformError(
+                f"The weights of this {type(model).__name__} are compressed already. Undo that, or load it in full precision."
+            )
+        patterns = [_pattern(text) for text in self.keep]
+        found = {
+            name: module
+            for name, module in model.named_modules()
+            if self.takes(module)
+            and not any(pattern.fullmatch(name) for pattern in patterns)
+            and (filter_fn is None or filter_fn(module, name))
+        }
+        if "" in found:
+            raise TransformError(f"The model is a single {type(model).__name__}: wrap it in torch.nn.Sequential to compress it.")
+        if not found:
+            raise TransformError(f"{type(self).__name__} finds no layer that it compresses in this {type(model).__name__}.")
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+
+Shared = dict[int, tuple[nn.Parameter, dict[str, Tensor]]]
+"""By the id of a parameter: it, and what is stored of it. A weight that two layers share (a tied head) is encoded once."""
+
+
+def encoded(name: str, module: nn.Module, format: WeightFormat, shared: Shared) -> tuple[dict[str, Tensor], tuple[int, int]]:
+    """What is stored of a layer's weight, and its shape [out, in]. Raises TransformError."""
+    weight = Linear(name, module).weight if is_linear(module) else module.weight
+    assert isinstance(weight, Tensor)
+    if weight.is_meta or not weight.is_floating_point():
+        raise TransformError(f"{name} holds {weight.dtype} on {weight.device}: there are no full weights to compress.")
+    parameter = module.weight
+    assert isinstance(parameter, nn.Parameter)
+    if id(parameter) not in shared:
+        try:
+            shared[id(parameter)] = (parameter, format.encode(weight))
+        except TransformError as error:
+            raise TransformError(f"{name}: {error}") from error
+    return shared[id(parameter)][1], (weight.shape[0], weight.shape[1])
+
+
+def stored(name: str, module: nn.Module, format: WeightFormat, shared: Shared, inputs: BlockFormat | None = None) -> Stored:
+    """The layer with its weight stored in a format."""
+    parts, shape = encoded(name, module, format, shared)
+    if isinstance(module, nn.Embedding):
+        if module.max_norm is not None:
+            raise TransformError(f"{name} rescales its rows in use (max_norm), which a stored table cannot.")
+        return StoredEmbedding(format, parts, shape, module.padding_idx)
+    return StoredLinear(format, parts, shape, Linear(name, module).bias, inputs)
+
+
+def exchange(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put new modules in the places of old ones, under every name that leads there."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in new:
+                parent._modules[name] = new[child]
+
+
+def checked_keep(keep: Iterable[str]) -> tuple[str, ...]:
+    """Regular expressions as a tuple. Raises ShapeError for one that is none."""
+    found = (keep,) if isinstance(keep, str) else tuple(keep)
+    for text in found:
+        _pattern(text)
+    return found
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except (re.error, TypeError) as error:
+        raise ShapeError(f"'{text}' is no regular expression over names of layers: {error}.") from error
