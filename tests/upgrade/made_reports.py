@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from instar.upgrade.result import Arm, Check, Choice, Figure, Kind, Point, Report, Side
+from instar.upgrade.result import Arm, Check, Choice, During, Figure, Kind, Point, Report, Side
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)> \"'&amp; \x1b[31m\x00\x07 \u202eevil\u202c \ud800 $x^2$ {{ 7*7 }} ]]>"
@@ -136,6 +136,7 @@ def report(upgrade: Upgrade = UNRELATED, **given: Any) -> Report:
         "k": 10,
         "check": Check(2_000, 72, 72, 0.013, "residual_mlp at 25 %", 0.017),
         "kind_of_upgrade": "unrelated encoders",
+        "during": During("two_encoders", "cosine", True, _WORDS["two_encoders"]),
         "likeness": {"cka": 0.31, "neighbours": 0.22, "cosine": 0.004},
         "hours_full": hours,
         "bytes_old": 153_600_000.0,
@@ -195,7 +196,7 @@ def no_hours() -> Report:
 
 def bare() -> Report:
     """The least that a report can hold."""
-    made = report(choices=[], advice=[], cautions=[], examples=[], likeness={}, facts={}, environment={})
+    made = report(during=None, choices=[], advice=[], cautions=[], examples=[], likeness={}, facts={}, environment={})
     only = replace(made.arms[0], curve=[replace(made.arms[0].curve[0], recall=Figure(0.612), against_old=Figure(0.0))])
     sides = {s: replace(getattr(made, s), own_recall=Figure(0.5), own_ap=Figure(0.4), facts={}) for s in ("old", "new")}
     return replace(made, arms=[only], **sides, check=Check(0, 0, 0, 0.0, "", 0.0), hours_full=None, bytes_old=0.0, bytes_new=0.0)
@@ -217,7 +218,7 @@ def hostile(text: str = HOSTILE) -> Report:
     return replace(
         made,
         headline=text, advice=[text], cautions=[text], arms=arms, data=text, command=text, started=text, kind_of_upgrade=text,
-        choices=[replace(c, words=text) for c in made.choices],
+        choices=[replace(c, words=text) for c in made.choices], during=During(text, text, False, text),
         old=replace(made.old, name=text, facts={text: text}),
         new=replace(made.new, name=text, facts={"a": [text], "b": {text: 1}}),
         check=replace(made.check, worst_at=text), likeness={text: 0.5}, examples=[example], facts={text: text},

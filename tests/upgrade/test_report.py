@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,20 @@ def test_the_record_comes_back_as_it_was(reports: dict[str, Report], tmp_path: P
     path = tmp_path / "encoder.json"
     path.write_text(result.as_json(reports["cleaner"]), "utf-8")
     assert result.as_json(result.load(path)) == result.as_json(reports["cleaner"])
+
+
+def test_the_way_for_the_whole_backfill_is_in_the_record(reports: dict[str, Report], tmp_path: Path) -> None:
+    for kind, found in reports.items():
+        assert found.during is not None
+        arm = next(a for a in found.arms if a.id == found.during.arm)
+        assert (arm.fusion, len(arm.curve)) == (found.during.fusion, 11), "it goes from one end to the other"
+        words = next((s for s in found.advice if s.startswith("While rows are re-encoded: ")), "")
+        assert words.startswith(f"While rows are re-encoded: {found.during.words}"), kind
+    table = json.loads(result.as_json(reports["cleaner"]))
+    assert table["during"]["arm"] == "no_map"
+    del table["during"]  # as it was written before
+    (tmp_path / "old.json").write_text(json.dumps(table), "utf-8")
+    assert result.load(tmp_path / "old.json").during is None
 
 
 def test_queries_with_relevant_documents() -> None:

@@ -13,7 +13,7 @@ from instar.gate.words import percent
 from instar.report import units
 from instar.upgrade.arms import KEEP, NO_MAP, TWO_ENCODERS
 from instar.upgrade.choosing import Choosing, Taken
-from instar.upgrade.result import Arm, Choice, Figure, Truth
+from instar.upgrade.result import Arm, Choice, During, Figure, Truth
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Advice:
     choices: list[Choice]
     now: str
     """The arm to take before anything is re-encoded."""
-    during: str
+    during: During
     """The arm to take while it is."""
     gain: Figure
     """Recall with everything re-encoded minus that of the search as it is."""
@@ -72,7 +72,7 @@ def advise(
             _found(old, full, k, truth),
         ],
     }[verdict]()  # fmt: skip
-    return Advice(_headline(verdict, gain, taken[0], old, full, k), sentences, choices, taken[0].arm.id, during.arm.id, gain)
+    return Advice(_headline(verdict, gain, taken[0], old, full, k), sentences, choices, taken[0].arm.id, _during(during), gain)
 
 
 def _verdict(gain: Figure, truth: Truth) -> str:
@@ -201,6 +201,10 @@ def _choice(taken: Taken, fraction: float) -> Choice:
     if fraction == 1.0 and taken.arm.kind != "trained head":
         words = "the new encoder alone"
     return Choice(fraction, point.hours, taken.arm.id, point.recall, taken.sure, words)
+
+
+def _during(taken: Taken) -> During:
+    return During(taken.arm.id, taken.arm.fusion, taken.sure, _doing(taken.arm))
 
 
 def cautions(

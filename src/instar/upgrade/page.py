@@ -92,6 +92,8 @@ def render(report: Report) -> str:
         cautions=[_sentence(text) for text in report.cautions],
         tiles=_tiles(report),
         choices=_choices(report),
+        during=_sentence(shown.during(report)),
+        whole_way="" if report.during is None else report.during.arm,
         picture=drawing.backfill(report),
         behind=_behind(drawn),
         stages=_STAGES,

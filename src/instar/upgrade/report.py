@@ -175,6 +175,7 @@ def report(
             failed=[arm for arm in shown if arm.not_run],
         ),
         choices=advised.choices,
+        during=advised.during,
         arms=shown,
         old=_side(old, everything[0]),
         new=_side(new, everything[-1]),

@@ -90,6 +90,18 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class During:
+    """One way to search from the first re-encoded row to the last, since nobody changes it at every tenth."""
+
+    arm: str
+    fusion: str
+    """How scores of old and new rows become one list: that of the arm."""
+    sure: bool
+    """Whether it beats the simpler arms beyond chance; otherwise the simplest of those that are level was taken."""
+    words: str
+
+
+@dataclass(frozen=True)
 class Check:
     """Predictions held against held-out queries."""
 
@@ -145,6 +157,8 @@ class Report:
     check: Check
     kind_of_upgrade: str
     """same encoder fine-tuned, same family, unrelated: as the vectors themselves tell."""
+    during: During | None = None
+    """What to search with while rows are re-encoded; None in records of before it was kept."""
     likeness: Mapping[str, float] = field(default_factory=dict)
     """How alike the spaces are, without any label: linear CKA, shared nearest neighbours, cosine where the widths are equal."""
     hours_full: float | None = None
@@ -195,4 +209,5 @@ def _parts(table: dict[str, Any]) -> dict[str, Any]:
         "arms": [arm(a) for a in table["arms"]],
         "choices": [Choice(**figures(c, "recall")) for c in table["choices"]],
         "check": Check(**table["check"]),
+        "during": During(**found) if (found := table.get("during")) else None,
     }

@@ -112,8 +112,19 @@ def called(arm: Arm) -> str:
 
 
 def recommended(report: Report) -> list[str]:
-    """Ids of the arms that some choice takes while old rows are left (later most arms are one), in order of effort."""
-    return list(dict.fromkeys(c.arm for c in report.choices if c.fraction < 1))
+    """Ids of the arms that some choice takes while old rows are left (later most arms are one), in order of effort; then that
+    for the whole way."""
+    whole = [] if report.during is None else [report.during.arm]
+    return list(dict.fromkeys([*(c.arm for c in report.choices if c.fraction < 1), *whole]))
+
+
+def during(report: Report) -> str:
+    """What to search with on the whole way from the first re-encoded row to the last; empty where the record does not say."""
+    if report.during is None:
+        return ""
+    merged = FUSION.get(report.during.fusion, report.during.fusion)
+    level = "" if report.during.sure else "; level with simpler ways"
+    return f"One way for the whole backfill: {report.during.words} (old and new rows merged by {merged}{level})."
 
 
 def ran(report: Report) -> list[Arm]:

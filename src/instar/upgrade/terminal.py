@@ -33,13 +33,16 @@ def show(report: Report, console: Console) -> None:
     advice = [Text(f"{i}. {line(one, _LONGEST)}") for i, one in enumerate(report.advice, 1)]
     cautions = [Text(f"! {line(one, _LONGEST)}", style="yellow") for one in report.cautions]
     text = [*first, *_fitting(console, advice, _ADVICE_LINES), *_fitting(console, cautions, _CAUTION_LINES)]
+    whole = [Text(line(shown.during(report), _LONGEST))] if report.during else []
     last = [Text(), Text(line(sentence, 2 * _LONGEST), style=_STYLES[verdict])]
     efforts = shown.fewer(report.choices, _MOST_CHOICES)
-    used = _height(console, [*text, *last]) + (len(efforts) + _FRAME if efforts else 0)
+    used = _height(console, [*text, *whole, *last]) + (len(efforts) + _FRAME if efforts else 0)
     for one in text:
         _print(console, one)
     if efforts:
         console.print(_efforts(report, efforts))
+    for one in whole:
+        _print(console, one)
     console.print(_arms(report, max(2, min(_MOST_ARMS, LINES - used - _FRAME))))
     for one in last:
         _print(console, one)
