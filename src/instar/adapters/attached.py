@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from instar.adapters.layer import Adapted
+from instar.adapters.layer import Adapted, Merged
 from instar.errors import AdapterError, UnknownNameError
 from instar.interfaces import Adapter
 
@@ -143,7 +143,7 @@ def exchange(model: nn.Module, pairs: Mapping[Any, nn.Module]) -> None:
 
 def merged(model: nn.Module) -> bool:
     """Whether an adapter is merged into the base and can be unmerged."""
-    return any(layer.kept for layer in adapted(model).values())
+    return any(isinstance(layer, Merged) for layer in adapted(model).values())
 
 
 def require_unmerged(model: nn.Module, what: str) -> None:

@@ -71,7 +71,7 @@ class LinearLayer(AdapterLayer):
 
 
 class Adapted(nn.Module):
-    """A layer with named adapters. Without an active one, or while one is merged, it is the base layer.
+    """A layer with named adapters, of which one may be active. Without an active one it is the base layer.
 
     `weight` and `bias` are those that the layer has at the moment, so that code which reads them sees the adapter. Whatever else
     is asked of it, the base layer answers.
@@ -82,12 +82,10 @@ class Adapted(nn.Module):
         self.base_layer = base_layer
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
-        self.kept: tuple[dict[str, Tensor | None], ...] = ()
-        """While adapters are merged: the base's own tensors, a dict a merge, the oldest first."""
-        self.train(base_layer.training)
+        self.training = base_layer.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.active is None or self.kept:
+        if self.active is None:
             return self.base_layer(*args, **kwargs)
         return self.adapters[self.active](self.base_layer, *args, **kwargs)
 
@@ -102,7 +100,7 @@ class Adapted(nn.Module):
         return self._now("bias")
 
     def _now(self, name: str) -> Any:
-        if self.active is not None and not self.kept:
+        if self.active is not None:
             found = self.adapters[self.active].merged(self.base_layer)  # type: ignore[operator]
             if name in found:
                 return found[name]
@@ -117,4 +115,29 @@ class Adapted(nn.Module):
             return getattr(self.base_layer, name)
 
     def extra_repr(self) -> str:
-        return f"active={self.active!r}" + (f", merged={len(self.kept)}" if self.kept else "")
+        return f"active={self.active!r}"
+
+
+class Merged(Adapted):
+    """An adapted layer while adapters are merged into its base: it computes as the base does, which is another one now.
+
+    Args:
+        layer: the adapted layer, merged or not. before: the tensors of the base that the merge replaced.
+    """
+
+    def __init__(self, layer: Adapted, before: dict[str, Tensor | None]) -> None:
+        super().__init__(layer.base_layer)
+        self.adapters = layer.adapters
+        self.kept: tuple[dict[str, Tensor | None], ...] = (*getattr(layer, "kept", ()), before)
+        """What unmerging brings back, a dict a merge, the oldest first."""
+        self.training = layer.training
+
+    def unmerged(self) -> Adapted:
+        """The layer as it was before the first merge, with nothing active."""
+        made = Adapted(self.base_layer)
+        made.adapters = self.adapters
+        made.training = self.training
+        return made
+
+    def extra_repr(self) -> str:
+        return f"merged={len(self.kept)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ from instar.adapters.attached import (
     state_of,
 )
 from instar.adapters.attaching import slug, thaw
-from instar.adapters.layer import Adapted, AdapterLayer
+from instar.adapters.layer import Adapted, AdapterLayer, Merged
 from instar.errors import AdapterError
 from instar.receipt import Receipt, updating
 
@@ -35,31 +37,34 @@ def merge(model: nn.Module, name: str | None = None) -> Receipt:
     """
     chosen = _name(model, name)
     with updating(model, method=f"{slug(require(model, chosen).adapter)}.merge", settings={"name": chosen}, changes=()) as update:
-        for layer, old in _write(model, chosen).items():
-            layer.kept = (*layer.kept, old)
-        activate_merged(model)
+        exchange(model, {layer: Merged(layer, before) for layer, before in _write(model, chosen).items()})
+        for layer in adapted(model).values():
+            layer.active = None
+            layer.adapters.requires_grad_(False)  # gradients would not reach them
     return update.receipt
 
 
 def unmerge(model: nn.Module) -> Receipt:
     """The base's own tensors come back, to the bit, and the adapter that was active is active. Raises AdapterError."""
-    layers = {path: layer for path, layer in adapted(model).items() if layer.kept}
+    layers = [layer for layer in adapted(model).values() if isinstance(layer, Merged)]
     if not layers:
         raise AdapterError("No adapter is merged into this model.")
     with updating(model, method="unmerge", changes=()) as update:
-        for layer in layers.values():
-            for old in reversed(layer.kept):
-                for path, tensor in old.items():
-                    owner, key = _owner(layer.base_layer, path)
-                    table = owner._buffers if key in owner._buffers else owner._parameters
-                    now = table[key]
-                    # The model may have gone elsewhere meanwhile.
-                    if tensor is not None and now is not None and tensor.device != now.device:
-                        tensor.data = tensor.data.to(now.device)
-                    table[key] = tensor  # type: ignore[assignment]
-            layer.kept = ()
+        for layer in layers:
+            for before in reversed(layer.kept):
+                for path, tensor in before.items():
+                    _restore(layer.base_layer, path, tensor)
+        exchange(model, {layer: layer.unmerged() for layer in layers})
         activate(model, active(model))
     return update.receipt
+
+
+def _restore(base: nn.Module, path: str, tensor: Tensor | None) -> None:
+    owner, key = _owner(base, path)
+    table: dict[str, Any] = owner._buffers if key in owner._buffers else owner._parameters
+    if tensor is not None and tensor.device != table[key].device:  # the model has gone elsewhere meanwhile
+        tensor.data = tensor.data.to(table[key].device)
+    table[key] = tensor
 
 
 def merge_and_unload(model: nn.Module, name: str | None = None) -> Receipt:
@@ -78,12 +83,6 @@ def merge_and_unload(model: nn.Module, name: str | None = None) -> Receipt:
         thaw(model, state)
         remember(model, State())
     return update.receipt
-
-
-def activate_merged(model: nn.Module) -> None:
-    """While adapters are merged nothing is trained: gradients would not reach them."""
-    for layer in adapted(model).values():
-        layer.adapters.requires_grad_(False)
 
 
 def _name(model: nn.Module, name: str | None) -> str:

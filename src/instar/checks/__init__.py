@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from instar.cards import Card
-from instar.checks import compatible_head, mixer, transform
+from instar.checks import adapter, compatible_head, mixer, transform
 from instar.checks.subject import Check, Subject, find
 from instar.errors import CardError, ContractError
 
@@ -41,7 +41,12 @@ class Outcome:
 
 def contract(interface: str | None) -> tuple[Check, ...]:
     """The checks of an interface, in the order they run. Raises CardError for an interface without a contract."""
-    known = {"Mixer": mixer.CONTRACT, "CompatibleHead": compatible_head.CONTRACT, "Transform": transform.CONTRACT}
+    known = {
+        "Mixer": mixer.CONTRACT,
+        "CompatibleHead": compatible_head.CONTRACT,
+        "Adapter": adapter.CONTRACT,
+        "Transform": transform.CONTRACT,
+    }
     if interface not in known:
         raise CardError(f"There is no contract for the interface {interface}; known are {', '.join(known)}.")
     return known[interface]
