@@ -1,0 +1,53 @@
+"""The gate between two stored versions, kept beside the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from instar import files
+from instar.doors import opening
+from instar.doors.version import Progress
+from instar.gate import judge, page, reading
+from instar.gate.policy import Policy
+from instar.gate.predictions import Cases
+from instar.gate.result import Result, as_json
+
+FOLDER = "gate"
+
+
+def gate(
+    before: str | Path,
+    after: Path,
+    cases: Cases,
+    *,
+    task: str = "",
+    metric: str = "",
+    policy: Policy | None = None,
+    settings: Mapping[str, Any] | None = None,
+    command: str = "",
+    progress: Callable[[str], Progress | None] = lambda name: None,
+) -> Result:
+    """Ask both versions the same cases, judge, and write `gate/` into the folder of the new one: record, page, answers.
+
+    settings: of both versions (such as `batch`). Raises what running a version and judging raise; then nothing is written.
+    """
+    found = opening.gather(
+        str(before),
+        str(after),
+        settings={"old": settings or {}, "new": settings or {}},
+        cases=cases,
+        task=task,
+        metric=metric,
+        progress=progress,
+    )
+    assert found.new is not None  # `after` was given
+    result = judge.judge(found.old, found.new, policy=policy, task=found.task, metric=found.metric, cases=cases, command=command)
+    folder = files.folder(after / FOLDER)
+    answers: Sequence[tuple[str, Any]] = (("old", found.old), ("new", found.new))
+    for name, predictions in answers:
+        reading.write(folder / f"{name}.jsonl", predictions)
+    files.write(folder / "result.json", as_json(result))
+    files.write(folder / "page.html", page.render(result))
+    return result
