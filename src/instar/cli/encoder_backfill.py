@@ -40,7 +40,13 @@ def backfill(
     data: Annotated[str, typer.Option(help="Texts of the rows: a file with `id` and `text`, or a collection with a name.")],
     head: Head = None,
     set_: Set = None,
-    order: Annotated[str, typer.Option(help="Which rows go first: random, most-queried or least-certain.")] = "random",
+    order: Annotated[
+        str,
+        typer.Option(
+            help="Which rows go first: random, most-queried (pays where some are asked for far more often than others) or "
+            "least-certain (as the head estimates; was no better than random where we measured it)."
+        ),
+    ] = "random",
     counts: Annotated[
         Path | None, typer.Option(help="File with `id` and `count`; default: the column `count` of the data.")
     ] = None,
@@ -76,7 +82,7 @@ def backfill(
     Exit code: 0 done, 1 rows could not be moved or are not found (they are listed, and as they were), 3 error, 130 interrupted.
 
     Examples:  `instar encoder backfill exact:store all-MiniLM-L6-v2 --data texts.jsonl`
-    ·  `instar encoder backfill exact:store all-MiniLM-L6-v2 --data texts.jsonl --head head --order least-certain --until 0.3`
+    ·  `instar encoder backfill exact:store all-MiniLM-L6-v2 --data texts.jsonl --head head --order most-queried --until 0.3`
     ·  `instar encoder backfill docs.faiss st:my-model --data texts.jsonl --rate 50 --probe queries.jsonl --old all-MiniLM-L6-v2`
     """
     from instar.data.collecting import open_collection

@@ -195,7 +195,8 @@ def _say(fitted: Fitted, old: Side, new: Side, out: Path) -> None:
     )
     if q.uncertainty is not None:
         typer.echo(
-            f"Which rows it explains badly is known with a rank correlation of {q.uncertainty:.2f} (for --order least-certain)."
+            f"Which rows it explains badly is known with a rank correlation of {q.uncertainty:.2f} (--order least-certain goes by "
+            "it)."
         )
     if fitted.labels_left_out:
         typer.echo(f"It was fitted without labels: {fitted.labels_left_out}.")
