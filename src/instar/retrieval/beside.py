@@ -42,8 +42,12 @@ class SingleFileIndex(JournalledIndex, abc.ABC):
         with stamping.alone(cls._folder_of(place)):
             if place.exists():
                 raise StoreError(f"{place} was made by another program at this moment; adopt it, or take another place.")
-            tables.placed_by(place, cls._empty(generation.dim))
-            cls._write_stamp(place, generation, np.empty(0, np.int64), None)
+            try:
+                tables.placed_by(place, cls._empty(generation.dim))
+                cls._write_stamp(place, generation, np.empty(0, np.int64), None)
+            except BaseException:
+                place.unlink(missing_ok=True)
+                raise
 
     @classmethod
     def _stamp(

@@ -67,7 +67,7 @@ class JournalledIndex(Index, abc.ABC):
             try:
                 cls._create(place, create)
             except StoreError:
-                if cls._vacant(place):  # otherwise another process made one at this moment
+                if not (cls._folder_of(place) / manifest.NAME).exists():  # otherwise another process made one at this moment
                     raise
         index = cls(place, readonly=readonly)
         held = index.generations()[0]

@@ -18,6 +18,8 @@ from instar.errors import DataError, InstarError, StoreError
 from instar.interfaces import Floats, Id
 from instar.retrieval import checking
 
+_META = "meta.json"
+"""What makes a folder one of Qdrant's local mode."""
 Vectors = tuple[list[str], list[str]]
 """Vectors that a point has, and those that it has not."""
 
@@ -55,7 +57,7 @@ class Client:
     def __init__(self, location: str, name: str, *, make_folder: bool = False) -> None:
         package = extras.require("qdrant_client", "qdrant")
         self._models: Any = package.models
-        self._name = name
+        self._package, self._location, self._name = package, location, name
         self._remote = location.startswith(("http://", "https://"))
         shown = (
             urlsplit(location)._replace(netloc=urlsplit(location).netloc.rpartition("@")[2]).geturl()
@@ -63,16 +65,23 @@ class Client:
             else location
         )
         self.where = f"Collection '{name}' of Qdrant in {shown}"
-        if not self._remote and not make_folder and not (Path(location) / "meta.json").is_file():
+        known = self._remote or (Path(location) / _META).is_file()
+        if not known and not make_folder:
             raise StoreError(
                 f"{location} is no folder of Qdrant's local mode (it has no meta.json), and no http:// or https:// address."
             )
-        with self._told("open"):
-            self._client: Any = (
-                package.QdrantClient(url=location, api_key=_key(location), check_compatibility=False)
-                if self._remote
-                else _local(package, location)
-            )
+        try:
+            with self._told("open"):
+                self._client: Any = (
+                    package.QdrantClient(url=location, api_key=_key(location), check_compatibility=False)
+                    if self._remote
+                    else _local(package, location)
+                )
+        except StoreError:
+            if not known:  # half of a new folder would be taken for a damaged one
+                with contextlib.suppress(OSError):
+                    (Path(location) / _META).unlink()
+            raise
 
     def exists(self) -> bool:
         """Whether there is such a collection."""
@@ -85,7 +94,7 @@ class Client:
 
     def describe(self, metadata: dict[str, str]) -> None:
         """Set keys of the metadata."""
-        with self._told("write the stamps"):
+        with self._structure("write the stamps"):
             self._client.update_collection(self._name, metadata=metadata)
 
     def vectors(self) -> dict[str, tuple[int, str]]:
@@ -96,20 +105,20 @@ class Client:
 
     def create(self, vector: str, dim: int, metadata: dict[str, str]) -> None:
         """A new collection with one vector, compared by cosine."""
-        with self._told("create the collection"):
+        with self._structure("create the collection"):
             params = self._models.VectorParams(size=dim, distance=self._models.Distance.COSINE)
             self._client.create_collection(self._name, vectors_config={vector: params}, metadata=metadata)
 
     def add_vector(self, vector: str, dim: int, like: str) -> None:
         """A further vector, compared as another one is. Servers know this since 1.18."""
         distance = self._models.Distance(self.vectors()[like][1])
-        with self._told("add a vector (a server needs to be Qdrant 1.18 or later)"):
+        with self._structure("add a vector (a server needs to be Qdrant 1.18 or later)"):
             config = self._models.DenseVectorConfig(size=dim, distance=distance)
             self._client.create_vector_name(self._name, vector, self._models.DenseVectorNameConfig(dense=config))
 
     def drop_vector(self, vector: str) -> None:
         """Delete a vector of all points; nothing happens where it is gone."""
-        with self._told("delete a vector"):
+        with self._structure("delete a vector"):
             self._client.delete_vector_name(self._name, vector)
 
     def count(self, has: Sequence[str], has_not: Sequence[str]) -> int:
@@ -160,7 +169,10 @@ class Client:
 
     def nearest(self, vector: str, queries: Floats, k: int, standing: Vectors) -> list[list[tuple[float, Id]]]:
         """(cosine, id) of the k nearest points for each query; asked for exactly where the index gives fewer."""
-        distance = self.vectors()[vector][1]
+        known = self.vectors()
+        if vector not in known:
+            raise StoreError(f"{self.where} has no vector '{vector}' any more: another program has deleted it; roll back.")
+        distance = known[vector][1]
         found = self._query(vector, queries, k, standing, exact=False)
         if self._remote and any(len(one) < k for one in found):
             found = self._query(vector, queries, k, standing, exact=True)
@@ -197,6 +209,23 @@ class Client:
             return self._client.get_collection(self._name)
 
     @contextlib.contextmanager
+    def _structure(self, doing: str) -> Iterator[None]:
+        """As `_told`, for changes of the collection itself: local mode makes them in memory before it writes them.
+
+        Where writing fails the folder is read again, so that memory says what the folder says.
+        """
+        try:
+            with self._told(doing):
+                yield
+        except StoreError:
+            if not self._remote:
+                self._client.close()
+                if (Path(self._location) / _META).is_file():  # or it would be made anew
+                    with contextlib.suppress(StoreError), self._told("open"):
+                        self._client = _local(self._package, self._location)
+            raise
+
+    @contextlib.contextmanager
     def _told(self, doing: str) -> Iterator[None]:
         failed = extras.require("qdrant_client.http.exceptions", "qdrant").ApiException
         try:
@@ -218,6 +247,10 @@ def _local(package: Any, folder: str) -> Any:
             f"The folder {folder} is in use: Qdrant's local mode lets one process at a time in, readers included. Close the "
             "other one, or run a Qdrant server and give its address."
         ) from error
+    except OSError:
+        raise
+    except Exception as error:  # of files that are unpickled, whatever is in them
+        raise StoreError(f"The folder {folder} cannot be read by Qdrant's local mode ({error!r}): restore it.") from error
 
 
 def _key(location: str) -> str | None:
