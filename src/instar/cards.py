@@ -17,7 +17,7 @@ from instar import formula
 from instar.errors import CardError, FormulaError, UnknownNameError
 
 Kind = Literal["system", "baseline", "study", "dataset", "survey"]
-Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Transform"]
+Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform"]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
 
@@ -73,6 +73,8 @@ class Cost:
     bring one vector to the old generation. state: bytes of its own tensors, float32.
     Adapter, one layer of I inputs and O outputs with a bias: flops: of the forward pass over T tokens beside the base layer's,
     multiplications and additions of elements included. state: bytes of what is trained, float32. Both of the default form.
+    Editor, one edited layer of I inputs and O outputs, N facts: flops: of the work on its matrix, the search for what it shall
+    put out excluded. state: bytes of what is written, float32, which is what undo keeps.
     Transform, one layer of I inputs and O outputs: flops: of one token through it. state: bytes of its weight as stored.
     """
 

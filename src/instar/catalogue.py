@@ -10,17 +10,18 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from instar import cards, formula
 from instar.cards import Card, Claim, ProblemCard
 from instar.errors import CardError, UnknownNameError
 from instar.locate import is_class, locate
 
+T = TypeVar("T")
 _ROOT = Path(__file__).parent
 _ADDED: dict[str, tuple[Card, type]] = {}  # methods of this process that came by `add`
 
@@ -133,6 +134,22 @@ def get(address: str) -> type:
     return load(parse(address).card)
 
 
+def make(address: str, interface: type[T], given: Mapping[str, Any]) -> T:
+    """A method of an interface, with arguments beside those of its preset.
+
+    Raises UnknownNameError for a name that nobody has, a method of another interface, or an argument that it does not take.
+    """
+    found = parse(address)
+    cls = load(found.card)
+    if not issubclass(cls, interface):
+        known = [slug for slug, card in methods().items() if card.interface == interface.__name__]
+        raise UnknownNameError.among(interface.__name__.lower(), address, known)
+    names = list(inspect.signature(cls).parameters)
+    if unknown := [name for name in given if name not in names]:
+        raise UnknownNameError.among(f"argument of {found.card.slug}", unknown[0], names)
+    return cls(**{**found.arguments, **given})
+
+
 def of(cls: type) -> Card | None:
     """The card of a class, or of the nearest of its bases that has one."""
     by_entry = {card.entry: card for card in methods().values()}
@@ -192,6 +209,7 @@ def minimal(cls: type, path: Path) -> Card:
         interfaces.Mixer: ("Mixer", "mixers", ["causal", "streaming", "positions=host"]),
         interfaces.CompatibleHead: ("CompatibleHead", "compat", []),
         interfaces.Adapter: ("Adapter", "adapters", []),
+        interfaces.Editor: ("Editor", "editing", []),
         interfaces.Transform: ("Transform", "compression", []),
     }
     found = next((said for base, said in families.items() if issubclass(cls, base)), None)

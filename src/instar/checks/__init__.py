@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from instar.cards import Card
-from instar.checks import adapter, compatible_head, mixer, transform
+from instar.checks import adapter, compatible_head, editor, mixer, transform
 from instar.checks.subject import Check, Subject, find
 from instar.errors import CardError, ContractError
 
@@ -45,6 +45,7 @@ def contract(interface: str | None) -> tuple[Check, ...]:
         "Mixer": mixer.CONTRACT,
         "CompatibleHead": compatible_head.CONTRACT,
         "Adapter": adapter.CONTRACT,
+        "Editor": editor.CONTRACT,
         "Transform": transform.CONTRACT,
     }
     if interface not in known:

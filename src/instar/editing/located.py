@@ -115,7 +115,9 @@ class Spreading(Located):
     into: dict[Part, Part]
     """Part whose shift is kept -> what is written for it."""
     prefixes: int
-    penalty: float
+    penalty: float | None
+    ratio: ClassVar[float]
+    """λ over the width of what is read, where no penalty is given."""
     spread: Spread
     batch: int
 
@@ -150,4 +152,4 @@ class Spreading(Located):
         )
         goals = {part: found.before[part] + found.shift[part] for part in self.into}
         subjects = writing.Subjects(model, where, tokenizer, facts, before, chosen[0].index)
-        writing.write(subjects, chosen, goals, self.into, moments, self.penalty, self.spread)
+        writing.write(subjects, chosen, goals, self.into, moments, self.penalty, self.ratio, self.spread)

@@ -21,18 +21,19 @@ class MEMIT(Spreading):
         Δ_i = R_i Kᵀ (λ C + K Kᵀ)⁻¹,   R_i = (h₀ + δ − h) / (n − i),
     where K and h are read again after each layer.
 
-    Args: as of `PMET`; λ is 15000 and lr 0.5 in the authors' settings for GPT-J, KL counts 1/16 and steps are 25.
+    Args: as of `PMET`; the authors' settings for GPT-J: λ = 15000 / 16384 times F, lr 0.5, KL counts 1/16, 25 steps.
     Shapes and cost: as of `PMET`.
     """
 
     slug: ClassVar = "memit"
+    ratio: ClassVar = 15000 / 16384
 
     def __init__(
         self,
         *,
         layers: Layers = "auto",
         spread: Spread = "linear",
-        penalty: float = 15000.0,
+        penalty: float | None = None,
         prefixes: int = 5,
         lr: float = 0.5,
         steps: int = 25,

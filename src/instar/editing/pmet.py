@@ -29,9 +29,9 @@ class PMET(Spreading):
         layers: numbers, ascending; "auto" takes five that end at 30 % of the depth, "traced" asks causal tracing, which needs
             facts whose `old` answer is known.
         optimised: what gets a free vector. write: whose shift is kept in weights; the authors' choice is "ffn".
-        spread: how the shift is shared over layers. penalty: λ.
+        spread: how the shift is shared over layers. penalty: λ; None takes 6000 / 16384 times F, as the authors for GPT-J: kᵀ C⁻¹ k, which it stands against, grows with F.
         prefixes: texts before the prompt, written by the model itself with `seed`.
-        lr, steps, clamp, kl, decay: of the search for δ. The authors: lr 0.2, clamp 0.75, λ 6000, 30 steps for GPT-J.
+        lr, steps, clamp, kl, decay: of the search for δ. The authors: lr 0.2, clamp 0.75, 30 steps for GPT-J.
         texts: what C is taken from; by default English inside Python. batch: facts that are searched for at a time.
         parts: for models that `instar.anatomy` does not know.
 
@@ -42,6 +42,7 @@ class PMET(Spreading):
     """
 
     slug: ClassVar = "pmet"
+    ratio: ClassVar = 6000 / 16384
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class PMET(Spreading):
         optimised: Literal["attention+ffn", "ffn"] = "attention+ffn",
         write: Literal["ffn", "attention", "attention+ffn"] = "ffn",
         spread: Spread = "sqrt",
-        penalty: float = 6000.0,
+        penalty: float | None = None,
         prefixes: int = 5,
         lr: float = 0.2,
         steps: int = 30,

@@ -23,6 +23,8 @@ from instar.receipt import fingerprint
 Moments = dict[tuple[int, Part], Tensor]
 """(layer, ffn or attention) -> C, float64 [inputs, inputs]."""
 _LENGTH, _BATCH = 128, 8
+_WORTH_KEEPING = 1e10
+"""Tokens times parameters, from which on C is kept on disk: less is done again in a second."""
 RIDGE = 1e-6
 """Of the mean of the diagonal, added to it: a unit that never fires leaves C singular."""
 
@@ -50,7 +52,8 @@ def gather(
     Args:
         texts: any; by default English that ships inside Python. An iterator is read only as far as needed.
         tokens: so many are enough; by default four times the width of the widest layer (arXiv 2506.04226: that suffices).
-        cache: whether it is kept for this model (its fingerprint), these layers and these tokens in the user's cache.
+        cache: whether it is kept for this model (its fingerprint), these layers and these tokens in the user's cache,
+            where it took more than a second or so.
         progress: called with (tokens done, tokens).
 
     Sums are float64. O(tokens · (forward + inputs²)). Raises EditError where there are fewer tokens than the widest layer has
@@ -66,7 +69,8 @@ def gather(
         raise EditError(
             f"The texts have {count} tokens; C of a layer with {widest} inputs needs {widest} or more. Give more texts."
         )
-    path = _path(model, list(linears), windows) if cache else None
+    dear = count * sum(p.numel() for p in model.parameters()) > _WORTH_KEEPING
+    path = _path(model, list(linears), windows) if cache and dear else None
     if path is not None and (kept := _kept(path, list(linears))) is not None:
         return kept
     device = next(model.parameters()).device

@@ -57,7 +57,8 @@ def write(
     goals: Mapping[Part, Tensor],
     into: Mapping[Part, Part],
     moments: Moments,
-    penalty: float,
+    penalty: float | None,
+    ratio: float,
     spread: Spread,
 ) -> None:
     """Change weights in place so that the last of `layers` puts out the goals at the subjects.
@@ -67,6 +68,7 @@ def write(
 
     Args:
         goals: part -> wanted output of the last layer [N, D]. into: part -> ffn or attention, the layer that is written for it.
+        penalty: λ; None takes `ratio` times the width of what the layer reads.
 
     Raises ModelError for a change that is not finite, EditError for a singular C.
     """
@@ -77,7 +79,8 @@ def write(
         for part, linear, K, current in zip(parts, linears, keys, now, strict=True):
             missing = goals[part].double().T - current
             wanted = share(spread, place, len(layers)) * missing
-            add(linear, solve(moments[layer.index, into[part]], K, wanted, penalty))
+            weight = ratio * linear.inputs if penalty is None else penalty
+            add(linear, solve(moments[layer.index, into[part]], K, wanted, weight))
 
 
 @torch.no_grad()
