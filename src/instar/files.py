@@ -19,7 +19,7 @@ def folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise OutputError(f"Cannot write to {path}: {error.strerror}. Choose another folder with --out.") from error
+        raise OutputError(f"Cannot write to {path}: {error.strerror}. Choose another folder.") from error
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -19,12 +19,22 @@ from instar.cli.app import app
 from instar.data.collecting import open_collection, sampled
 from instar.encoders import files
 from instar.encoders.opening import open_encoder
-from instar.errors import DataError, GenerationError, InstarError, OutputError, PlanError, RecordError, UnknownNameError
+from instar.errors import (
+    DataError,
+    GenerationError,
+    InstarError,
+    OutputError,
+    PlanError,
+    RecordError,
+    ShapeError,
+    UnknownNameError,
+)
 from instar.interfaces import Generation
 from instar.retrieval.opening import open_index
 from instar.upgrade.result import Report, load
 
 FEW = ["--arms", "no_map"]
+ASKED = ["--old-queries", "old_queries.npz", "--new-queries", "new_queries.npz"]
 ITEMS = 400
 
 
@@ -46,6 +56,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (where / "digits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = [{"id": f"q{i}", "text": "which", "relevant": [ids[i]]} for i in range(0, ITEMS, 2)]
     (where / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (where / "39.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked[:39]))
+    files.write(where / "constant.npz", ids, np.ones((ITEMS, 6), np.float32))
+    for name, count in (("one", 1), ("few", 39)):
+        files.write(where / f"{name}.npz", ids[:count], _unit(turned)[:count])
     noise = np.random.default_rng(1).normal(size=(2, ITEMS, 24)) * 0.05
     names = [row["id"] for row in asked]
     files.write(where / "old_queries.npz", names, _unit(_unit(old) + noise[0][:, :6])[::2])
@@ -205,6 +219,18 @@ def test_stored_vectors_are_asked_by_the_encoder_that_made_them(tmp_path: Path, 
         (DataError, ["old.npz", "short.npy", "--data", "digits.jsonl"], f"{ITEMS - 1} vectors without ids for {ITEMS} documents"),
         (DataError, ["gone.npz", "new.npz"], "no file"),
         (UnknownNameError, ["old.npz", "new.npz", "--arms", "rigde"], "Did you mean ridge"),
+        (ShapeError, ["old.npz", "new.npz", "--hours", "nan"], "all finite"),
+        (ShapeError, ["old.npz", "new.npz", "--rate", "inf"], "all finite"),
+        (DataError, ["old.npz", "new.npz", "--k", "1000"], "recall at 1000 needs more than 1000"),
+        (DataError, ["constant.npz", "new.npz"], "All 400 constant.npz document vectors are the same"),
+        (DataError, ["old.npz", "one.npz"], "leave too few"),
+        (DataError, ["old.npz", "few.npz"], "documents can ask for others among the 29 documents"),
+        (DataError, ["old.npz", "new.npz", "--data", "digits.jsonl", "--queries", "39.jsonl", *ASKED], "take a larger sample"),
+        (
+            DataError,
+            ["old.npz", "new.npz", "--data", "digits.jsonl", "--queries", "queries.jsonl", *ASKED, "--sample", "60"],
+            "queries have all that they should find",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_work(
@@ -215,6 +241,48 @@ def test_what_does_not_fit_is_refused_before_the_work(
 
 def test_where_nothing_can_be_written_nothing_is_measured(folder: Path) -> None:
     assert "Cannot write" in _refused(folder, OutputError, "gone.npz", "new.npz", "--html", folder / "old.npz" / "page.html")
+    assert "is a folder" in _refused(folder, OutputError, "gone.npz", "new.npz", "--json", folder)
+    assert "is a folder" in _refused(folder, OutputError, "gone.npz", "new.npz", "--html", folder)
+
+
+def _said(made: Report, words: str) -> bool:
+    return any(words in caution for caution in made.cautions)
+
+
+def test_cautions_name_what_makes_figures_mean_little(folder: Path) -> None:
+    whole = _report(folder, "old.npz", "new.npz", *FEW)
+    assert not any(_said(whole, words) for words in ("the same", "by chance. Take", "no vector"))
+    assert _said(_report(folder, "new.npz", "new.npy", *FEW, "--data", "digits.jsonl"), "Old and new vectors are the same")
+    assert _said(_report(folder, "old.npz", "new.npz", *FEW, "--k", 30), "30 results are 10 % of the 300 documents searched")
+    half = _report(folder, "old.npz", "half.npz", *FEW, "--data", "digits.jsonl")
+    assert _said(half, "200 documents have no vector on one side")
+
+
+def test_hours_are_kept_to_whatever_the_verdict_is(folder: Path) -> None:
+    """Also where nobody knows what is right; and none at all do not even pay for the pairs of a map."""
+    given = ["old.npz", "new.npz", "--arms", "no_map,ridge", "--rows", 7200, "--rate", 1]
+    assert "Within 1 hours 50 %" in " ".join(_report(folder, *given, "--hours", 1).advice)
+    none = " ".join(_report(folder, *given, "--hours", 0).advice)
+    assert "Within 0 hours 0 %" in none or "0 hours do not even do" in none
+    assert "no speed is known" in " ".join(_report(folder, *given[:4], "--hours", 0).advice)
+
+
+def test_texts_and_names_stay_text_on_the_page(folder: Path) -> None:
+    """Titles, texts and labels with quotes and markup, from the files of a user to the page."""
+    evil = '<img src=x onerror=alert(1)> "it\'s" & </details>'
+    rows = [{"id": f"d{i}", "title": f"<b>{i}</b>", "text": f"{evil} {i}", "label": f'<i>{i % 9}"</i>'} for i in range(ITEMS)]
+    where = folder / "a 'b' <u>\"c\""
+    where.mkdir()
+    (where / "d&<s>.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [{"id": f"q{i}", "text": evil, "relevant": [f"d{i}"]} for i in range(0, ITEMS, 2)]
+    (where / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    given = ["--data", where / "d&<s>.jsonl", "--queries", where / "q.jsonl", *ASKED]
+    done = _run(folder, "old.npz", "new.npz", *FEW, *given, "--html", where / "p.html", "--quiet")
+    assert done.exit_code == 0, done.exception
+    page = (where / "p.html").read_text("utf-8")
+    assert html.escape(evil, quote=False)[:20] in page
+    assert not any(one in page for one in ("<img src=x", "<b>1", "<s>.jsonl", "<u>"))
+    assert page.count("<details") == page.count("</details>")
 
 
 def test_an_error_ends_with_3_and_one_line(folder: Path) -> None:

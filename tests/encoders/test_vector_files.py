@@ -101,7 +101,9 @@ HOSTILE = [
     (".npy", array(rows())[:40], "no array|cut short|cannot be read"),
     (".npy", b"", "no array|cannot be read"),
     (".npy", b"\x80\x04K\x01.", "no array"),
-    (".npz", saved(vectors=rows())[:-50], "cannot be read|damaged"),
+    (".npz", saved(vectors=rows())[:-50], "damaged or cut short"),
+    (".npz", b"", "damaged or cut short"),
+    (".npz", b"\x80\x04K\x01.", "or no .npz at all"),
     (".npy", array(rows()[0]), "rows, width"),
     (".npy", array(rows().reshape(7, 5, 1)), "rows, width"),
     (".npy", array(np.zeros((0, 5), np.float32)), "rows, width"),
@@ -145,7 +147,7 @@ def test_tables_of_lists(tmp_path: Path) -> None:
     assert files.vectors(wrote(embedding=lists.cast(arrow.large_list(arrow.float32()))))[0] is None
     for columns, match in (
         ({"embedding": [[1.0, 2.0], [1.0, 2.0], [1.0]]}, "row 3: 1 numbers"),
-        ({"embedding": [[1.0, 2.0], None]}, "row 2: 0 numbers"),
+        ({"embedding": [[1.0, 2.0], None]}, "row 2 of 2 has no vector"),
         ({"embedding": [[1.0, 2.0], [1.0, None]]}, "row 2 is NaN"),
         ({"embedding": [["a"]]}, "lists of string"),
         ({"text": ["a"]}, "'embedding'"),
@@ -163,3 +165,17 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         files.write(tmp_path / "v.csv", None, rows())
     with pytest.raises(DataError, match="no file"):
         files.vectors(tmp_path / "v.npy")
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_rows_of_a_table_without_a_vector_are_named(place: int, tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path, lists = tmp_path / "v.parquet", rows().tolist()
+    for value, words in (
+        (None, f"row {place + 1} of 7 has no vector"),
+        ([None] * 5, f"row {place + 1} is NaN"),
+        ([], "numbers; the first row has"),
+    ):
+        parquet.write_table(arrow.table({"embedding": [*lists[:place], value, *lists[place + 1 :]]}), path)
+        with pytest.raises(DataError, match=words):
+            files.vectors(path)

@@ -12,6 +12,7 @@ import typer
 
 from instar.cli import encoder_given as given
 from instar.cli.encoder_given import Quiet
+from instar.errors import OutputError
 
 if TYPE_CHECKING:
     from instar.upgrade.result import Report
@@ -75,9 +76,11 @@ def report(
     from instar.doors.opening import pairs
     from instar.upgrade import report as measuring
 
-    for path in (html, md, json_):  # find out before the work that its results can be kept
+    for path, suffix in ((html, ".html"), (md, ".md"), (json_, ".json")):  # find out before the work that its results can be kept
         if path is not None and str(path) != "-":
             files.folder(path.parent)
+            if path.is_dir():
+                raise OutputError(f"{path} is a folder; a file is expected, such as {path / 'report'}{suffix}.")
     with given.Telling(quiet or str(json_) == "-") as telling:
         found = loading.gather(
             loading.Named("old", old, pairs(set_old or []), old_queries),

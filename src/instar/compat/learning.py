@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from instar import catalogue
 from instar.compat import labelled
+from instar.compat import pairs as pairing
 from instar.compat.mapping import Map
-from instar.errors import DataError
+from instar.errors import DataError, ShapeError, UnknownNameError
 from instar.interfaces import CompatibleHead, Monitor, Pairs
 from instar.retrieval.fusion import Calibration
 from instar.retrieval.uncertainty import Uncertainty
@@ -84,6 +86,8 @@ def fit(
     items = len(pairs.new)
     if items < LEAST:
         raise DataError(f"A head is fitted on {LEAST} items or more, of which a tenth is held out; received {items}.")
+    pairing.distinct(pairs.old, "old")
+    pairing.distinct(pairs.new, "new")
     head = build(address, pairs, previous=previous, seed=seed, knobs=knobs)
     order = np.random.default_rng(seed).permutation(items)
     held = order[: min(max(items // 10, 2), _MOST_HELD)]
@@ -115,11 +119,18 @@ def build(
     if found.card.interface != "CompatibleHead":
         heads = sorted(slug for slug, card in catalogue.methods().items() if card.interface == "CompatibleHead")
         raise DataError(f"{address} is no head that makes vectors compatible. Choose one of {', '.join(heads)}.")
-    make = catalogue.Build(found.card, catalogue.load(found.card), {**found.arguments, **(knobs or {})})
+    method = catalogue.load(found.card)
+    known = [name for name in inspect.signature(method).parameters if name not in ("new_dim", "old_dim", "input_dim")]
+    if unknown := [name for name in knobs or {} if name not in known]:
+        raise UnknownNameError.among(f"knob of {address}", unknown[0], known)
+    make = catalogue.Build(found.card, method, {**found.arguments, **(knobs or {})})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inputs = {} if pairs.inputs is None else {"input_dim": pairs.inputs.shape[1]}
-        head: CompatibleHead = make(pairs.new.shape[1], old_dim=pairs.old.shape[1], **inputs)
+        try:
+            head: CompatibleHead = make(pairs.new.shape[1], old_dim=pairs.old.shape[1], **inputs)
+        except TypeError as error:  # a text where a number is expected
+            raise ShapeError(f"{address} cannot be made with the knobs {dict(knobs or {})}: {error}.") from error
     head.previous = previous
     return head
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from instar.errors import DataError, ShapeError
 from instar.interfaces import Pairs
 
+_SAME = 1e-6
+"""Cosines this near to 1 are those of one vector."""
+
 
 def of(old: Any, new: Any, labels: Any = None, inputs: Any = None) -> Pairs:
     """Pairs from arrays or tensors [N, O], [N, D], [N] (any hashable classes), [N, I].
@@ -42,6 +45,12 @@ def rows(values: Any, name: str, *, zero: bool = False) -> Tensor:
     if not zero and (bad := int((found.norm(dim=1) == 0).sum())):
         raise DataError(f"{bad} of {len(found)} {name} vectors are zero, so they have no direction.")
     return found
+
+
+def distinct(vectors: Tensor, name: str) -> None:
+    """Raise DataError where all rows [N, D] are one direction: whatever made them tells nothing from anything."""
+    if len(vectors) > 1 and float((F.normalize(vectors, dim=1) @ F.normalize(vectors[:1], dim=1).T).min()) > 1 - _SAME:
+        raise DataError(f"All {len(vectors)} {name} vectors are the same: nothing can be found by them. Is the encoder broken?")
 
 
 def classes(labels: Any) -> Tensor:

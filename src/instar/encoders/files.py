@@ -43,7 +43,9 @@ def vectors(path: str | Path) -> tuple[list[str] | None, Floats, dict[str, Any]]
         facts = {"source": path.name, "bytes": path.stat().st_size, "dtype": str(table.dtype)}
         ids = None if names is None else _ids(names, len(table), path)
         found, lengths = _units(table, path)
-    except (OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{path} is damaged or cut short, or no .npz at all: {error}.") from error
+    except (OSError, EOFError, MemoryError) as error:
         raise DataError(f"{path} cannot be read: {error or type(error).__name__}.") from error
     low, high = lengths
     if max(high - 1, 1 - low) > _UNIT:
@@ -129,7 +131,10 @@ def _parquet(path: Path) -> tuple[Any, Any]:
     if not name:
         raise DataError(f"{path} has the columns {', '.join(table.column_names)}; 'embedding', a list of numbers, is expected.")
     column = table.column(name).combine_chunks()
-    widths = np.asarray(compute.fill_null(compute.list_value_length(column), 0))
+    if column.null_count:
+        empty = int(np.flatnonzero(np.asarray(column.is_null()))[0])
+        raise DataError(f"{path}, row {empty + 1} of {len(column)} has no vector. Leave the row out.")
+    widths = np.asarray(compute.list_value_length(column))
     if len(widths) and (bad := np.flatnonzero(widths != widths[0])).size:
         raise DataError(f"{path}, row {bad[0] + 1}: {widths[bad[0]]} numbers; the first row has {widths[0]}.")
     flat = column.flatten()

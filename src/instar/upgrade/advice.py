@@ -56,13 +56,19 @@ def advise(
     choices = [_choice(one, stages[one.stage]) for one in taken]
     verdict = _verdict(gain, truth)
     sentences = {
-        "unknown": lambda: [_found(old, full, k, truth), _first(taken[0], old, k), *_way(during, choosing, stages, k)],
+        "unknown": lambda: [
+            _found(old, full, k, truth),
+            _first(taken[0], old, k),
+            *_way(during, choosing, stages, k),
+            *_budget(choices, hours, k),
+        ],
         "worse": lambda: [_found(old, full, k, truth), "Stay with the old encoder: nothing is gained by the change."],
         "level": lambda: [
             _found(old, full, k, truth),
             "Stay with the old encoder, unless it has to go: no gain shows on these queries. If it has to go: "
             + _first(taken[0], old, k),
             *_way(during, choosing, stages, k),
+            *_budget(choices, hours, k),
         ],
         "better": lambda: [
             _first(taken[0], old, k),
@@ -172,9 +178,11 @@ def _beyond(last: Taken, choosing: Choosing) -> list[str]:
 def _budget(choices: list[Choice], hours: float | None, k: int) -> list[str]:
     if hours is None:
         return []
+    if choices[-1].hours is None:
+        return ["How much can be re-encoded in the hours given cannot be told: no speed is known (give --rate)."]
     within = [c for c in choices if c.hours is not None and c.hours <= hours]
     if not within:
-        return ["How much can be re-encoded in the hours given cannot be told: no speed is known (give --rate)."]
+        return [f"{hours:g} hours do not even do for what the advised map is fitted on: keep the old encoder meanwhile."]
     best = within[-1]
     return [
         f"Within {hours:g} hours {percent(best.fraction)} of the rows can be re-encoded: recall at {k} becomes "
@@ -182,6 +190,8 @@ def _budget(choices: list[Choice], hours: float | None, k: int) -> list[str]:
     ]
 
 
+_LARGE = 0.05
+"""Share of the documents from which on the first k hold relevant ones by chance."""
 _MERGED = {"quantile": "quantiles of their scores", "rank": "places in the two lists"}
 
 
@@ -215,6 +225,10 @@ def cautions(
     within: bool,
     rows: int,
     documents: int,
+    searched: int,
+    k: int,
+    same: bool,
+    lacking: int,
     pairs: int,
     width: int,
     labels_left_out: str,
@@ -223,6 +237,8 @@ def cautions(
 ) -> list[str]:
     """What a reader must know before believing the figures."""
     found = []
+    if same:
+        found.append("Old and new vectors are the same: there is nothing to change. Were the right ones given?")
     if truth == "neighbours":
         found.append(
             "Right is here what the new encoder finds: by that measure it cannot be wrong, and the old one cannot be better."
@@ -242,6 +258,13 @@ def cautions(
             f"The figures are of {units.number(documents)} documents; among {units.number(rows)} rows more is mistaken for the "
             "right one, and every recall is lower."
         )
+    if k > _LARGE * searched:
+        found.append(
+            f"{k} results are {percent(k / searched)} of the {units.number(searched)} documents searched: so much of what is "
+            "relevant is found by chance. Take more documents, or a smaller k."
+        )
+    if lacking:
+        found.append(f"{units.number(lacking)} documents have no vector on one side; they were left out.")
     found += cut
     if pairs < 2 * width:
         found.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,8 @@ def report(
     UnknownNameError for an arm that does not exist.
     """
     began, started = now(), time.perf_counter()
-    if k < 1 or (rows is not None and rows < 1) or (hours is not None and hours < 0) or (rate is not None and rate <= 0):
-        raise ShapeError(f"Expected k ≥ 1, rows ≥ 1, hours ≥ 0, rate > 0; received {k}, {rows}, {hours}, {rate}.")
+    if not (k >= 1 and (rows is None or rows >= 1) and (hours is None or 0 <= hours < inf) and (rate is None or 0 < rate < inf)):
+        raise ShapeError(f"Expected k ≥ 1, rows ≥ 1, hours ≥ 0, rate > 0, all finite; received {k}, {rows}, {hours}, {rate}.")
     wanted = arms.names(chosen, without)
     nothing = "" if collection.relevant is not None else labelled.measurable(collection.labels)
     if nothing:
@@ -168,6 +169,10 @@ def report(
             within=check.worst <= max(check.margin, 1.5 * check.chance),
             rows=costs.rows,
             documents=len(collection),
+            searched=len(parts.gallery),
+            k=k,
+            same=old.dim == new.dim and np.allclose(old.documents, new.documents, rtol=0, atol=1e-5),
+            lacking=int(collection.facts.get("documents without a vector", 0)),
             pairs=len(taught.new),
             width=new.dim,
             labels_left_out=nothing or (unlabelled and f"{unlabelled}, so heads were fitted without them"),
@@ -235,6 +240,7 @@ def _checked(side: Vectors, collection: Collection) -> Vectors:
             f"{len(collection)} documents and {asked} queries."
         )
     documents = pairing.rows(side.documents, f"{side.name} document")
+    pairing.distinct(documents, f"{side.name} document")
     queries = pairing.rows(side.queries, f"{side.name} query") if asked else None
     if queries is not None and queries.shape[1] != documents.shape[1]:
         raise ShapeError(f"{side.name}: documents have {documents.shape[1]} dimensions, queries {queries.shape[1]}.")

@@ -50,6 +50,17 @@ class Split:
     """[queries of the collection] what belongs together: the first relevant document of a query."""
 
 
+_ASKED = {
+    "queries": "queries have all that they should find",
+    "labels": "documents share their label with another",
+    "neighbours": "documents can ask for others",
+}
+_MORE = {
+    "queries": "Give more queries, or take a larger sample.",
+    "labels": "Give more documents, or labels that more of them share.",
+    "neighbours": "Give more documents.",
+}
+
 Answered = Callable[[Places, Places], NDArray[np.float64]]
 """(gallery, queries) -> [Q, M] how well each query is answered by either encoder alone."""
 
@@ -66,7 +77,8 @@ def split(collection: Collection, answered: Answered, *, seed: int = 0, pairs: i
     count = min(_MOST_PAIRS, round(_FIT * n)) if pairs is None else pairs
     if not 2 <= count <= n - 2:
         raise DataError(
-            f"{collection.name} holds {n} documents; {count} pairs to fit on leave nothing to learn from or to search."
+            f"{collection.name}: documents are divided into those that heads are fitted on and those that are searched; of {n}, "
+            f"{count} to fit on leave too few. Give more documents."
         )
     fit, gallery = np.sort(order[:count]), np.sort(order[count:])
     if collection.relevant is None:
@@ -82,8 +94,8 @@ def split(collection: Collection, answered: Answered, *, seed: int = 0, pairs: i
         blocks = np.array([int(r[0]) for r in collection.relevant], dtype=np.int64)
     if len(chosen) < LEAST:
         raise DataError(
-            f"{collection.name}: {len(chosen)} queries can be asked of the documents that are not needed to fit; a prediction "
-            f"and its check need {LEAST} or more. Give more queries, or fewer --pairs."
+            f"{collection.name}: {len(chosen)} {_ASKED[collection.truth]} among the {len(gallery)} documents that heads are not "
+            f"fitted on; a prediction and its check need {LEAST} or more. {_MORE[collection.truth]}"
         )
     chosen = chosen[: _MOST_LOOKED_AT * most]
     parts = _alike(chosen, blocks, answered(gallery, chosen), draw)
