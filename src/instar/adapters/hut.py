@@ -34,8 +34,8 @@ class HUT(Adapter):
         affine: "pre" as above; "post", γ ⊙ (x W_new + b0) + β; "scale" without β; "shift" without γ; "none".
         factors: both, only A ("a"), only B ("b"), or "none" (γ and β alone).
         impl: "weight" forms W_new, 2 in · out multiplications whatever T and r, and its backward needs the dense gradient of
-            W_new; "activation" multiplies T r (in + 2 out) elements and needs none; "auto" takes what counts fewer operations.
-            They agree to rounding; only "weight" leaves every bit as it was at birth.
+            W_new; "activation" multiplies T r (in + 2 out) elements and needs none; "auto" takes what its count of
+            operations says is faster. They agree to rounding; only "weight" leaves every bit as it was at birth.
         dropout: on x, in training. rank_pattern: as of `LoRA`. lr: see `Adapter`; no weight decay, which would pull to 0.
 
     A layer without a bias gets no β, so that the merged model is of the same kind. Trainable numbers of a layer: r (in + out) +

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Layout = Literal["block", "tile"]
-ELEMENTWISE = 8.0
-"""What a multiplication of elements is worth in FLOPs of a matrix product: it waits for memory, a matrix product does not."""
+ELEMENTWISE = 32.0
+"""What an operation on one element is worth in FLOPs of a matrix product, in time: it waits for memory, a product does not."""
 
 
 def groups(size: int, r: int, layout: Layout, device: torch.device | None = None) -> Tensor:
@@ -37,10 +37,10 @@ def divides(weight: Tensor, r: int) -> bool:
 
 
 def cheaper_weight(T: int, inputs: int, outputs: int, r: int, *, training: bool) -> bool:
-    """Whether weight space costs less, by counted operations.
+    """Whether weight space takes less time, by counted operations, those on elements at their price.
 
-    Weight space forms W_new: 2 I O; its backward forms it again and needs the dense gradient, 2 T I O, and 7 I O more. Activation
-    space multiplies T r (I + 2 O) elements, and T r (5 I + 5 O) in a step.
+    Weight space forms W_new: 2 I O; its backward forms it again, makes the dense gradient, a matrix product of 2 T I O, and 5 I O
+    operations more. Activation space makes T r (I + 2 O) operations on elements, and 5 T r (I + O) in a step.
     """
     if training:
         return 2 * T * inputs * outputs + 9 * ELEMENTWISE * inputs * outputs <= ELEMENTWISE * 5 * T * r * (inputs + outputs)

@@ -35,6 +35,7 @@ def fit(
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.95),
     clip: float = 1.0,
+    groups: list[dict[str, Any]] | None = None,
     precision: Precision = "float32",
     accumulate: int = 1,
     seed: int = 0,
@@ -48,6 +49,7 @@ def fit(
         batch: the data of micro-batch n; a pure function of n, so that a resumed run sees what an uninterrupted one sees.
             Step s uses the micro-batches s · accumulate … (s + 1) · accumulate - 1.
         loss: the mean loss of a micro-batch.
+        groups: parameter groups of AdamW, each with its own peak rate `lr` and `weight_decay`, where one for all does not suit.
         precision: "bf16" runs forward and loss under autocast; weights and optimiser stay as they are.
         seed: of dropout and its like: each step draws from a stream of its own.
         monitor: called with (steps done, loss) after each step; True stops training (and saves).
@@ -65,7 +67,8 @@ def fit(
         **{"steps": steps, "lr": lr, "schedule": schedule, "weight_decay": weight_decay, "betas": list(betas), "clip": clip},
         **{"precision": precision, "accumulate": accumulate, "seed": seed},
     }
-    optimiser = adamw(model, lr=lr, weight_decay=weight_decay, betas=betas)
+    optimiser = adamw(model, lr=lr, weight_decay=weight_decay, betas=betas, groups=groups)
+    peaks = [group["lr"] for group in optimiser.param_groups]
     path = files.folder(checkpoint) / FILE if checkpoint is not None else None
     first = _resume(path, model, optimiser, settings) if path is not None and path.exists() else 0
     device = next(model.parameters()).device
@@ -75,8 +78,8 @@ def fit(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for step in range(first, steps):
                 torch.manual_seed(derive(seed, f"step/{step}"))
-                for group in optimiser.param_groups:
-                    group["lr"] = lr * rate(step, steps, schedule)
+                for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                    group["lr"] = peak * rate(step, steps, schedule)
                 value = 0.0
                 for part in range(accumulate):
                     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
@@ -109,14 +112,23 @@ def rate(step: int, steps: int, schedule: Schedule) -> float:
     return rise * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
-def adamw(model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW whose decay spares norms, biases and everything else of fewer than two axes."""
+def adamw(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    groups: list[dict[str, Any]] | None = None,
+) -> torch.optim.AdamW:
+    """AdamW whose decay spares norms, biases and everything else of fewer than two axes; or of the given groups."""
+    if groups is not None:
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=0.0, betas=betas, foreach=True)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+    both = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, foreach=True)
+    return torch.optim.AdamW([g for g in both if g["params"]], lr=lr, betas=betas, foreach=True)
 
 
 def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, settings: dict[str, Any]) -> None:

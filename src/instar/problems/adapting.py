@@ -1,0 +1,97 @@
+"""What the problems that adapt a model share: training of what is not frozen, and what an adapter costs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instar.adapters import flops
+from instar.adapters.attached import adapted, parameters, state_of
+from instar.adapters.layer import Adapted
+from instar.adapters.merging import merge_and_unload
+from instar.anatomy import Linear
+from instar.anatomy.linear import is_linear
+from instar.bench.fit import fit
+from instar.interfaces import Monitor
+
+TOKENS = (16, 64, 512, 4096)
+"""Rows at which FLOPs of an adapted layer are counted."""
+
+
+def train(
+    model: nn.Module,
+    batch: Callable[[int], Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    steps: int,
+    seed: int,
+    head: str | None = None,
+    head_lr: float = 0.0,
+    monitor: Monitor | None = None,
+) -> None:
+    """Train the active adapter at the rate that its method says, and the copy of a head at its own, without weight decay."""
+    state = state_of(model)
+    assert state.active is not None
+    adapter = state.named[state.active].adapter
+    over = [] if head is None else list(adapted(model)[head].adapters[state.active].parameters())
+    ids = {id(p) for p in over}
+    rest = [p for p in parameters(model) if id(p) not in ids]
+    groups = [{"params": rest, "lr": adapter.lr}, {"params": over, "lr": head_lr}]
+    fit(
+        model,
+        batch,
+        loss,
+        steps=steps,
+        lr=adapter.lr,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        groups=[group for group in groups if group["params"]],
+        seed=seed,
+        monitor=monitor,
+    )
+
+
+def costs(model: nn.Module, head: str | None = None) -> dict[str, float]:
+    """Numbers that are trained, FLOPs of an adapted layer beside those of the base, and what merging leaves behind.
+
+    The layer is the first linear one that is adapted; a step goes from its input to the gradient of its input and of what it
+    trains.
+    """
+    inside = set() if head is None else {id(p) for p in adapted(model)[head].parameters()}
+    found = {"trained": float(sum(p.numel() for p in parameters(model) if id(p) not in inside))}
+    layer = next((one for path, one in adapted(model).items() if path != head and is_linear(one.base_layer)), None)
+    for T in TOKENS:
+        extra = (0, 0) if layer is None else _beside(layer, T)
+        found[f"forward_flops@{T}"], found[f"step_flops@{T}"] = map(float, extra)
+    found["left_by_merging"] = float(left_by_merging(model))
+    return found
+
+
+def left_by_merging(model: nn.Module) -> int:
+    """Modules and tensors in which the merged model differs from its base in kind, name or shape."""
+    bare, plain = copy.deepcopy(model), copy.deepcopy(model)
+    merge_and_unload(bare)
+    for parent in list(plain.modules()):
+        for key, child in parent._modules.items():
+            if isinstance(child, Adapted):
+                parent._modules[key] = child.base_layer
+    return len(_kinds(bare) ^ _kinds(plain))
+
+
+def _kinds(model: nn.Module) -> set[tuple[str, Any]]:
+    modules: set[tuple[str, Any]] = {(path, type(module)) for path, module in model.named_modules()}
+    return modules | {(path, (tuple(p.shape), p.dtype)) for path, p in model.named_parameters()}
+
+
+def _beside(layer: Adapted, T: int) -> tuple[int, int]:
+    x = torch.randn(T, Linear("", layer.base_layer).inputs, generator=torch.Generator().manual_seed(0))
+    one = copy.deepcopy(layer)
+    with_it = flops.forward(one, x), flops.step(one, x)
+    one.active = None
+    one.adapters.requires_grad_(False)
+    without = flops.forward(one, x), flops.step(one, x)
+    return with_it[0] - without[0], with_it[1] - without[1]
