@@ -22,6 +22,13 @@ TOKENS = (16, 64, 512, 4096)
 """Rows at which FLOPs of an adapted layer are counted."""
 
 
+class Subject:
+    """A model with an adapter in it. No module itself: torch's tracker of memory cannot follow frozen parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+
 def train(
     model: nn.Module,
     batch: Callable[[int], Any],
@@ -56,17 +63,19 @@ def train(
 
 
 def costs(model: nn.Module, head: str | None = None) -> dict[str, float]:
-    """Numbers that are trained, FLOPs of an adapted layer beside those of the base, and what merging leaves behind.
+    """Numbers that are trained, FLOPs and bytes of an adapted layer beside those of the base, and what merging leaves behind.
 
     The layer is the first linear one that is adapted; a step goes from its input to the gradient of its input and of what it
     trains.
     """
     inside = set() if head is None else {id(p) for p in adapted(model)[head].parameters()}
-    found = {"trained": float(sum(p.numel() for p in parameters(model) if id(p) not in inside))}
+    found = {"parameters": float(sum(p.numel() for p in model.parameters()))}
+    found["trained"] = float(sum(p.numel() for p in parameters(model) if id(p) not in inside))
     layer = next((one for path, one in adapted(model).items() if path != head and is_linear(one.base_layer)), None)
     for T in TOKENS:
-        extra = (0, 0) if layer is None else _beside(layer, T)
-        found[f"forward_flops@{T}"], found[f"step_flops@{T}"] = map(float, extra)
+        extra = (0, 0, 0) if layer is None else _beside(layer, T)
+        for name, value in zip(("forward_flops", "step_flops", "kept_bytes"), extra, strict=True):
+            found[f"{name}@{T}"] = float(value)
     found["left_by_merging"] = float(left_by_merging(model))
     return found
 
@@ -87,11 +96,11 @@ def _kinds(model: nn.Module) -> set[tuple[str, Any]]:
     return modules | {(path, (tuple(p.shape), p.dtype)) for path, p in model.named_parameters()}
 
 
-def _beside(layer: Adapted, T: int) -> tuple[int, int]:
+def _beside(layer: Adapted, T: int) -> tuple[int, ...]:
     x = torch.randn(T, Linear("", layer.base_layer).inputs, generator=torch.Generator().manual_seed(0))
     one = copy.deepcopy(layer)
-    with_it = flops.forward(one, x), flops.step(one, x)
+    measures = (flops.forward, flops.step, flops.kept_bytes)
+    with_it = [measure(one, x) for measure in measures]
     one.active = None
     one.adapters.requires_grad_(False)
-    without = flops.forward(one, x), flops.step(one, x)
-    return with_it[0] - without[0], with_it[1] - without[1]
+    return tuple(more - measure(one, x) for more, measure in zip(with_it, measures, strict=True))

@@ -17,6 +17,7 @@ from instar.data.sentences import Labelled, Sentences, sentences
 from instar.errors import DataError, ShapeError
 from instar.interfaces import Adapter, Data, Items, Monitor, Problem
 from instar.problems import adapting
+from instar.problems.adapting import Subject
 from instar.problems.kept import digest
 from instar.problems.language import evaluating
 
@@ -108,17 +109,17 @@ class ClassifyProblem(Problem):
         parts = [p for part in (found.train, found.valid, found.test, self._other.test) for p in (*part.texts, *part.labels)]
         return Data(train, found.valid, found.test, digest(parts), facts)
 
-    def adapted(self, build: Build, data: Data, seed: int) -> Classifier:
+    def adapted(self, build: Build, data: Data, seed: int) -> Subject:
         """The pretrained encoder under a fresh head, with the adapter attached; what is not adapted is frozen."""
         encoder, tokenizer = pretrained.load(self.model, "encoder")
         model = Classifier(encoder, tokenizer, self._classes, self.length)
         adapter = build.cls(**build.arguments)
         adapter.attach(model, self.where, modules_to_save=[HEAD])
-        return model
+        return Subject(model)
 
     def fit(
         self,
-        subject: Classifier,
+        subject: Subject,
         train: Labelled,
         *,
         steps: int,
@@ -130,6 +131,7 @@ class ClassifyProblem(Problem):
 
         Nothing is saved on the way: an interrupted run begins again, and ends the same.
         """
+        model = _model(subject)
         size = min(self.batch, len(train))
         if size < 2:
             raise DataError(f"There are {len(train)} training sentences; two are the least.")
@@ -138,30 +140,36 @@ class ClassifyProblem(Problem):
             epoch, place = divmod(index, len(train) // size)
             order = torch.randperm(len(train), generator=stream(seed, f"epoch/{epoch}"))
             chosen = order[place * size : (place + 1) * size].tolist()
-            labels = torch.tensor([subject.places[train.labels[i]] for i in chosen])
+            labels = torch.tensor([model.places[train.labels[i]] for i in chosen])
             return [train.texts[i] for i in chosen], labels
 
-        def loss(model: nn.Module, rows: tuple[list[str], Tensor]) -> Tensor:
+        def loss(_: nn.Module, rows: tuple[list[str], Tensor]) -> Tensor:
             texts, labels = rows
             return F.cross_entropy(model(texts), labels)
 
-        adapting.train(subject, batch, loss, steps=steps, seed=seed, head=HEAD, head_lr=self.head_lr, monitor=monitor)
+        adapting.train(model, batch, loss, steps=steps, seed=seed, head=HEAD, head_lr=self.head_lr, monitor=monitor)
 
-    def evaluate(self, subject: Classifier, split: Labelled) -> dict[str, Items]:
+    def evaluate(self, subject: Subject, split: Labelled) -> dict[str, Items]:
         """Right or wrong, sentence by sentence."""
-        with evaluating(subject):
-            answers = _in_order(split.texts, lambda texts: subject(texts).argmax(1))
-            right = [float(subject.classes[a] == label) for a, label in zip(answers.tolist(), split.labels, strict=True)]
+        model = _model(subject)
+        with evaluating(model):
+            answers = _in_order(split.texts, lambda texts: model(texts).argmax(1))
+            right = [float(model.classes[a] == label) for a, label in zip(answers.tolist(), split.labels, strict=True)]
             other = self._other.test
-            vectors = F.normalize(_in_order(other.texts, subject.vectors), dim=1)
+            vectors = F.normalize(_in_order(other.texts, model.vectors), dim=1)
         likeness = vectors @ vectors.T
         nearest = likeness.fill_diagonal_(-torch.inf).argmax(1).tolist()
         kept = [float(other.labels[i] == label) for i, label in zip(nearest, other.labels, strict=True)]
         return {"accuracy": Items(right, [1.0] * len(right)), "neighbours": Items(kept, [1.0] * len(kept))}
 
-    def costs(self, subject: Classifier) -> dict[str, float]:
+    def costs(self, subject: Subject) -> dict[str, float]:
         """See `problems.adapting.costs`."""
-        return adapting.costs(subject, HEAD)
+        return adapting.costs(subject.model, HEAD)
+
+
+def _model(subject: Subject) -> Classifier:
+    assert isinstance(subject.model, Classifier)
+    return subject.model
 
 
 def _others(found: Sentences) -> Sentences:
