@@ -12,7 +12,6 @@ from instar.gate.predictions import Cases
 
 _PROMPT, _NEXT, _CHOICES = 48, 10, 4
 """Words of a prompt and of its continuation, and continuations to choose from."""
-_DOCUMENTS = 600
 
 
 def of(model: Path, items: int = 300, seed: int = 0) -> Cases:
@@ -27,12 +26,12 @@ def of(model: Path, items: int = 300, seed: int = 0) -> Cases:
     return search(collection, items, seed) if kind == "encoder" else continuations(collection, items, seed)
 
 
-def search(collection: Collection, items: int, seed: int) -> Cases:
-    """Queries with their answers among some documents. Raises DataError for a collection without texts or queries."""
+def search(collection: Collection, items: int, seed: int, *, documents: int = 600) -> Cases:
+    """Queries with their answers among so many documents. Raises DataError for a collection without texts or queries."""
     if collection.texts is None or collection.queries is None or collection.relevant is None:
         raise DataError(f"{collection.name} has no queries with texts and answers.")
     draw = random.Random(f"{seed}/search")
-    known = sorted(draw.sample(range(len(collection)), min(_DOCUMENTS, len(collection))))
+    known = sorted(draw.sample(range(len(collection)), min(documents, len(collection))))
     inside = set(known)
     asked = [q for q, places in enumerate(collection.relevant) if inside.issuperset(places.tolist())]
     chosen = sorted(draw.sample(asked, min(items, len(asked))))
