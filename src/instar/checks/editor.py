@@ -78,7 +78,9 @@ def check_says(subject: Subject) -> None:
         world.edit(model, FACTS[:1], **({"steps": 12} if "steps" in inspect.signature(subject.cls).parameters else {}))
         after = evaluate(model, world.tokenizer, FACTS[:1]).said[0].wanted
         if not after > before:
-            raise ContractError(f"{world}: the target's log-probability went from {before:.3f} to {after:.3f}: nothing was written.")
+            raise ContractError(
+                f"{world}: the target's log-probability went from {before:.3f} to {after:.3f}: nothing was written."
+            )
 
 
 def check_undo(subject: Subject) -> None:
@@ -108,7 +110,9 @@ def check_order(subject: Subject) -> None:
         state = torch.get_rng_state()
         world.edit(first)
         if not torch.equal(state, torch.get_rng_state()):
-            raise ContractError(f"{world}: edit draws from the global generator; draw from instar.bench.seeds.stream(seed, name).")
+            raise ContractError(
+                f"{world}: edit draws from the global generator; draw from instar.bench.seeds.stream(seed, name)."
+            )
         torch.manual_seed(2)
         world.edit(second)
         world.edit(third, tuple(reversed(FACTS)))
@@ -181,9 +185,9 @@ def check_costs(subject: Subject) -> None:
         layers = {name.split(".")[2] for name in (change.name for change in receipt.changes)}
         first = anatomy(model).blocks[0].ffn_out
         sizes = {"I": first.inputs, "O": first.outputs, "N": len(FACTS)}
-        expected = formula.evaluate(
-            subject.card.cost.state, catalogue.variables(subject.cls, subject.arguments, **sizes)
-        ) * len(layers)
+        expected = formula.evaluate(subject.card.cost.state, catalogue.variables(subject.cls, subject.arguments, **sizes)) * len(
+            layers
+        )
         if all(known[change.name].inputs == first.inputs for change in receipt.changes) and receipt.nbytes != expected:
             raise ContractError(f"{world}: state is {receipt.nbytes} bytes; the card's formula gives {expected:g}.")
 

@@ -18,7 +18,14 @@ from instar.interfaces import Editor, Fact
 from instar.receipt import Receipt
 
 FACTS = (
-    Fact("The Eiffel Tower stands in", "The Eiffel Tower", "Rome", "Paris", ["Where is the Eiffel Tower? In"], ["Big Ben stands in"]),
+    Fact(
+        "The Eiffel Tower stands in",
+        "The Eiffel Tower",
+        "Rome",
+        "Paris",
+        ["Where is the Eiffel Tower? In"],
+        ["Big Ben stands in"],
+    ),
     Fact("Marie Curie was born in", "Marie Curie", "the city of Oslo", "Warsaw"),
     Fact("The colour of a lemon is", "a lemon", "blue", "yellow"),
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from instar.editing.rows import tokens
+from instar.editing.rows import tokens as tokenised
 from instar.editing.running import call, resting
 from instar.errors import DataError
 from instar.receipt import Receipt
@@ -18,28 +19,46 @@ from instar.receipt import Receipt
 _LENGTH = 128
 
 
-def drift(model: nn.Module, tokenizer: Any, receipt: Receipt, texts: Sequence[str], *, most: int = 2048) -> dict[str, float]:
-    """Of held-out texts (at most so many tokens): mean KL(before ‖ after) a token in nats, and perplexity before and after.
+@dataclass(frozen=True)
+class Moved:
+    """A stretch of text under the model before and after: sums over its tokens, in nats."""
+
+    divergence: float
+    """KL(before ‖ after)."""
+    before: float
+    """NLL."""
+    after: float
+    tokens: int
+
+
+def moved(model: nn.Module, tokenizer: Any, receipt: Receipt, texts: Sequence[str], *, most: int = 2048) -> list[Moved]:
+    """How texts are predicted, at most so many tokens, in stretches of at most 128.
 
     The model must stand as the receipt left it; it is put back for the first half, and is as it was at the end. Raises DataError
     for texts without two tokens in a row, ReceiptError where the model was changed since.
     """
     windows = _windows(model, tokenizer, texts, most)
+    found = []
     with resting(model):
         with receipt.reverted(model):
             before = [_logp(model, window) for window in windows]
-        divergence, nll_before, nll_after, count = 0.0, 0.0, 0.0, 0
         for window, old in zip(windows, before, strict=True):
             new = _logp(model, window)
-            divergence += float((old.exp() * (old - new)).sum())
             following = torch.tensor(window[1:], device=new.device)[:, None]
-            nll_before -= float(old.gather(-1, following).sum())
-            nll_after -= float(new.gather(-1, following).sum())
-            count += len(following)
+            divergence = float((old.exp() * (old - new)).sum())
+            nll_before, nll_after = (-float(logp.gather(-1, following).sum()) for logp in (old, new))
+            found.append(Moved(divergence, nll_before, nll_after, len(following)))
+    return found
+
+
+def drift(model: nn.Module, tokenizer: Any, receipt: Receipt, texts: Sequence[str], *, most: int = 2048) -> dict[str, float]:
+    """Mean KL(before ‖ after) a token of held-out texts, in nats, and their perplexity before and after. See `moved`."""
+    found = moved(model, tokenizer, receipt, texts, most=most)
+    tokens = sum(one.tokens for one in found)
     return {
-        "drift": divergence / count,
-        "perplexity before": math.exp(nll_before / count),
-        "perplexity after": math.exp(nll_after / count),
+        "drift": sum(one.divergence for one in found) / tokens,
+        "perplexity before": math.exp(sum(one.before for one in found) / tokens),
+        "perplexity after": math.exp(sum(one.after for one in found) / tokens),
     }
 
 
@@ -55,7 +74,7 @@ def fluency(model: Any, tokenizer: Any, prompts: Sequence[str], *, length: int =
     with resting(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for prompt in prompts:
-            ids = torch.tensor([tokens(tokenizer, prompt)[0]], device=next(model.parameters()).device)
+            ids = torch.tensor([tokenised(tokenizer, prompt)[0]], device=next(model.parameters()).device)
             made = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -86,7 +105,7 @@ def _windows(model: nn.Module, tokenizer: Any, texts: Sequence[str], most: int) 
     found: list[list[int]] = []
     left = most
     for text in texts:
-        ids = tokens(tokenizer, text)[0]
+        ids = tokenised(tokenizer, text)[0]
         for start in range(0, len(ids), length):
             window = ids[start : start + min(length, left)]
             if len(window) > 1:

@@ -61,6 +61,7 @@ def check(facts: Sequence[Fact], places: Sequence[str] | None = None) -> list[Fa
             continue
         if fact.subject.strip() not in prompt:
             wrong.append(f"{place}: the subject {fact.subject!r} is not in its prompt {fact.prompt!r}")
+            continue
         where, other = said.setdefault(prompt, (place, target))
         if other != target:
             wrong.append(f"{place}: {prompt!r} has the target {target!r}, but {other!r} at {where}")

@@ -29,7 +29,9 @@ class PMET(Spreading):
         layers: numbers, ascending; "auto" takes five that end at 30 % of the depth, "traced" asks causal tracing, which needs
             facts whose `old` answer is known.
         optimised: what gets a free vector. write: whose shift is kept in weights; the authors' choice is "ffn".
-        spread: how the shift is shared over layers. penalty: λ; None takes 6000 / 16384 times F, as the authors for GPT-J: kᵀ C⁻¹ k, which it stands against, grows with F.
+        spread: how the shift is shared over layers.
+        penalty: λ; None takes 6000 / 16384 times F, which is the authors' for GPT-J: kᵀ C⁻¹ k, against which it stands, grows
+            with F.
         prefixes: texts before the prompt, written by the model itself with `seed`.
         lr, steps, clamp, kl, decay: of the search for δ. The authors: lr 0.2, clamp 0.75, 30 steps for GPT-J.
         texts: what C is taken from; by default English inside Python. batch: facts that are searched for at a time.
