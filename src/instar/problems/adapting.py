@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from instar.adapters import flops
-from instar.adapters.attached import adapted, parameters, state_of
+from instar.adapters.attached import adapted, bare, parameters, state_of
 from instar.adapters.layer import Adapted
 from instar.adapters.merging import merge_and_unload
 from instar.anatomy import Linear
@@ -81,14 +81,11 @@ def costs(model: nn.Module, head: str | None = None) -> dict[str, float]:
 
 
 def left_by_merging(model: nn.Module) -> int:
-    """Modules and tensors in which the merged model differs from its base in kind, name or shape."""
-    bare, plain = copy.deepcopy(model), copy.deepcopy(model)
-    merge_and_unload(bare)
-    for parent in list(plain.modules()):
-        for key, child in parent._modules.items():
-            if isinstance(child, Adapted):
-                parent._modules[key] = child.base_layer
-    return len(_kinds(bare) ^ _kinds(plain))
+    """Modules and tensors in which the merged model differs from its base in kind, name or shape. The model stays as it is."""
+    with bare(model):
+        plain = _kinds(model)
+    with merge_and_unload(model):
+        return len(_kinds(model) ^ plain)
 
 
 def _kinds(model: nn.Module) -> set[tuple[str, Any]]:
