@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from instar.errors import OutputError
+
+_NUMBERS = re.compile(r"\[\n\s+(-?\d[^\s\[\]{}\"]*(?:\s+-?\d[^\s\[\]{}\"]*)*)\n\s*\]")
 
 
 def folder(path: Path) -> Path:
@@ -41,5 +44,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write` of a JSON value; NaN is refused, since JSON has none."""
-    write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """`write` of a JSON value; NaN is refused, since JSON has none. A list of numbers stands in one line."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    # Texts hold no line breaks of their own in JSON, so that nothing inside one can look like this.
+    write(path, _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n")
