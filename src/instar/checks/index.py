@@ -150,6 +150,8 @@ def check_edges(stores: Stores) -> None:
         hits = index.nearest(1, world.queries[1], k)
         world.require_hits(hits, world.moved, "More results than rows", k)
         world.require_hits(index.search(world.queries, k), everything, "More results than rows, search", k)
+        if index.ids(0, limit=0) or index.ids(0, limit=-1):
+            raise ContractError("A page of 0 ids has no ids.")
         index.move([], world.new[:0], 1)
         world.require(index, "After a move of no rows")
 

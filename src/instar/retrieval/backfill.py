@@ -157,6 +157,12 @@ class Backfill:
             while page := self.index.ids(older.number, after=after, limit=_PAGE):
                 found += [name for name in page if name not in passed]
                 after = page[-1]
+        if len({str(name) for name in found}) < len(found):
+            twice = next(name for name in found if isinstance(name, int) and str(name) in found)
+            raise DataError(
+                f"The index has a row {twice!r} and another one {str(twice)!r}; texts are given by the id as text, so they "
+                "cannot be told apart. Remove one of the two."
+            )
         return ordering.arrange(self.index, found, self.order, self.seed)
 
     def _vectors(self, part: Sequence[Id], outcome: Outcome) -> tuple[list[Id], Floats]:
@@ -221,7 +227,11 @@ class Backfill:
             names, vectors = [names[i] for i in there], vectors[there]
             if names:
                 self.index.move(names, vectors, self.generation.number)
-        self.verify.batch(self.index, names, vectors, self.generation.number)
+        try:
+            self.verify.batch(self.index, names, vectors, self.generation.number)
+        except DataError:  # some were removed since they moved
+            there = [i for i, name in enumerate(names) if self._exists(name)]
+            self.verify.batch(self.index, [names[i] for i in there], vectors[there], self.generation.number)
         return len(names)
 
     def _exists(self, name: Id) -> bool:

@@ -39,34 +39,28 @@ class SingleFileIndex(JournalledIndex, abc.ABC):
 
     @classmethod
     def _create(cls, place: Path, generation: Generation) -> None:
-        with stamping.alone(cls._folder_of(place)):
+        folder = cls._folder_of(place)
+        with stamping.alone(folder):
             if place.exists():
                 raise StoreError(f"{place} was made by another program at this moment; adopt it, or take another place.")
-            try:
-                tables.placed_by(place, cls._empty(generation.dim))
-                cls._write_stamp(place, generation, np.empty(0, np.int64), None)
-            except BaseException:
-                place.unlink(missing_ok=True)
-                raise
+            # As at an end: the file comes to its place when the stamp names it, so that nobody meets it without one.
+            path = folder / f"base-0000000.{cls.kind}"
+            base = {"file": tables.placed_by(path, cls._empty(generation.dim)), "pending": path.name, "ids": None, "rows": 0}
+            manifest.write(folder, tables.new(cls.kind, generation, base))
+            os.replace(path, place)  # noqa: PTH105
 
     @classmethod
     def _stamp(
         cls, place: Path, generation: Generation, numbers: NDArray[np.int64], ids: Sequence[Id] | str | Path | None
     ) -> None:
         """Write the manifest of a file that exists. Raises StoreError, DataError."""
-        with stamping.alone(cls._folder_of(place)):
-            cls._write_stamp(place, generation, numbers, ids)
-
-    @classmethod
-    def _write_stamp(
-        cls, place: Path, generation: Generation, numbers: NDArray[np.int64], ids: Sequence[Id] | str | Path | None
-    ) -> None:
         folder, listed = cls._folder_of(place), None
-        if ids is not None:
-            _places(numbers, len(numbers), place)
-            listed = tables.write_names(folder / "base-0000000.ids.json", tables.names(ids, folder, len(numbers)))
-        base = {"file": manifest.print_of(place), "pending": None, "ids": listed, "rows": len(numbers)}
-        manifest.write(folder, tables.new(cls.kind, generation, base))
+        with stamping.alone(folder):
+            if ids is not None:
+                _places(numbers, len(numbers), place)
+                listed = tables.write_names(folder / "base-0000000.ids.json", tables.names(ids, folder, len(numbers)))
+            base = {"file": manifest.print_of(place), "pending": None, "ids": listed, "rows": len(numbers)}
+            manifest.write(folder, tables.new(cls.kind, generation, base))
 
     def _current(self) -> Path:
         """Where the base is. Raises StoreError when it is not the one that was stamped."""
@@ -91,8 +85,9 @@ class SingleFileIndex(JournalledIndex, abc.ABC):
     ) -> Mapping[str, Any]:
         """What the manifest says of a new base of rows with these ids. numbered: whether the file itself holds them.
 
-        Raises OSError.
+        Raises OSError, and StoreError where another program has written to the file, which would be lost.
         """
+        self._current()
         path = self.folder / f"base-{epoch:07d}{suffix}"
         tables.placed_by(path, save)
         listed = None if numbered else tables.write_names(self.folder / f"base-{epoch:07d}.ids.json", names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,15 @@ LENGTH = 1e-3
 _BLOCK = 65536
 _MOST = 100_000_000
 """Results of one search: about 2 GB of scores, ids and generations."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: Any) -> str:
+    """A value for a message: what is long is cut in its middle."""
+    return _SHORT.repr(value)
 
 
 def vectors(values: Any, dim: int, what: str = "vectors", count: int | None = None) -> Floats:
@@ -59,17 +69,17 @@ def lengths(rows: Floats, what: str, tolerance: float = LENGTH) -> None:
 def ids(values: Sequence[Any], what: str = "ids") -> list[Id]:
     """Integers (64 bit) and texts as plain Python, each once. Raises DataError."""
     if isinstance(values, str | bytes):
-        raise DataError(f"The {what} expect a list, received the single text {values!r}.")
+        raise DataError(f"The {what} expect a list, received the single text {shown(values)}.")
     found: list[Id] = values.tolist() if isinstance(values, np.ndarray) else [_plain(value) for value in values]
     for one in found:
         if isinstance(one, bool) or not isinstance(one, int | str):
-            raise DataError(f"The {what} expect integers or texts, received {one!r} of type {type(one).__name__}.")
+            raise DataError(f"The {what} expect integers or texts, received {shown(one)} of type {type(one).__name__}.")
         if isinstance(one, int) and not -(2**63) <= one < 2**63:
             raise DataError(f"The {what} expect integers of 64 bits, received {one}.")
     if len(set(found)) != len(found):
         seen: set[Id] = set()
         twice = next(one for one in found if one in seen or seen.add(one))  # type: ignore[func-returns-value]
-        raise DataError(f"{len(found) - len(set(found))} {what} appear twice, the first is {twice!r}; give each row once.")
+        raise DataError(f"{len(found) - len(set(found))} {what} appear twice, the first is {shown(twice)}; give each row once.")
     return found
 
 
@@ -79,7 +89,7 @@ def _plain(value: Any) -> Any:
 
 def some(names: Sequence[Id]) -> str:
     """A few ids for a message."""
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def meant(known: dict[int, str], found: Generation, where: str) -> None:
@@ -100,7 +110,7 @@ def among(generations: Sequence[Generation], number: int) -> Generation:
         if one.number == number:
             return one
     held = ", ".join(f"{g.number} ({g.name or g.encoder[:12]})" for g in generations) or "none"
-    raise GenerationError(f"The index holds no generation {number}, only {held}.")
+    raise GenerationError(f"The index holds no generation {number!r}, only {held}.")
 
 
 def opens(generations: Sequence[Generation], new: Generation) -> bool:

@@ -57,6 +57,9 @@ def merge(lists: list[Hits], k: int, fusion: Fusion = "cosine") -> Hits:
         raise GenerationError("The index holds no generation that was asked for.")
     if len(lists) == 1 and fusion == "cosine":
         return lists[0]
+    if len({one.ids.shape for one in lists}) > 1:
+        sizes = ", ".join(str(len(one.ids)) for one in lists)
+        raise ShapeError(f"Every generation expects the same queries, in its own encoding; received {sizes} of them.")
     ids = np.concatenate([one.ids for one in lists], 1)
     generations = np.concatenate([one.generations for one in lists], 1)
     scores = np.concatenate([_comparable(one, fusion) for one in lists], 1)
@@ -84,7 +87,10 @@ def _comparable(hits: Hits, fusion: Fusion) -> Floats:
     if not callable(fusion):
         raise ShapeError(f"A fusion is 'cosine', 'rank' or a calibration; received {fusion!r}.")
     number = int(hits.generations.max())
-    return np.where(hits.generations >= 0, fusion(number, hits.scores), -np.inf).astype(np.float32)
+    scores = np.asarray(fusion(number, hits.scores))
+    if scores.shape != hits.scores.shape:
+        raise ShapeError(f"A fusion gives a score for each of {list(hits.scores.shape)}, received {list(scores.shape)}.")
+    return np.where(hits.generations >= 0, scores, -np.inf).astype(np.float32)
 
 
 @dataclass(frozen=True)

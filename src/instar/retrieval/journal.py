@@ -157,7 +157,7 @@ class Journal:
             holder = os.read(descriptor, 100).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise StoreError(
-                f"{self.folder.parent} is being changed by another writer (process {holder or 'unknown'}). One at a time: wait "
+                f"{self.folder} is being changed by another writer (process {holder or 'unknown'}). One at a time: wait "
                 "for it, or stop it; reading and searching go on meanwhile."
             ) from error
         except OSError as error:

@@ -48,6 +48,8 @@ class LanceRows(StampedIndex):
         ordering = extras.require("lancedb.query", "lancedb").ColumnOrdering
         stamps = self.stamps()
         where = tables.standing(stamps, self.place(stamps, generation))
+        if limit < 1:  # of which LanceDB would make all rows
+            return []
         if after is not None:
             where += f" AND {quoted(self._id)} > {tables.literal(self._given([after])[0])}"
         with told(self.where, "read ids"):

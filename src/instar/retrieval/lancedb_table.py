@@ -117,7 +117,7 @@ def given(values: Sequence[Any], kind: Any, what: str = "ids") -> list[Id]:
     found = checking.ids(values, what)
     wanted = int if arrow.types.is_integer(kind) else str
     if bad := [one for one in found if not isinstance(one, wanted)]:
-        raise DataError(f"The {what} of this table are of type {kind}, received {bad[0]!r}.")
+        raise DataError(f"The {what} of this table are of type {kind}, received {checking.shown(bad[0])}.")
     try:
         arrow.array(found, type=kind)
     except (arrow.ArrowInvalid, OverflowError, UnicodeError) as error:
@@ -175,7 +175,9 @@ def among(ids: str, names: Sequence[Id]) -> Iterator[str]:
 
 def literal(name: Id) -> str:
     """An id in a condition."""
-    return str(name) if isinstance(name, int) else "'" + name.replace("'", "''") + "'"
+    if isinstance(name, int):
+        return str(name) if name > -(2**63) else f"({name + 1} - 1)"  # LanceDB reads the digits before the sign
+    return "'" + name.replace("'", "''") + "'"
 
 
 def check_ids(table: Any, ids: str) -> None:

@@ -62,7 +62,7 @@ class PostgresRows(StampedIndex):
                 f" AND {self._at.id} > %s::{self._at.ids.cast}" if start else ""
             )
             query = f"SELECT {self._at.id} FROM {self._at.sql} AS s WHERE {where} ORDER BY {self._at.id} LIMIT %s"
-            return [self._at.ids.taken(row[0]) for row in self._server.run(query, (*start, limit)).fetchall()]
+            return [self._at.ids.taken(row[0]) for row in self._server.run(query, (*start, max(limit, 0))).fetchall()]
 
         return self._settled(ask)
 

@@ -160,7 +160,7 @@ class Server:
                 f"The table expects more of a new row than id and vector: {_short(error)} Insert such rows as your application "
                 "does, with their vector, or without one and then call add."
             ) from error
-        except self._psycopg.DataError as error:
+        except (self._psycopg.DataError, UnicodeError) as error:
             raise DataError(f"{self.name} refuses these values ({doing}): {_short(error)} {kept.capitalize()}.") from error
         except self._psycopg.Error as error:
             lost = self._open is not None and self._open.closed
@@ -195,7 +195,7 @@ class Ids:
         found = checking.ids(values, what)
         wanted = int if self.cast == "bigint" else str
         if bad := [one for one in found if not isinstance(one, wanted) or "\0" in str(one)]:
-            raise DataError(f"The {what} of this table are of type {self.cast}, received {bad[0]!r}.")
+            raise DataError(f"The {what} of this table are of type {self.cast}, received {checking.shown(bad[0])}.")
         if self.cast != "uuid":
             return found
         try:

@@ -43,8 +43,8 @@ def _one(value: Id, what: str) -> Id:
             return str(uuid.UUID(value))
     except ValueError as error:
         raise DataError(
-            f"The {what} of Qdrant are whole numbers from 0 or UUIDs, received {value!r}. Keep other names in the payload, and "
-            "derive the id with uuid.uuid5."
+            f"The {what} of Qdrant are whole numbers from 0 or UUIDs, received {checking.shown(value)}. Keep other names in the "
+            "payload, and derive the id with uuid.uuid5."
         ) from error
     if value < 0:
         raise DataError(f"The {what} of Qdrant are whole numbers from 0 or UUIDs, received {value}.")

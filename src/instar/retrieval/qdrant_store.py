@@ -99,8 +99,8 @@ class QdrantIndex(StampedIndex):
         stamps = self.stamps()
         standing = _standing(stamps, self.place(stamps, generation))
         start = None if after is None else given([after])[0]
-        found = [point.id for point in self._client.scroll(standing, limit + 1, start, [])]
-        return [one for one in found if one != start][:limit]
+        found = [point.id for point in self._client.scroll(standing, max(limit, 0) + 1, start, [])]
+        return [one for one in found if one != start][: max(limit, 0)]
 
     def fetch(self, ids: Sequence[Id]) -> tuple[list[Floats], list[int]]:
         """See `Index.fetch`."""

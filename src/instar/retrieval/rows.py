@@ -89,7 +89,9 @@ class Rows:
     def page(self, generation: int, after: Id | None, limit: int) -> list[Id]:
         """See `Index.ids`. Raises DataError for an `after` that never was there."""
         if after is not None and after not in self._number:
-            raise DataError(f"The id {after!r} is not in the index, so no page comes after it; begin again without `after`.")
+            raise DataError(
+                f"The id {checking.shown(after)} is not in the index, so no page comes after it; begin again without `after`."
+            )
         start = 0 if after is None else self._number[after] + 1
         found: list[Id] = []
         while len(found) < limit and start < len(self):  # by pieces: the rest of a million rows is not looked at for one page
