@@ -83,3 +83,29 @@ def test_a_dip_is_told() -> None:
     assert any(s.startswith("Mind the dip: with 25") for s in found.sentences)
     budget = advise([a for a, _ in made], {a.id: m for a, m in made}, None, truth="queries", k=10, level=0.95, hours=75.0)
     assert any(s.startswith("Within 75 hours 75") for s in budget.sentences)
+
+
+@pytest.mark.parametrize(
+    ("no_map", "ridge", "hours", "words"),
+    [
+        (0.7, 0.6, 0.0, "No map does better."),
+        (0.7, 0.703, 0.0, "The map ridge finds 67.3 %, which is level within chance."),
+        (0.1, 0.6, 50.0, "The map ridge finds 57.5 %, but no more than re-encoding as many rows as it is fitted on."),
+        (0.1, 0.3, 0.0, "No map and no switch of the query encoder does better."),
+    ],
+)
+def test_why_the_best_map_is_not_taken_is_said_as_it_is(no_map: float, ridge: float, hours: float, words: str) -> None:
+    """What the table shows as higher is never called worse."""
+    ends = [[first, 0.3, 0.5, 0.7, 0.9] for first in (no_map, ridge)]
+    made = (KEEP, arm("no_map", "switch", ends[0]), BOTH, arm("ridge", "map", ends[1], hours_before=hours))
+    found = advise([a for a, _ in made], {a.id: m for a, m in made}, None, truth="queries", k=10, level=0.95)
+    assert found.now == ("no_map" if no_map > 0.5 else "keep")
+    assert any(s.endswith(words) for s in found.sentences), found.sentences
+
+
+def test_the_way_in_between_is_told_whatever_the_verdict_is() -> None:
+    for full in (0.9, 0.3, 0.5):
+        made = (KEEP, arm("two_encoders", "two encoders", list(np.linspace(0.5, full, STAGES))))
+        found = advise([a for a, _ in made], {a.id: m for a, m in made}, None, truth="queries", k=10, level=0.95)
+        assert found.during.arm == "two_encoders"
+        assert any(s.startswith(f"While rows are re-encoded: {found.during.words}") for s in found.sentences)

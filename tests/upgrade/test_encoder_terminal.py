@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import re
 
@@ -11,7 +10,7 @@ from made_reports import ALL, hostile
 from rich.console import Console
 
 from instar.gate.markdown import LONGEST
-from instar.upgrade import markdown, page, shown, terminal
+from instar.upgrade import markdown, terminal
 from instar.upgrade.result import Report
 
 
@@ -51,16 +50,6 @@ def test_what_has_no_room_is_counted_and_what_did_not_run_is_named() -> None:
     shown = len(re.findall(r"\d %.*points", rows))
     assert f"{len(ALL['large']().arms) - shown} more" in rows
     assert re.search(r"Ridge map\s+not run", printed(ALL["not run"]()))
-
-
-def test_the_way_for_the_whole_backfill_is_named_everywhere() -> None:
-    made = ALL["unrelated"]()
-    said = "One way for the whole backfill: asking with both encoders (old and new rows merged by cosines as they are)."
-    assert said == shown.during(made)
-    assert said in " ".join(printed(made).split())
-    for render in (markdown.render, page.render):
-        assert said in html.unescape(render(made)).replace("\\", "")
-    assert "whole backfill" not in printed(ALL["bare"]()) + page.render(ALL["bare"]()) + markdown.render(ALL["bare"]())
 
 
 def test_colours_are_ours_and_markup_of_data_is_text() -> None:

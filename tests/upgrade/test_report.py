@@ -15,7 +15,7 @@ from instar.data.collection import Vectors
 from instar.errors import DataError, InstarError, ShapeError, UnknownNameError
 from instar.upgrade import result
 from instar.upgrade.report import report
-from instar.upgrade.result import Report
+from instar.upgrade.result import Figure, Report
 
 FAST = ("no_map", "ridge", "procrustes")
 
@@ -35,7 +35,8 @@ def test_ends_are_the_two_encoders_alone(reports: dict[str, Report]) -> None:
         assert len(keep) == 1
         assert both[0].recall == keep[0].recall == found.old.own_recall
         assert both[-1].recall == no_map[-1].recall == found.new.own_recall
-        assert keep[0].against_old.value == 0
+        for same in (keep[0], both[0]):
+            assert same.against_old == Figure(0.0, 0.0, 0.0, 0.0), "a search against itself"
 
 
 def test_where_the_coordinates_stay_no_map_wins(reports: dict[str, Report]) -> None:
@@ -77,6 +78,16 @@ def test_hours_and_bytes_follow_the_share(reports: dict[str, Report]) -> None:
     mapped = next(a for a in reports["other"].arms if a.id == "ridge").curve
     assert mapped[0].hours is not None
     assert mapped[0].hours > 0, "what a map is fitted on has to be encoded"
+    assert reports["cleaner"].choices[0].arm == "no_map"
+    assert reports["cleaner"].choices[0].hours == 0, "a switch has nothing to fit"
+
+
+def test_queries_that_teach_a_map_are_no_rows_to_encode() -> None:
+    found = report(*upgrade("cleaner", queries=True), chosen=["ridge"])
+    ridge = next(a for a in found.arms if a.id == "ridge")
+    taught = found.documents - found.facts["documents searched"]
+    assert found.facts["pairs to fit on"] > taught
+    assert ridge.curve[0].hours == pytest.approx((taught * 0.01 + ridge.fit_seconds) / 3600, rel=0.01)
 
 
 def test_the_record_comes_back_as_it_was(reports: dict[str, Report], tmp_path: Path) -> None:

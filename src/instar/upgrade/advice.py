@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from instar.gate.intervals import mean_interval
 from instar.gate.words import percent
 from instar.report import units
+from instar.upgrade import shown
 from instar.upgrade.arms import KEEP, NO_MAP, TWO_ENCODERS
-from instar.upgrade.choosing import Choosing, Taken
+from instar.upgrade.choosing import MARGIN, Choosing, Taken
 from instar.upgrade.result import Arm, Choice, During, Figure, Truth
 
 
@@ -58,20 +59,24 @@ def advise(
     sentences = {
         "unknown": lambda: [
             _found(old, full, k, truth),
-            _first(taken[0], old, k),
+            _first(taken[0], choosing, old, k),
             *_way(during, choosing, stages, k),
             *_budget(choices, hours, k),
         ],
-        "worse": lambda: [_found(old, full, k, truth), "Stay with the old encoder: nothing is gained by the change."],
+        "worse": lambda: [
+            _found(old, full, k, truth),
+            "Stay with the old encoder: nothing is gained by the change.",
+            *_way(during, choosing, stages, k),
+        ],
         "level": lambda: [
             _found(old, full, k, truth),
             "Stay with the old encoder, unless it has to go: no gain shows on these queries. If it has to go: "
-            + _first(taken[0], old, k),
+            + _first(taken[0], choosing, old, k),
             *_way(during, choosing, stages, k),
             *_budget(choices, hours, k),
         ],
         "better": lambda: [
-            _first(taken[0], old, k),
+            _first(taken[0], choosing, old, k),
             *_way(during, choosing, stages, k),
             *_beyond(taken[-1], choosing),
             *_budget(choices, hours, k),
@@ -98,7 +103,7 @@ def _headline(verdict: str, gain: Figure, first: Taken, old: NDArray[np.float64]
             )
         return f"Without re-encoding anything, {_doing(first.arm)} finds {value} of what the new encoder would find."
     if verdict == "worse":
-        return f"Keep the old encoder: the new one finds {percent(-gain.value, 1)} less of what is relevant."
+        return f"Keep the old encoder: the new one finds {shown.points(-gain.value, signed=False)} less of what is relevant."
     if verdict == "level":
         return f"No gain shows: recall at {k} is {percent(old.mean(), 1)} now and {percent(full.mean(), 1)} with the new encoder."
     start = f"The new encoder lifts recall at {k} from {percent(old.mean(), 1)} to {percent(full.mean(), 1)}"
@@ -123,19 +128,32 @@ def _found(old: NDArray[np.float64], full: NDArray[np.float64], k: int, truth: T
     return f"Recall at {k} is {before} now, and {after} once the new encoder has re-encoded every row."
 
 
-def _first(taken: Taken, old: NDArray[np.float64], k: int) -> str:
+def _first(taken: Taken, choosing: Choosing, old: NDArray[np.float64], k: int) -> str:
     """What to do before anything is re-encoded."""
     point = taken.arm.curve[0]
     if taken.arm.id == KEEP:
-        return "Until rows are re-encoded, keep asking with the old encoder: no map and no switch of the query encoder beats it."
-    gained = percent(point.recall.value - old.mean(), 1)
+        return f"Until rows are re-encoded, keep asking with the old encoder.{_rival(taken, choosing)}"
+    gained = shown.points(point.recall.value - old.mean(), signed=False)
     certain = "" if taken.sure else " (level with simpler ways within chance)"
     text = f"At once, without re-encoding a row: {_doing(taken.arm)}; recall at {k} becomes {percent(point.recall.value, 1)} "
     text += f"({gained} more than now){certain}."
     if taken.arm.id == NO_MAP:
-        return text + " No map does better."
+        return text + _rival(taken, choosing)
     effort = f" Fitting it takes {units.quantity(taken.arm.fit_seconds, 's')}" if taken.arm.fit_seconds else ""
     return text + (effort + "." if effort else "")
+
+
+def _rival(taken: Taken, choosing: Choosing) -> str:
+    """Why the best of the others is not taken before anything is re-encoded, where a plain way is."""
+    best = max((a for a in choosing.arms if a.id != TWO_ENCODERS), key=lambda a: a.curve[0].recall.value)
+    found = percent(best.curve[0].recall.value, 1)
+    if best.id == taken.arm.id:
+        return " No map does better." if taken.arm.id == NO_MAP else " No map and no switch of the query encoder does better."
+    one, other = choosing.marks[best.id][:, 0], choosing.marks[taken.arm.id][:, 0]
+    name = f"{_doing(best)[0].upper()}{_doing(best)[1:]}"
+    if not choosing.better(one, other) or (one - other).mean() < MARGIN:
+        return f" {name} finds {found}, which is level within chance."
+    return f" {name} finds {found}, but no more than re-encoding as many rows as it is fitted on."
 
 
 def _way(during: Taken, choosing: Choosing, stages: list[float], k: int) -> list[str]:
@@ -249,7 +267,8 @@ def cautions(
         found.append("Right is here any document of the same label; a search has to find more particular things.")
     if chance > margin:
         found.append(
-            f"So few queries were asked that predictions miss held-out ones by ±{percent(chance, 1)} by chance alone; ask more."
+            f"So few queries were asked that predictions miss held-out ones by ±{shown.points(chance, signed=False)} by chance "
+            "alone; ask more."
         )
     elif not within:
         found.append("Some predictions lie further from the held-out queries than chance explains: read those arms with care.")

@@ -123,8 +123,10 @@ def plain(old: Vectors, new: Vectors) -> list[Arm]:
     ]  # fmt: skip
 
 
-def fitted(address: str, taught: Pairs, old: Vectors, new: Vectors, *, seed: int = 0, steps: int | None = None) -> Arm | Failed:
-    """The arm of a head, fitted; or why there is none."""
+def fitted(
+    address: str, taught: Pairs, old: Vectors, new: Vectors, *, documents: int, seed: int = 0, steps: int | None = None
+) -> Arm | Failed:
+    """The arm of a head, fitted; or why there is none. documents: how many of the pairs are rows that had to be encoded anew."""
     found = catalogue.parse(address)
     card = found.card
     build = catalogue.Build(card, catalogue.load(card), found.arguments)
@@ -139,14 +141,14 @@ def fitted(address: str, taught: Pairs, old: Vectors, new: Vectors, *, seed: int
         started = time.perf_counter()
         head.fit(taught, steps=steps, seed=seed)
         seconds = time.perf_counter() - started
-        queries, documents = torch.from_numpy(asked(new)), torch.from_numpy(new.documents)
+        queries, stored = torch.from_numpy(asked(new)), torch.from_numpy(new.documents)
         with torch.no_grad():
             mapped = unit(head.compatible(queries), address)
-            if _own_vectors(head, documents[: min(64, len(documents))]):
+            if _own_vectors(head, stored[: min(64, len(stored))]):
                 kind = "trained head"
-                rows = unit(head.full(documents), address)
+                rows = unit(head.full(stored), address)
                 ask = rows if new.queries is None else unit(head.full(queries), address)
-                return Arm(address, title, kind, card.idea, mapped, ask, rows, address, seconds, len(taught.new), head)
+                return Arm(address, title, kind, card.idea, mapped, ask, rows, address, seconds, documents, head)
     except InstarError as error:
         return Failed(address, title, kind, card.idea, str(error))
     return Arm(
@@ -156,10 +158,10 @@ def fitted(address: str, taught: Pairs, old: Vectors, new: Vectors, *, seed: int
         card.idea,
         mapped,
         queries,
-        documents,
+        stored,
         OWN,
-        seconds,
-        0 if address == NO_MAP else len(taught.new),
+        0.0 if address == NO_MAP else seconds,
+        0 if address == NO_MAP else documents,
         head,
     )
 

@@ -34,7 +34,6 @@ def _blocks(report: Report) -> list[str]:
     verdict, sentence = shown.check(report.check)
     found = [_list(report.advice), "".join(f"> {plain(one, 500)}\n\n" for one in report.cautions[:_MOST_SENTENCES])]
     found += [_efforts(report)] if report.choices else []
-    found.append(f"{plain(shown.during(report), 400)}\n" if report.during else "")
     found.append(f"{_SIGNS[verdict]}{plain(sentence, 600)}\n")
     found.append(f"Recall@{report.k}: the share of {shown.TRUTH[report.truth]} that stands among the first {report.k} results.\n")
     return [block for block in (*found, _arms(report)) if block]

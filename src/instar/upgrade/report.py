@@ -20,6 +20,7 @@ from instar.data.collection import Collection, Vectors
 from instar.encoders import length
 from instar.errors import DataError, ShapeError
 from instar.gate.intervals import mean_intervals
+from instar.gate.words import percent
 from instar.upgrade import advice, arms, examples
 from instar.upgrade import measure as measuring
 from instar.upgrade.arms import Arm, Failed
@@ -121,7 +122,7 @@ def report(
     made: list[Arm | Failed] = list(arms.plain(old, new))
     for address in wanted:
         tell("fitting " + address, len(made) - 2, len(wanted))
-        made.append(arms.fitted(address, taught, old, new, seed=seed, steps=steps))
+        made.append(arms.fitted(address, taught, old, new, documents=len(parts.fit), seed=seed, steps=steps))
     able = sorted((arm for arm in made if isinstance(arm, Arm)), key=arms.simplicity)
     tell("choosing how to merge", 0, 1)
     fusions = measuring.fusions(bench, able)
@@ -284,6 +285,8 @@ def _arms(
             hours = 0.0 if arm.kind == "as it is" else costs.hours(fraction, arm, len(bench.collection))
             stored = costs.rows * FLOAT * ((1 - fraction) * dims[0] + fraction * dims[1])
             at, precision, gained = figures(stage)
+            if stage == 0 and arm.kind in ("as it is", "two encoders"):
+                gained = Figure(0.0, 0.0, 0.0, 0.0)  # the very search that it is compared with
             curve.append(Point(fraction, at, precision, gained, hours, stored))
         if arm.kind == "as it is":
             curve, fusion = curve[:1], "cosine"
@@ -326,7 +329,7 @@ def _check(able: list[Arm], marks: list[list[Measured]], stages: Sequence[float]
         len(checked),
         int((differences <= margin + 1e-9).sum()),
         float(differences[worst]),
-        f"{able[checked[worst][0]].title} at {stages[checked[worst][1]]:.0%}",
+        f"{able[checked[worst][0]].title} at {percent(stages[checked[worst][1]])}",
         float(1.96 * np.median(spread)),
         margin,
     )

@@ -16,7 +16,7 @@ from instar.upgrade.result import Arm, Choice, Point, Report
 
 WIDTH, LINES = 100, 40
 """What is kept to, where the terminal is not narrower."""
-_ADVICE_LINES, _CAUTION_LINES, _MOST_CHOICES, _MOST_ARMS = 10, 4, 7, 20
+_ADVICE_LINES, _CAUTION_LINES, _MOST_CHOICES, _MOST_ARMS = 10, 6, 7, 20
 _LONGEST = 280
 _FRAME = 4
 """Lines of a table beside its rows, and the empty one before it."""
@@ -33,16 +33,13 @@ def show(report: Report, console: Console) -> None:
     advice = [Text(f"{i}. {line(one, _LONGEST)}") for i, one in enumerate(report.advice, 1)]
     cautions = [Text(f"! {line(one, _LONGEST)}", style="yellow") for one in report.cautions]
     text = [*first, *_fitting(console, advice, _ADVICE_LINES), *_fitting(console, cautions, _CAUTION_LINES)]
-    whole = [Text(line(shown.during(report), _LONGEST))] if report.during else []
     last = [Text(), Text(line(sentence, 2 * _LONGEST), style=_STYLES[verdict])]
     efforts = shown.fewer(report.choices, _MOST_CHOICES)
-    used = _height(console, [*text, *whole, *last]) + (len(efforts) + _FRAME if efforts else 0)
+    used = _height(console, [*text, *last]) + (len(efforts) + _FRAME if efforts else 0)
     for one in text:
         _print(console, one)
     if efforts:
         console.print(_efforts(report, efforts))
-    for one in whole:
-        _print(console, one)
     console.print(_arms(report, max(2, min(_MOST_ARMS, LINES - used - _FRAME))))
     for one in last:
         _print(console, one)
