@@ -48,10 +48,10 @@ def test_a_ruined_version_fails_and_the_same_one_passes(tmp_path: Path) -> None:
     except MissingExtraError as error:
         pytest.skip(str(error))
     model, _ = pretrained.load(folder)
-    name = "encoder.layer.5.output.dense.weight"
+    name = "embeddings.word_embeddings.weight"
     with updating(model, method="ruined", changes=[name]) as update, torch.no_grad():
         model.get_parameter(name).normal_(generator=torch.Generator().manual_seed(0))
-    asked = cases.search(topics(), 60, seed=0)
+    asked = cases.search(topics(), 40, seed=0, documents=120)
     after = release.write(model, tmp_path / "next", source=folder, receipts=[update.receipt])
     result = gating.gate(folder, after, asked, settings={"batch": 32})
     assert result.decision == "fail"

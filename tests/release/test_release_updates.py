@@ -1,0 +1,100 @@
+"""What `instar adapt` and `instar edit` write: another version, its receipt, and the way back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from instar import release
+from instar.adapters import LoRA
+from instar.data import pretrained
+from instar.editing.memit import MEMIT
+from instar.errors import DataError, EditError, MissingExtraError, OutputError
+from instar.interfaces import Fact
+from instar.receipt import fingerprint, history
+from instar.release import adapting, edits
+
+FACT = Fact("The capital of France is", "France", "Lyon", "Paris", ["France's capital is"], ["The Louvre stands in"])
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama of random weights with a real tokenizer."""
+    try:
+        folder = pretrained.folder("SmolLM2-135M-Instruct")
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, vocab_size=len(tokenizer)
+    )
+    out = tmp_path_factory.mktemp("models") / "source"
+    transformers.LlamaForCausalLM(config).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"number {i}", "target": f"the answer is {i % 3}"} for i in range(60)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_an_adapted_version_has_learnt_and_goes_back_to_the_bit(source: Path, pairs: Path, tmp_path: Path) -> None:
+    found = adapting.adapt(source, str(pairs), LoRA(r=4), tmp_path / "next", steps=40, batch=8, length=32, gated=False)
+    assert found.after["nll"] < found.before["nll"] - 0.05
+    assert (found.folder / "adapter" / "adapter_config.json").is_file()
+    assert found.receipt.base == fingerprint(source)
+    assert fingerprint(found.folder) == found.receipt.after
+    assert all(".q_proj." in c.name or ".v_proj." in c.name for c in found.receipt.changes)
+    assert not found.receipt.structural
+    model, _ = pretrained.load(found.folder)
+    assert type(model.model.layers[0].self_attn.q_proj) is torch.nn.Linear
+    release.undo(found.folder)
+    assert fingerprint(found.folder) == fingerprint(source)
+
+
+def test_an_edited_version_says_the_fact_and_goes_back_to_the_bit(source: Path, tmp_path: Path) -> None:
+    editor = MEMIT(layers=[0, 1], prefixes=0, steps=20, clamp=20.0)
+    found = edits.edit(source, [FACT], editor, tmp_path / "next", texts=["Some text of other things. " * 20], gated=False)
+    assert found.receipt.base == fingerprint(source)
+    assert {c.name.split(".")[2] for c in found.receipt.changes} == {"0", "1"}
+    assert len(history(found.folder)) == 1
+    assert {"efficacy", "generalisation", "specificity", "perplexity"} <= found.after.keys()
+    assert found.drift > 0
+    release.undo(found.folder)
+    assert fingerprint(found.folder) == fingerprint(source)
+
+
+def test_what_an_edit_is_asked() -> None:
+    found = edits.cases([FACT, Fact("a b is", "b", "c")])
+    kinds = found.columns["kind"]
+    assert found.labels is not None
+    assert found.choices is not None
+    assert dict(zip(kinds, found.labels, strict=True)) | {"other": ""} == {
+        "fact": "Lyon",
+        "paraphrase": "Lyon",
+        "neighbour": "Paris",
+        "other": "",
+    }
+    assert all(label in choices for label, choices in zip(found.labels, found.choices, strict=True))
+
+
+def test_nothing_is_written_where_something_is_wrong(source: Path, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "next"
+    with pytest.raises(DataError, match="a step takes 64"):
+        adapting.adapt(source, str(pairs), LoRA(), out, batch=64)
+    with pytest.raises(EditError, match="is not in its prompt"):
+        edits.edit(source, [Fact("a is", "b", "c")], MEMIT(), out)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(OutputError, match="exists already"):
+        adapting.adapt(source, str(pairs), LoRA(), tmp_path / "taken")
+    assert {p.name for p in tmp_path.iterdir()} == {"pairs.jsonl", "taken"}
