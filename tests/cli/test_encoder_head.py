@@ -146,6 +146,17 @@ def test_labels_that_name_items_are_left_out_and_told(folder: Path) -> None:
     assert "labels" not in _instar(folder, *ridge), "a map never used them"
 
 
+def test_vectors_without_a_label_are_left_out(folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
+    for name, start in (("some", ""), ("other", "x")):
+        lines = "".join(f"{start}{row['id']},{i % 3},a\n" for i, row in enumerate(rows[:400]))
+        (folder / f"{name}.csv").write_text("id,label,text\n" + lines)
+    given = ("train", "old.npz", "new.npz", "--method", "bct", "--steps", "5", "-o", "partly", "--data")
+    assert "Fitted on 360 items; of 40 held out" in _instar(folder, *given, "some.csv")
+    assert "Fitted on 270 items" in _instar(folder, *given, "some.csv", "--items", "300")
+    assert "has no label for any of the 900 vectors" in _instar(folder, *given, "other.csv", code=3)
+
+
 def test_projected_queries_search_an_untouched_index(folder: Path) -> None:
     said = _instar(folder, "project", "head", "--texts", "queries.jsonl", "--encoder", "lsa:new", "-o", "queries.npz")
     assert "120 queries for generation 0, dimension 48" in said

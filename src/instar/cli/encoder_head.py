@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from instar.compat.learning import Fitted
     from instar.data.collection import Collection
+    from instar.interfaces import Floats
     from instar.upgrade.sides import Side
 
 
@@ -73,7 +74,7 @@ def train(
     with given.Telling(quiet) as telling:
         second = _side(new, pairs(set_new or []), texts, items, telling)
         first = _side(old, pairs(set_old or []), texts, items, telling, second.ids)
-        ids, stored, encoded = sides.drawn(*sides.paired(first, second), items, seed)
+        ids, stored, encoded = sides.drawn(*_labelled(texts, *sides.paired(first, second)), items, seed)
         if before is not None:
             before.require(first.fingerprint, before.generations[-1].number)
         step = telling.begin(f"fitting {method}")
@@ -179,6 +180,17 @@ def _side(
     return sides.of_encoder(encoder, data.ids, data.texts, telling.begin(encoder.name))
 
 
+def _labelled(data: Collection | None, ids: list[str], old: Floats, new: Floats) -> tuple[list[str], Floats, Floats]:
+    """Of vectors from files, the items that the data has labels for. Raises DataError where there are none."""
+    if data is None or data.labels is None:
+        return ids, old, new
+    known = set(data.ids)
+    kept = [i for i, name in enumerate(ids) if name in known]
+    if not kept:
+        raise DataError(f"{data.name} has no label for any of the {len(ids)} vectors, like {ids[0]!r}; it has {data.ids[0]!r}.")
+    return [ids[i] for i in kept], old[kept], new[kept]
+
+
 def _labels(data: Collection | None, ids: Sequence[str]) -> list[Any] | None:
     if data is None or data.labels is None:
         return None
@@ -195,8 +207,8 @@ def _say(fitted: Fitted, old: Side, new: Side, out: Path) -> None:
     )
     if q.uncertainty is not None:
         typer.echo(
-            f"Which rows it explains badly is known with a rank correlation of {q.uncertainty:.2f} (--order least-certain goes by "
-            "it)."
+            f"Which rows it explains badly is known with a rank correlation of {q.uncertainty:.2f} (--order least-certain goes "
+            "by it)."
         )
     if fitted.labels_left_out:
         typer.echo(f"It was fitted without labels: {fitted.labels_left_out}.")
