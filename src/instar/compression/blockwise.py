@@ -10,7 +10,7 @@ from torch import nn
 
 from instar.compression import compressor
 from instar.compression.blocks import BlockFormat, Scale
-from instar.compression.compressor import Compressor, Shared
+from instar.compression.compressor import Compressor, Work
 from instar.errors import ShapeError, UnknownNameError
 
 Activations = Literal["none", "inputs"]
@@ -80,9 +80,9 @@ class Blockwise(Compressor):
         scale: Scale = "float32" if self.scale.startswith("float") else "power"
         return None if self.activations == "none" else BlockFormat(self.activation_bits, 1, self.block, scale)
 
-    def replacement(self, name: str, module: nn.Module, shared: Shared) -> nn.Module:
+    def replacement(self, name: str, module: nn.Module, work: Work) -> nn.Module:
         own = self.at(name)
-        return compressor.stored(name, module, own.weights, shared, own.inputs)
+        return compressor.stored(name, module, own.weights, work, own.inputs)
 
     def _with(self, changed: Mapping[str, Any]) -> Blockwise:
         for key in changed:

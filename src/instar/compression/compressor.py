@@ -6,6 +6,7 @@ import abc
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +19,19 @@ from instar.errors import ShapeError, TransformError
 from instar.interfaces import Monitor, Transform
 from instar.receipt import Receipt, updating
 
+Parts = dict[str, Tensor]
 Filter = Callable[[nn.Module, str], bool]
 """As torchao's `filter_fn`: whether a module, by its name, is compressed."""
+
+
+@dataclass
+class Work:
+    """What a compression under way knows."""
+
+    largest: Mapping[str, Tensor] = field(default_factory=dict)
+    """max |x| of each input channel of a layer, by the layer's name, where the method looks at that."""
+    weights: dict[int, tuple[nn.Parameter, dict[str, Tensor]]] = field(default_factory=dict)
+    """By the id of a parameter: it, and what is stored of it. A weight that two layers share (a tied head) is encoded once."""
 
 
 def quantize_(model: nn.Module, config: Compressor, filter_fn: Filter | None = None) -> Receipt:
@@ -43,18 +55,18 @@ class Compressor(Transform):
     keep: Sequence[str] = ()
 
     def apply(self, model: nn.Module, data: Any = None, *, monitor: Monitor | None = None) -> Receipt:
-        """Compress every layer that the method takes; `data` and `monitor` are not used: nothing is learnt."""
-        return self.compress(model)
+        """Compress every layer that the method takes. Nothing is learnt, so that `monitor` has nothing to hear."""
+        return self.compress(model, data=data)
 
-    def compress(self, model: nn.Module, filter_fn: Filter | None = None) -> Receipt:
+    def compress(self, model: nn.Module, filter_fn: Filter | None = None, data: Any = None) -> Receipt:
         """`apply`, of the layers that `filter_fn` chooses. All or nothing.
 
         Raises TransformError: for a model that is compressed already, that has no such layer, or whose weights hold NaN.
         """
         chosen = self.chosen(model, filter_fn)
         with updating(model, method=self.method, settings=self.settings(), changes=()) as update, torch.no_grad():
-            shared: Shared = {}
-            made = {name: self.replacement(name, module, shared) for name, module in chosen.items()}
+            work = self.prepare(model, chosen, data)
+            made = {name: self.replacement(name, module, work) for name, module in chosen.items()}
             for name, module in chosen.items():
                 made[name].train(module.training)
             exchange(model, {chosen[name]: new for name, new in made.items()})
@@ -65,9 +77,13 @@ class Compressor(Transform):
         """Whether the method compresses layers of this kind."""
         return is_linear(module) or isinstance(module, nn.Embedding)
 
+    def prepare(self, model: nn.Module, chosen: Mapping[str, nn.Module], data: Any) -> Work:
+        """What must be known before layers are replaced; most methods need nothing."""
+        return Work()
+
     @abc.abstractmethod
-    def replacement(self, name: str, module: nn.Module, shared: Shared) -> nn.Module:
-        """The new layer for an old one; `shared` as in `encoded`."""
+    def replacement(self, name: str, module: nn.Module, work: Work) -> nn.Module:
+        """The new layer for an old one."""
 
     def finish(self, model: nn.Module) -> None:  # most have nothing left to do
         """What else belongs to the update, once the layers are replaced."""
@@ -97,29 +113,34 @@ class Compressor(Transform):
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
 
-Shared = dict[int, tuple[nn.Parameter, dict[str, Tensor]]]
-"""By the id of a parameter: it, and what is stored of it. A weight that two layers share (a tied head) is encoded once."""
-
-
-def encoded(name: str, module: nn.Module, format: WeightFormat, shared: Shared) -> tuple[dict[str, Tensor], tuple[int, int]]:
-    """What is stored of a layer's weight, and its shape [out, in]. Raises TransformError."""
-    weight = Linear(name, module).weight if is_linear(module) else module.weight
-    assert isinstance(weight, Tensor)
+def full(name: str, weight: Tensor) -> Tensor:
+    """The weight itself. Raises TransformError where it is not there, or not in floating point."""
     if weight.is_meta or not weight.is_floating_point():
         raise TransformError(f"{name} holds {weight.dtype} on {weight.device}: there are no full weights to compress.")
+    return weight
+
+
+def checked(name: str, encode: Callable[[], Parts]) -> Parts:
+    """What `encode` gives; its errors name the layer."""
+    try:
+        return encode()
+    except TransformError as error:
+        raise TransformError(f"{name}: {error}") from error
+
+
+def encoded(name: str, module: nn.Module, format: WeightFormat, work: Work) -> tuple[Parts, tuple[int, int]]:
+    """What is stored of a layer's weight, and its shape [out, in]. Raises TransformError."""
     parameter = module.weight
     assert isinstance(parameter, nn.Parameter)
-    if id(parameter) not in shared:
-        try:
-            shared[id(parameter)] = (parameter, format.encode(weight))
-        except TransformError as error:
-            raise TransformError(f"{name}: {error}") from error
-    return shared[id(parameter)][1], (weight.shape[0], weight.shape[1])
+    weight = full(name, Linear(name, module).weight if is_linear(module) else parameter)
+    if id(parameter) not in work.weights:
+        work.weights[id(parameter)] = (parameter, checked(name, lambda: format.encode(weight)))
+    return work.weights[id(parameter)][1], (weight.shape[0], weight.shape[1])
 
 
-def stored(name: str, module: nn.Module, format: WeightFormat, shared: Shared, inputs: BlockFormat | None = None) -> Stored:
+def stored(name: str, module: nn.Module, format: WeightFormat, work: Work, inputs: BlockFormat | None = None) -> Stored:
     """The layer with its weight stored in a format."""
-    parts, shape = encoded(name, module, format, shared)
+    parts, shape = encoded(name, module, format, work)
     if isinstance(module, nn.Embedding):
         if module.max_norm is not None:
             raise TransformError(f"{name} rescales its rows in use (max_norm), which a stored table cannot.")

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from instar.compression.blocks import BlockFormat
+from instar.compression.gguf_blocks import GgufFormat
+from instar.compression.int8_linear import Int8Linear
+from instar.compression.magnitude_pruning import Sparse
 from instar.compression.stored import StoredEmbedding, StoredLinear, WeightFormat
 from instar.errors import CheckpointError
 
-FORMATS: dict[str, type[Any]] = {"blocks": BlockFormat}
-LAYERS: dict[str, type[nn.Module]] = {"linear": StoredLinear, "embedding": StoredEmbedding}
+FORMATS: dict[str, type[Any]] = {"blocks": BlockFormat, "gguf": GgufFormat, "sparse": Sparse}
+LAYERS: dict[str, type[Any]] = {"linear": StoredLinear, "embedding": StoredEmbedding, "int8": Int8Linear}
 _MOST = 2**40
 """Elements of a weight."""
 
@@ -37,13 +41,13 @@ def blank(spec: Mapping[str, Any]) -> nn.Module:
     shape = tuple(int(n) for n in given.pop("shape"))
     if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] > _MOST:
         raise CheckpointError(f"A manifest gives a layer the shape {shape}.")
-    found = format_of(given.pop("format"))
-    for key in ("inputs",):
+    for key in ("format", "inputs"):
         if given.get(key) is not None:
             given[key] = format_of(given[key])
     if "bias" in given:
-        given["bias"] = nn.Parameter(_meta(shape[0])) if given["bias"] else None
-    return LAYERS[kind](found, found.blank(shape), shape, **given)
+        given["bias"] = nn.Parameter(torch.empty(shape[0], device="meta")) if given["bias"] else None
+    made: nn.Module = LAYERS[kind].blank(shape=shape, **given)
+    return made
 
 
 def format_of(settings: Mapping[str, Any]) -> WeightFormat:
@@ -54,9 +58,3 @@ def format_of(settings: Mapping[str, Any]) -> WeightFormat:
         raise CheckpointError(f"A manifest names the format {kind!r}; known are {', '.join(FORMATS)}.")
     made: WeightFormat = FORMATS[kind](**given)
     return made
-
-
-def _meta(size: int) -> Tensor:
-    import torch
-
-    return torch.empty(size, device="meta")

@@ -89,6 +89,13 @@ class StoredLinear(Stored):
         inputs = None if self.inputs is None else self.inputs.settings()
         return {"format": self.format.settings(), "shape": list(self.shape), "bias": self.bias is not None, "inputs": inputs}
 
+    @classmethod
+    def blank(
+        cls, format: WeightFormat, shape: tuple[int, int], bias: nn.Parameter | None, inputs: BlockFormat | None
+    ) -> StoredLinear:
+        """A layer without data."""
+        return cls(format, format.blank(shape), shape, bias, inputs)
+
 
 class StoredEmbedding(Stored):
     """Rows of a stored table [entries, width]; only those that are asked for are spread out."""
@@ -107,6 +114,11 @@ class StoredEmbedding(Stored):
     def spec(self) -> dict[str, Any]:
         """What `blank` needs."""
         return {"format": self.format.settings(), "shape": list(self.shape), "padding_idx": self.padding_idx}
+
+    @classmethod
+    def blank(cls, format: WeightFormat, shape: tuple[int, int], padding_idx: int | None) -> StoredEmbedding:
+        """A layer without data."""
+        return cls(format, format.blank(shape), shape, padding_idx)
 
 
 def rounded(x: Tensor, format: BlockFormat) -> Tensor:

@@ -1,0 +1,71 @@
+"""What linear layers read while a model runs: the largest value of each input channel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instar.bench.seeds import stream
+from instar.errors import TransformError
+
+_ROWS, _TOKENS, _BATCHES = 16, 32, 2
+
+
+@torch.no_grad()
+def largest(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> dict[str, Tensor]:
+    """max |x| of each input channel [I] of each layer that was called, by name.
+
+    batches: what the model is called with, as keyword arguments where it is a mapping.
+    """
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            top = given[0].detach().float().abs().flatten(0, -2).amax(0)
+            found[name] = torch.maximum(found[name], top) if name in found else top
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for name, module in layers.items():
+            stack.callback(module.register_forward_pre_hook(watch(name)).remove)
+        for batch in batches:
+            call(model, batch)
+    return found
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """The model's answer to a batch: keyword arguments where it is a mapping. Raises TransformError for what it does not take."""
+    try:
+        return model(**batch) if isinstance(batch, Mapping) else model(batch)
+    except (TypeError, AttributeError) as error:
+        raise TransformError(
+            f"{type(model).__name__} cannot be called with a {type(batch).__name__} as data: {error}."
+        ) from error
+
+
+def random_tokens(model: nn.Module) -> list[Tensor]:
+    """Batches [16, 32] of random entries of the model's vocabulary, always the same; none where it has no embedding."""
+    table = next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
+    if table is None:
+        return []
+    draw = stream(0, "random_tokens")
+    shape = (_ROWS, _TOKENS)
+    return [torch.randint(table.num_embeddings, shape, generator=draw).to(table.weight.device) for _ in range(_BATCHES)]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and afterwards in the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
