@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import made_change
 import pytest
 from store_contract import postgres_server
+
+from instar.interfaces import Index
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    """The paragraphs of `made_change` under the old encoder."""
+    with made_change.store(tmp_path / "store") as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

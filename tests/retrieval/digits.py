@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
+from instar.errors import GenerationError
 from instar.interfaces import Floats, Generation, Hits, Index
 
 PIXELS = Generation(0, "pixels-of-digits", 64, "pixels")
@@ -61,6 +64,40 @@ def expect(
         equals(index.nearest(g, queries[g], k), alone, ids, where)
 
 
+def change_and_back(
+    index: Index,
+    ids: Sequence[int | str],
+    vectors: dict[int, Floats],
+    queries: dict[int, Floats],
+    again: Callable[[Index], Index],
+) -> Index:
+    """Nothing moves, a third moves and goes back, all move, older vectors go: at every stage all is what brute force says.
+
+    again: opens the index anew, and may look at it in other ways. Returns the last one.
+    """
+    where, order = [0] * len(ids), np.random.default_rng(0).permutation(len(ids))
+    expect(index, ids, vectors, queries, where)
+    for part in (order[:0], order[: len(ids) // 3], order):
+        index.begin(PARTS)
+        index.move([ids[i] for i in part], vectors[1][part], 1)
+        for i in part:
+            where[i] = 1
+        expect(index, ids, vectors, queries, where)
+        index = again(index)
+        expect(index, ids, vectors, queries, where)
+        if 0 < len(part) < len(ids):
+            index.rollback()
+            where = [0] * len(ids)
+            expect(index, ids, vectors, queries, where)
+            with pytest.raises(GenerationError, match="no older"):
+                index.rollback()
+    index.finish()
+    index.finish()
+    assert [g.number for g in index.generations()] == [1]
+    expect(index, ids, vectors, queries, where)
+    return index
+
+
 def equals(hits: Hits, scores: Floats, ids: Sequence[int | str], where: Sequence[int]) -> None:
     """Hits are the best of `scores` [Q, N], whose −inf are rows that cannot be found."""
     k, place = hits.scores.shape[1], {name: i for i, name in enumerate(ids)}
@@ -77,3 +114,26 @@ def equals(hits: Hits, scores: Floats, ids: Sequence[int | str], where: Sequence
             else:
                 assert abs(scores[row, place[name]] - score) < 2e-6
                 assert generation == where[place[name]]
+
+
+def recall(found: Any, queries: Floats, vectors: Floats, rows: Any, k: int) -> float:
+    """Mean share of the k nearest among `rows` that were found."""
+    best = rows[np.argsort(-(queries @ vectors[rows].T), axis=1)[:, :k]]
+    return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(found.tolist(), best.tolist(), strict=True)]))
+
+
+def recall_stays(change: Index, vectors: Floats, queries: Floats, before: float) -> Hits:
+    """Rows leave the old generation until hardly any is left: recall within it is at least what it was before, at every share.
+
+    Returns the last hits.
+    """
+    order = np.random.default_rng(1).permutation(len(vectors))
+    change.begin(Generation(1, "new", 8))
+    moved = 0
+    for share in (0.0, 0.25, 0.5, 0.75, 0.9, 0.99):
+        some = order[moved : int(len(vectors) * share)]
+        change.move(some.tolist(), unit(vectors[some, :8]), 1)
+        moved += len(some)
+        hits = change.nearest(0, queries, 10)
+        assert recall(hits.ids, queries, vectors, np.sort(order[moved:]), 10) >= before - 0.01, share
+    return hits

@@ -13,8 +13,10 @@ from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import numpy as np
+
 from instar.encoders.lsa import Lsa
-from instar.interfaces import Floats, Generation
+from instar.interfaces import Floats, Generation, Index
 from instar.retrieval.backfill import Backfill
 from instar.retrieval.exact import ExactIndex
 
@@ -63,10 +65,30 @@ def store(folder: Path) -> ExactIndex:
     return ExactIndex.adopt(str(folder), "", generation(0), vectors=vectors, ids=list(texts()))
 
 
-def backfill(index: ExactIndex, **settings: object) -> Backfill:
+def backfill(index: Index, **settings: object) -> Backfill:
     """A backfill to the new encoder."""
     given = {"encode": encoders()[1].encode, "texts": texts(), "batch": 16, **settings}
     return Backfill(index, generation(1), **given)  # type: ignore[arg-type]
+
+
+def queries(some: Sequence[str]) -> dict[int, Floats]:
+    """Generation -> texts as its queries."""
+    return {number: encoder.encode(some, "query") for number, encoder in enumerate(encoders())}
+
+
+def whole(index: Index) -> list[int]:
+    """Every row is there once, with the vector of the generation in which it stands; returns those generations."""
+    ids, written = list(texts()), list(texts().values())
+    vectors, generations = index.fetch(ids)
+    assert sum(index.counts().values()) == len(ids)
+    right = [encoder.encode(written) for encoder in encoders()]
+    for place, (vector, number) in enumerate(zip(vectors, generations, strict=True)):
+        np.testing.assert_allclose(vector, right[number][place], atol=1e-6)
+    hits = index.search(queries(written), 3)
+    assert all(len(set(row)) == 3 for row in hits.ids)
+    own = hits.scores[:, 0] > 0.999
+    assert own.all()
+    return generations
 
 
 def main() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from digits import OTHERS, PARTS, PIXELS, encoded, expect, unit
+from digits import OTHERS, PARTS, PIXELS, change_and_back, encoded, expect, unit
 from store_contract import CHECKS, maker, quick_folder
 
 from instar.checks.index import Stores
@@ -57,30 +59,12 @@ def test_a_change_of_a_collection_that_exists(folder: Path, ids: list[Any], name
     with pytest.raises(GenerationError, match="adopt"):
         QdrantIndex.open(place, "docs")
     index = QdrantIndex.adopt(place, "docs", PIXELS, vector="text" if named else None)
-    where = [0] * N
-    expect(index, ids, VECTORS, QUERIES, where)
-    order = np.random.default_rng(0).permutation(N)
-    for moved in (0, 70, N):
-        index.begin(PARTS)
-        part = order[:moved]
-        index.move([ids[i] for i in part], VECTORS[1][part], 1)
-        for i in part:
-            where[i] = 1
-        expect(index, ids, VECTORS, QUERIES, where)
+
+    def again(index: Any) -> Any:
         index.close()
-        index = QdrantIndex.open(place, "docs")
-        expect(index, ids, VECTORS, QUERIES, where)
-        if moved == 70:
-            index.rollback()
-            where = [0] * N
-            expect(index, ids, VECTORS, QUERIES, where)
-            with pytest.raises(GenerationError, match="no older"):
-                index.rollback()
-    index.finish()
-    index.finish()
-    assert [g.number for g in index.generations()] == [1]
-    expect(index, ids, VECTORS, QUERIES, where)
-    index.close()
+        return QdrantIndex.open(place, "docs")
+
+    change_and_back(index, ids, VECTORS, QUERIES, again).close()
     client = qdrant.QdrantClient(path=place)
     points, _ = client.scroll("docs", limit=N + 1, with_vectors=True)
     assert {p.id: p.payload for p in points} == {name: {"title": f"Title {i}"} for i, name in enumerate(ids)}
@@ -236,3 +220,34 @@ def test_vectors_of_any_length_compare_by_angle(folder: Path) -> None:
     fill(folder, list(range(N)), length=3)
     with QdrantIndex.adopt(str(folder), "docs", PIXELS, vector="text") as index:
         expect(index, list(range(N)), {0: unit(VECTORS[0])}, QUERIES, [0] * N)
+
+
+def test_a_vector_that_another_program_deleted(folder: Path) -> None:
+    """It is told, and a rollback is the way out."""
+    ids = list(range(N))
+    fill(folder, ids)
+    with QdrantIndex.adopt(str(folder), "docs", PIXELS, vector="text") as index:
+        index.begin(PARTS)
+        index.move(ids[:9], VECTORS[1][:9], 1)
+    client = qdrant.QdrantClient(path=str(folder))
+    client.delete_vector_name("docs", "text_g1")
+    client.close()
+    with QdrantIndex.open(str(folder), "docs") as index:
+        with pytest.raises(StoreError, match="has no vector 'text_g1' any more"):
+            index.search(QUERIES, 3)
+        with pytest.raises(StoreError):
+            index.move(ids[:9], VECTORS[1][:9], 1)
+        index.rollback()
+        expect(index, ids, VECTORS, QUERIES, [0] * N)
+
+
+def test_a_damaged_folder(folder: Path) -> None:
+    fill(folder, list(range(N)))
+    QdrantIndex.adopt(str(folder), "docs", PIXELS, vector="text").close()
+    with closing(sqlite3.connect(folder / "collection" / "docs" / "storage.sqlite")) as base, base:
+        base.execute("UPDATE points SET point = x'00' WHERE rowid = 3")
+    with pytest.raises(StoreError, match="cannot be read by Qdrant's local mode"):
+        QdrantIndex.open(str(folder), "docs")
+    (folder / "meta.json").write_text("{")
+    with pytest.raises(StoreError, match="cannot be read by Qdrant's local mode"):
+        QdrantIndex.open(str(folder), "docs")
