@@ -231,7 +231,8 @@ class Backfill:
             self.verify.batch(self.index, names, vectors, self.generation.number)
         except DataError:  # some were removed since they moved
             there = [i for i, name in enumerate(names) if self._exists(name)]
-            self.verify.batch(self.index, [names[i] for i in there], vectors[there], self.generation.number)
+            names, vectors = [names[i] for i in there], vectors[there]
+            self.verify.batch(self.index, names, vectors, self.generation.number)
         return len(names)
 
     def _exists(self, name: Id) -> bool:
