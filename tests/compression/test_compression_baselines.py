@@ -1,4 +1,4 @@
-"""Baselines: GGUF formats are those of the gguf package, per-channel is the reference of the fast layer, pruning keeps the largest."""
+"""Baselines: GGUF formats are those of the gguf package, pruning keeps the largest, per-channel equals the fast layer."""
 
 from __future__ import annotations
 
