@@ -20,7 +20,7 @@ from instar import adapters
 from instar.adapters import HUT, IA3, BitFit, DoRA, Full, HeadOnly, LoRA, detach, load, merge, merge_and_unload, parameters, save
 from instar.adapters.attached import own_layers
 from instar.data import pretrained
-from instar.errors import AdapterError, CheckpointError, MissingExtraError, OutputError, UnknownNameError
+from instar.errors import AdapterError, CheckpointError, MissingExtraError, OutputError, ReceiptError, UnknownNameError
 from instar.receipt import fingerprint
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
@@ -164,7 +164,7 @@ def test_undo_of_attach_after_training_is_refused_and_detach_restores_flags() ->
     first, before = fingerprint(model), list(model.modules())
     receipt = LoRA().attach(model)
     learn(model)
-    with pytest.raises(Exception, match="changed since"):
+    with pytest.raises(ReceiptError, match="changed since"):
         receipt.undo()
     detached = detach(model, "default")
     assert fingerprint(model) == first
@@ -172,6 +172,22 @@ def test_undo_of_attach_after_training_is_refused_and_detach_restores_flags() ->
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
     detached.undo()
     assert adapters.active(model) == "default"
+
+
+def test_receipts_of_two_adapters_are_undone_last_in_first_out_whichever_is_active() -> None:
+    model = bert()
+    before, plain = list(model.modules()), output(model)
+    first = LoRA().attach(model, name="one")
+    second = HUT().attach(model, "dense", name="two")
+    adapters.switch(model, None)
+    assert torch.equal(output(model), plain)
+    with pytest.raises(ReceiptError, match="not the last"):
+        first.undo()
+    second.undo()
+    assert adapters.names(model) == ["one"]
+    first.undo()
+    assert list(model.modules()) == before
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_what_stands_merged_must_be_unmerged_first() -> None:

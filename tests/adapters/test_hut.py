@@ -165,6 +165,15 @@ def test_parameters_are_counted_as_the_formula_says_and_without_a_bias_there_is_
         assert sum(p.numel() for p in parameters(model)) == wanted
 
 
+@pytest.mark.parametrize("factors", ["both", "a", "b", "none"])
+def test_an_attached_adapter_goes_with_the_model_to_another_type(factors: str) -> None:
+    model, x = made().float(), torch.randn(T, 24)
+    HUT(r=4, factors=factors).attach(model, "0")  # type: ignore[arg-type]
+    learn(model)
+    single = model(x)
+    torch.testing.assert_close(model.double()(x.double()), single.double(), rtol=0, atol=1e-5)
+
+
 def test_the_choice_of_space_follows_the_count() -> None:
     assert product.cheaper_weight(512, 384, 384, 8, training=False)
     assert not product.cheaper_weight(4, 384, 384, 8, training=False)

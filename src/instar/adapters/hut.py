@@ -112,7 +112,7 @@ class HUTLayer(LinearLayer):
 
     def scaled(self) -> tuple[Tensor, Tensor]:
         """A [in, r], and B with γ in it [r, out]: W_new diag(γ) is the product with B ⊙ γ."""
-        one = torch.ones((), dtype=self._dtype, device=self._device)
+        one = next(self.parameters()).new_ones(())
         left = getattr(self, "hut_A", one.expand(self.inputs, self.r))
         right = getattr(self, "hut_B", one.expand(self.r, self.outputs))
         gamma = getattr(self, "hut_gamma", None)

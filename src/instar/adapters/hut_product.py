@@ -14,8 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Layout = Literal["block", "tile"]
-ELEMENTWISE = 32.0
-"""What an operation on one element is worth in FLOPs of a matrix product, in time: it waits for memory, a product does not."""
+ELEMENTWISE = 64.0
+"""What an operation on one element is worth in FLOPs of a matrix product, in time: it waits for memory, a product does not.
+
+With it the estimate changes sides where `benchmarks/adapters.py` does: between 16 and 64 tokens at width 384, between 64 and
+256 at 1024 (rank 8, one thread).
+"""
 
 
 def groups(size: int, r: int, layout: Layout, device: torch.device | None = None) -> Tensor:
