@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instar.checks import Subject, contract, run
+from instar.checks import Subject, check, contract, run
 
 sys.path.insert(0, str(Path(__file__).parent))
 import adapter_defects as d
@@ -32,12 +32,17 @@ PLANTED = [  # defect · the check that is there for it · words of its message
 
 @pytest.mark.parametrize(("planted", "name", "words"), PLANTED, ids=[f"{p.cls.__name__}-{name}" for p, name, _ in PLANTED])
 def test_defect_is_caught_by_the_check_that_is_there_for_it(planted: Subject, name: str, words: str) -> None:
-    check = next(one for one in contract("Adapter") if one.name == name)
-    outcome = run(check, planted)
+    outcome = run(next(one for one in contract("Adapter") if one.name == name), planted)
     assert outcome.status == "failed"
     assert words in outcome.message
 
 
 def test_a_correct_adapter_passes_everything() -> None:
-    outcomes = [run(check, subject(d.Scale)) for check in contract("Adapter")]
+    outcomes = [run(one, subject(d.Scale)) for one in contract("Adapter")]
     assert [f"{o.name}: {o.message}" for o in outcomes if o.status != "passed"] == []
+
+
+def test_a_class_without_a_card_is_checked_by_itself() -> None:
+    outcomes = {o.name: o.status for o in check(d.Scale)}
+    assert outcomes.pop("costs") == "skipped"
+    assert set(outcomes.values()) == {"passed"}
