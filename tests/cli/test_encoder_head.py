@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         new = open_encoder("lsa:new", {"dims": 128, "min_count": 3}, texts=some.texts)
         for name, made in (("old", old), ("new", new)):
             files.write(f"{name}.npz", some.ids, made.encode(some.texts))
-        files.write("same.npz", some.ids, np.ones((ITEMS, 3), np.float32))
+        files.write("constant.npz", some.ids, np.ones((ITEMS, 3), np.float32))
         Path("store").mkdir()
         np.save("store/vectors.npy", old.encode(some.texts))
         Path("store/ids.json").write_text(json.dumps(some.ids))
@@ -203,7 +203,7 @@ def test_search_and_backfill_with_a_head(folder: Path) -> None:
         (("train", "lsa:old", "lsa:new", "--data", "texts.jsonl", "--previous", "head", "-o", "x"), "cannot be compared"),
         (("train", "old.npz", "new.npz", "--knob", "penal=1", "-o", "x"), "Did you mean penalty"),
         (("train", "old.npz", "new.npz", "--knob", "penalty=high", "-o", "x"), "cannot be made with the knobs"),
-        (("train", "same.npz", "new.npz", "-o", "x"), "All 900 old vectors are the same"),
+        (("train", "constant.npz", "new.npz", "-o", "x"), "All 900 old vectors are the same"),
         (("project", "head", "-o", "x.npy"), "either --vectors"),
         (("project", "nothing", "--vectors", "new.npz", "-o", "x.npy"), "no head"),
         (("project", "head", "--vectors", "old.npz", "-o", "x.npy"), "expects vectors"),

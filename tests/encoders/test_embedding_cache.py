@@ -61,7 +61,7 @@ def test_the_vectors_of_minilm(cache: Path) -> None:
     again = vectors_of(collection(), encoder)
     assert np.array_equal(again.documents, found.documents)
     assert again.document_seconds == found.document_seconds  # of when they were made
-    assert again.facts == {"encoded": 0, "cached": 8}
+    assert again.facts.items() >= {"encoded": 0, "cached": 8}.items()
 
 
 def test_only_what_changed_is_encoded_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

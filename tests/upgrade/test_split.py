@@ -48,7 +48,7 @@ def test_the_seed_decides() -> None:
 
 def test_too_little_is_refused() -> None:
     few = Collection("few", [str(i) for i in range(30)])
-    with pytest.raises(DataError, match=r"few: 22 queries can be asked .* need 40 or more"):
+    with pytest.raises(DataError, match=r"few: 22 documents can ask for others .* need 40 or more"):
         split(few, lambda gallery, queries: np.zeros((len(queries), 4)))
-    with pytest.raises(DataError, match="30 pairs to fit on leave nothing"):
+    with pytest.raises(DataError, match="of 30, 30 to fit on leave too few"):
         split(few, lambda gallery, queries: np.zeros((len(queries), 4)), pairs=30)
