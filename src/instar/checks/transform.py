@@ -143,8 +143,8 @@ def check_bytes(subject: Subject) -> None:
     replaced = [name for name in receipt.facts.modules if hasattr(old.get(name), "weight")]
     for name in replaced:
         shape = tuple(old[name].weight.shape)
-        if name == "head" and "embedding" in replaced:
-            continue  # one weight, stored once
+        if len(shape) != 2 or (name == "head" and "embedding" in replaced):
+            continue  # a norm, which weighs nothing; one weight, stored once
         promised += formula.evaluate(subject.card.cost.state, sizes(subject, transform, *shape))
     unchanged = [tensor for name, (tensor, _) in named(model).items() if name in named(make())]
     promised += sum(tensor.numel() * tensor.element_size() for tensor in unchanged)

@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
-from instar.compression import compressor
+from instar.anatomy.linear import Linear
+from instar.compression import arithmetic, compressor, whole, whole_attention
+from instar.compression.arithmetic import Backend
 from instar.compression.blocks import BlockFormat, Scale
 from instar.compression.compressor import Compressor, Work
 from instar.errors import ShapeError, UnknownNameError
 
-Activations = Literal["none", "inputs"]
+Activations = Literal["none", "inputs", "results", "all"]
 _OVERRIDABLE = ("bits", "block", "rows", "scale", "activations", "activation_bits")
 
 
@@ -24,8 +26,11 @@ class Blockwise(Compressor):
         bits: of weights, 3 to 8 (16 to see that nothing else is lost). block, rows: of a weight's tile, `block` along its inputs
             and `rows` along its outputs; None takes 64 rows for 8 bits and 1 for fewer.
         scale: see `BlockFormat`.
-        activations: none, weights only; inputs, the inputs of linear layers are rounded to blocks of 1 × `block`.
+        activations: how much of what flows through the model is in blocks of 1 × `block`. none: weights only. inputs: the inputs
+            of linear layers, everything else in float. results: their products as integers and their results too. all: norms,
+            activations and attention as well, so that only sums of the residual stream are left in float.
         activation_bits: of activations.
+        backend: of results and all: simulate (float64) or integer; both give the same bits.
         keep: regular expressions over names of layers that stay as they are.
         overrides: regular expression -> arguments that replace these for the layers of those names; the first that fits counts.
 
@@ -44,6 +49,7 @@ class Blockwise(Compressor):
         scale: Scale = "power",
         activations: Activations = "inputs",
         activation_bits: int = 8,
+        backend: Backend = "simulate",
         keep: Sequence[str] = (),
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
@@ -56,7 +62,12 @@ class Blockwise(Compressor):
         if activations not in get_args(Activations):
             raise UnknownNameError.among("level of activations", activations, get_args(Activations))
         self.bits, self.block, self.rows, self.scale = bits, block, rows, scale
-        self.activations, self.activation_bits = activations, activation_bits
+        if activations in ("results", "all") and scale.startswith("float"):
+            raise ShapeError(
+                f"activations={activations} is arithmetic by shifts: it needs a power of two, received scale={scale}."
+            )
+        arithmetic.of(backend)
+        self.activations, self.activation_bits, self.backend = activations, activation_bits, backend
         self.scale_bytes = {"float16": 2, "float32": 4}.get(scale, 1)
         self.keep = compressor.checked_keep(keep)
         self.overrides = {name: dict(changed) for name, changed in (overrides or {}).items()}
@@ -82,7 +93,27 @@ class Blockwise(Compressor):
 
     def replacement(self, name: str, module: nn.Module, work: Work) -> nn.Module:
         own = self.at(name)
-        return compressor.stored(name, module, own.weights, work, own.inputs)
+        inputs = own.inputs
+        if inputs is None or own.activations == "inputs" or isinstance(module, nn.Embedding):
+            return compressor.stored(name, module, own.weights, work, inputs)
+        if (function := whole.function_of(module)) is not None:
+            return whole.BlockActivation(function, inputs, self.backend)
+        if (norm := whole.norm_of(module)) is not None:
+            weight, bias, eps, centred = norm
+            parts = compressor.checked(name, lambda: whole.BlockNorm.parts_of(weight, bias, own.block))
+            return whole.BlockNorm(parts, len(weight), eps, centred, inputs, self.backend)
+        parts, shape = compressor.encoded(name, module, own.weights, work)
+        return whole.BlockLinear(own.weights, parts, shape, Linear(name, module).bias, inputs, self.backend)
+
+    def takes(self, module: nn.Module) -> bool:
+        if self.activations == "all" and (whole.function_of(module) or whole.norm_of(module)):
+            return True
+        return super().takes(module)
+
+    def finish(self, model: nn.Module) -> None:
+        """Attention of a model of transformers is a function, no layer."""
+        if self.activations == "all":
+            whole_attention.install(model, self.backend)
 
     def _with(self, changed: Mapping[str, Any]) -> Blockwise:
         for key in changed:

@@ -104,7 +104,7 @@ class Compressor(Transform):
         }
         if "" in found:
             raise TransformError(f"The model is a single {type(model).__name__}: wrap it in torch.nn.Sequential to compress it.")
-        if not found:
+        if not any(is_linear(module) or isinstance(module, nn.Embedding) for module in found.values()):
             raise TransformError(f"{type(self).__name__} finds no layer that it compresses in this {type(model).__name__}.")
         return found
 

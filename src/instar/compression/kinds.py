@@ -13,10 +13,15 @@ from instar.compression.gguf_blocks import GgufFormat
 from instar.compression.int8_linear import Int8Linear
 from instar.compression.magnitude_pruning import Sparse
 from instar.compression.stored import StoredEmbedding, StoredLinear, WeightFormat
+from instar.compression.whole import BlockActivation, BlockLinear, BlockNorm
 from instar.errors import CheckpointError
 
 FORMATS: dict[str, type[Any]] = {"blocks": BlockFormat, "gguf": GgufFormat, "sparse": Sparse}
-LAYERS: dict[str, type[Any]] = {"linear": StoredLinear, "embedding": StoredEmbedding, "int8": Int8Linear}
+LAYERS: dict[str, type[Any]] = {"linear": StoredLinear, "embedding": StoredEmbedding, "int8": Int8Linear} | {
+    "block_linear": BlockLinear,
+    "block_activation": BlockActivation,
+    "block_norm": BlockNorm,
+}
 _MOST = 2**40
 """Elements of a weight."""
 
@@ -38,15 +43,16 @@ def blank(spec: Mapping[str, Any]) -> nn.Module:
     kind = given.pop("kind")
     if kind not in LAYERS:
         raise CheckpointError(f"A manifest names the kind of layer {kind!r}; known are {', '.join(LAYERS)}.")
-    shape = tuple(int(n) for n in given.pop("shape"))
-    if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] > _MOST:
-        raise CheckpointError(f"A manifest gives a layer the shape {shape}.")
     for key in ("format", "inputs"):
         if given.get(key) is not None:
             given[key] = format_of(given[key])
-    if "bias" in given:
-        given["bias"] = nn.Parameter(torch.empty(shape[0], device="meta")) if given["bias"] else None
-    made: nn.Module = LAYERS[kind].blank(shape=shape, **given)
+    if "shape" in given:
+        given["shape"] = shape = tuple(int(n) for n in given["shape"])
+        if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] > _MOST:
+            raise CheckpointError(f"A manifest gives a layer the shape {shape}.")
+        if "bias" in given:
+            given["bias"] = nn.Parameter(torch.empty(shape[0], device="meta")) if given["bias"] else None
+    made: nn.Module = LAYERS[kind].blank(**given)
     return made
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from instar import extras, files
-from instar.compression import kinds
+from instar.compression import kinds, whole_attention
 from instar.compression.compressor import exchange
 from instar.errors import CheckpointError, InstarError, OutputError, TransformError
 from instar.models import checkpoint
@@ -46,6 +46,7 @@ def save(model: nn.Module, folder: str | Path, *, steps: Sequence[Receipt] = (),
         "fingerprint": fingerprint(model),
         "layers": {name: kinds.describe(module) for name, module in model.named_modules() if kinds.known(module)},
         "shared": _shared(model),
+        "attention": whole_attention.installed(model),
         "training": model.training,
         "steps": [asdict(step.facts) | {"id": step.id} for step in steps],
     }
@@ -84,6 +85,8 @@ def load(folder: str | Path, build: Callable[[], nn.Module] | None = None) -> nn
         layers = dict(model.named_modules())
         exchange(model, {layers[name]: kinds.blank(spec) for name, spec in manifest["layers"].items()})
         _fill(model, tensors, manifest["shared"], path)
+        if manifest["attention"] is not None:
+            whole_attention.install(model, manifest["attention"])
     except InstarError:
         raise
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
