@@ -73,8 +73,7 @@ def measured(data: str, sample: int) -> dict[str, Any]:
     assert fitted.calibration is not None
     asked, blocks = queries(collection, gallery)
     before, after, asking = (
-        torch.from_numpy(part)
-        for part in (old.documents, new.documents, new.documents if new.queries is None else new.queries)
+        torch.from_numpy(part) for part in (old.documents, new.documents, new.documents if new.queries is None else new.queries)
     )
     with torch.no_grad():
         mapped = fitted.head.compatible(asking)
