@@ -232,6 +232,8 @@ def _filled(store: str, folder: Path, name: str, rows: np.ndarray, generation: G
     for start in range(0, len(rows), 10_000):
         part = rows[start : start + 10_000]
         index.add(list(range(start, start + len(part))), part, 0)
+    if server is not None:
+        server.psql(f'CREATE INDEX ON "{name}" USING hnsw (vector vector_cosine_ops); ANALYZE "{name}"')
     return index
 
 
