@@ -1,6 +1,6 @@
 """Which rows to re-encode first: recall on the way from layer 3 of all-MiniLM-L6-v2 to its last, in three orders.
 
-python benchmarks/backfill_order.py        (some minutes; needs SQuAD and CLINC150)
+python benchmarks/backfill_order.py        (about 2 minutes, some more where vectors are not in the cache; needs SQuAD and CLINC150)
 
 Half of the documents teach a ridge map and, on a held-out tenth of them, which stored vectors it explains badly; the others are
 an index, which is re-encoded in the order that `instar encoder backfill --order …` takes. Old rows are asked through the map, new
@@ -29,7 +29,7 @@ from instar.bench import environment
 from instar.compat import learning
 from instar.compat import pairs as pairing
 from instar.data.collecting import open_collection
-from instar.data.collection import Collection
+from instar.data.collection import Collection, Vectors
 from instar.gate.intervals import mean_interval
 from instar.interfaces import Generation
 from instar.problems.encoder_upgrades import UPGRADES, vectors
@@ -71,7 +71,7 @@ def measured(data: str, sample: int) -> dict[str, Any]:
     fitted = learning.fit("ridge", pairs, old=old.fingerprint)
     assert fitted.uncertainty is not None
     assert fitted.calibration is not None
-    asked, blocks = queries(collection, gallery)
+    asked, blocks = queries(collection, new, gallery)
     before, after, asking = (
         torch.from_numpy(part) for part in (old.documents, new.documents, new.documents if new.queries is None else new.queries)
     )
@@ -110,14 +110,14 @@ def measured(data: str, sample: int) -> dict[str, Any]:
     return made
 
 
-def queries(collection: Collection, gallery: NDArray[np.int64]) -> tuple[Asked, NDArray[np.int64]]:
+def queries(collection: Collection, new: Vectors, gallery: NDArray[np.int64]) -> tuple[Asked, NDArray[np.int64]]:
     """The queries about rows of the index alone, and which of them belong together."""
     inside = np.isin(np.arange(len(collection)), gallery)
     if collection.relevant is None:
         chosen = gallery
     else:
         chosen = np.flatnonzero([bool(inside[right].all()) for right in collection.relevant])
-    asked = truth.asked(collection, None, gallery, chosen, K)  # type: ignore[arg-type] - vectors are for what has no truth
+    asked = truth.asked(collection, new, gallery, chosen, K)
     named = [collection.labels[q] if collection.labels else int(r[0]) for q, r in zip(asked.queries, asked.relevant, strict=True)]
     return asked, np.unique(named, return_inverse=True)[1]
 
