@@ -1,6 +1,6 @@
 """Which rows to re-encode first: recall on the way from layer 3 of all-MiniLM-L6-v2 to its last, in three orders.
 
-python benchmarks/backfill_order.py        (about 2 minutes, some more where vectors are not in the cache; needs SQuAD and CLINC150)
+python benchmarks/backfill_order.py        (2 minutes, more where vectors are not in the cache; needs SQuAD and CLINC150)
 
 Half of the documents teach a ridge map and, on a held-out tenth of them, which stored vectors it explains badly; the others are
 an index, which is re-encoded in the order that `instar encoder backfill --order …` takes. Old rows are asked through the map, new
