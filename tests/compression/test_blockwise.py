@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from instar.checks.transform_models import Encoder, answers, conv1d, encoder
-from instar.compression import load, quantize_, save, saved
+from instar.compression import load, pipeline, quantize_, save, saved
 from instar.compression.blockwise import Blockwise
+from instar.compression.int8 import Int8
+from instar.compression.int8_linear import Int8Linear
 from instar.compression.stored import StoredEmbedding, StoredLinear
 from instar.errors import CheckpointError, InstarError, MissingExtraError, ShapeError, TransformError, UnknownNameError
 from instar.receipt import fingerprint
@@ -203,3 +205,47 @@ def test_conv1d_is_stored_as_out_by_in() -> None:
     found = model.transformer.h[0].mlp.c_fc  # type: ignore[union-attr]
     assert found.shape == (128, 32)
     assert torch.allclose(found.weight, weight.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("activations", ["none", "all"])
+def test_a_llama_with_a_tied_head_and_grouped_keys_loads_without_its_original(activations: Any, tmp_path: Path) -> None:
+    """Its rotary frequencies are buffers that no checkpoint of transformers holds."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    before = answers(model)
+    receipt = Blockwise(block=16, activations=activations).apply(model)
+    found = answers(model)
+    assert 0.98 < float(torch.cosine_similarity(before.flatten(), found.flatten(), 0)) < 1
+    loaded = load(save(model, tmp_path / "model", steps=[receipt]))
+    assert torch.equal(answers(loaded), found)
+    assert loaded.lm_head.codes is loaded.model.embed_tokens.codes
+    assert not any(
+        tensor.is_meta for module in loaded.modules() for tensor in vars(module).values() if isinstance(tensor, torch.Tensor)
+    )
+    manifest = json.loads((tmp_path / "model" / saved.MANIFEST).read_text())
+    assert [step["method"] for step in manifest["steps"]] == ["blockwise"]
+    receipt.undo()
+    assert torch.equal(answers(model), before)
+
+
+def test_a_pipeline_is_one_file_and_all_or_nothing(tmp_path: Path) -> None:
+    model = encoder()
+    before = fingerprint(model)
+    receipts = pipeline(model, [Int8(keep=["head", "embedding", "down"]), Blockwise(bits=4, block=16, activations="none")])
+    assert isinstance(model.up, Int8Linear)
+    assert isinstance(model.down, StoredLinear)
+    loaded = load(save(model, tmp_path / "model", steps=receipts), encoder)
+    assert torch.equal(answers(loaded), answers(model))
+    manifest = json.loads((tmp_path / "model" / saved.MANIFEST).read_text())
+    assert [step["method"] for step in manifest["steps"]] == ["int8", "blockwise"]
+    for receipt in reversed(receipts):
+        receipt.undo()
+    assert fingerprint(model) == before
+    with pytest.raises(TransformError, match="compressed already"):
+        pipeline(model, [Blockwise(), Blockwise()])
+    assert fingerprint(model) == before

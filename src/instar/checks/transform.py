@@ -141,10 +141,11 @@ def check_bytes(subject: Subject) -> None:
     receipt = transform.apply(model)
     promised = 0.0
     replaced = [name for name in receipt.facts.modules if hasattr(old.get(name), "weight")]
+    holding = {name.rpartition(".")[0] for name in named(model)}
     for name in replaced:
         shape = tuple(old[name].weight.shape)
-        if len(shape) != 2 or (name == "head" and "embedding" in replaced):
-            continue  # a norm, which weighs nothing; one weight, stored once
+        if len(shape) != 2 or name not in holding:
+            continue  # a norm, which weighs nothing; a weight that is stored under another layer's name
         promised += formula.evaluate(subject.card.cost.state, sizes(subject, transform, *shape))
     unchanged = [tensor for name, (tensor, _) in named(model).items() if name in named(make())]
     promised += sum(tensor.numel() * tensor.element_size() for tensor in unchanged)

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from instar.compression.compressor import Compressor, quantize_
+from instar.compression.compressor import Compressor, pipeline, quantize_
 from instar.compression.saved import load, save
 
-__all__ = ["Compressor", "load", "quantize_", "save"]
+__all__ = ["Compressor", "load", "pipeline", "quantize_", "save"]

@@ -24,6 +24,23 @@ Filter = Callable[[nn.Module, str], bool]
 """As torchao's `filter_fn`: whether a module, by its name, is compressed."""
 
 
+def pipeline(model: nn.Module, steps: Sequence[Transform]) -> list[Receipt]:
+    """Several transforms one after the other, all or none: a step finds what the steps before it left.
+
+    Returns the receipts in order, which `saved.save(…, steps=…)` writes into the manifest and which are undone last to first.
+    Raises what the steps raise, after those before were undone.
+    """
+    made: list[Receipt] = []
+    try:
+        for step in steps:
+            made.append(step.apply(model))
+    except BaseException:
+        for receipt in reversed(made):
+            receipt.undo()
+        raise
+    return made
+
+
 @dataclass
 class Work:
     """What a compression under way knows."""
@@ -90,10 +107,6 @@ class Compressor(Transform):
 
     def chosen(self, model: nn.Module, filter_fn: Filter | None = None) -> dict[str, nn.Module]:
         """The layers that would be compressed, by name."""
-        if any(isinstance(module, Stored) for module in model.modules()) or getattr(model, "is_quantized", False):
-            raise TransformError(
-                f"The weights of this {type(model).__name__} are compressed already. Undo that, or load it in full precision."
-            )
         patterns = [_pattern(text) for text in self.keep]
         found = {
             name: module
@@ -102,6 +115,10 @@ class Compressor(Transform):
             and not any(pattern.fullmatch(name) for pattern in patterns)
             and (filter_fn is None or filter_fn(module, name))
         }
+        if getattr(model, "is_quantized", False) or (not found and any(isinstance(m, Stored) for m in model.modules())):
+            raise TransformError(
+                f"The weights of this {type(model).__name__} are compressed already. Undo that, or load it in full precision."
+            )
         if "" in found:
             raise TransformError(f"The model is a single {type(model).__name__}: wrap it in torch.nn.Sequential to compress it.")
         if not any(is_linear(module) or isinstance(module, nn.Embedding) for module in found.values()):
