@@ -17,6 +17,7 @@ from instar.editing import drift, tracing
 from instar.editing.evaluation import evaluate, harmonic, table
 from instar.editing.ft import FineTune
 from instar.editing.memit import MEMIT
+from instar.editing.reporting import before_and_after
 from instar.editing.tracing import Trace
 from instar.errors import DataError, EditError
 from instar.receipt import fingerprint
@@ -145,3 +146,18 @@ def test_tracing_needs_facts_that_are_known() -> None:
         tracing.trace(tiny("gpt2"), TOKENIZER, [replace(f, old=None) for f in MORE_FACTS])
     with pytest.raises(EditError, match="knows none"):
         MEMIT(layers="traced").edit(tiny("gpt2"), TOKENIZER, [replace(FACTS[0], old=None)])
+
+
+def test_before_and_after_in_one_table() -> None:
+    model = tiny("llama")
+    before = evaluate(model, TOKENIZER, FACTS).figures()
+    receipt = FineTune(layers=[1], lr=5e-3, steps=60).edit(model, TOKENIZER, FACTS)
+    edited = fingerprint(model)
+    first, second = before_and_after(model, TOKENIZER, FACTS, receipt, ["Big Ben stands in London."], generations=1)
+    assert fingerprint(model) == edited
+    assert {name: first[name] for name in before} == pytest.approx(before)
+    assert second["efficacy accuracy"] > first["efficacy accuracy"]
+    assert second["drift"] > 0
+    assert {*second} - {*first} == {"drift"}
+    lines = table(first, second).splitlines()
+    assert len(lines) == 2 + len(second)

@@ -125,9 +125,10 @@ def test_shifts_stay_inside_their_ball_and_lower_the_loss() -> None:
 
 
 def test_where_only_kl_counts_nothing_moves() -> None:
-    found = find(tiny("gpt2"), FACTS, replace(QUICK, nll=0.0, kl=1.0, enough=0.0, easing=False))
-    assert int(found.steps.min()) == QUICK.steps - 1
-    assert float(found.shift["ffn"].norm(dim=1).max()) < 1e-3 * float(found.before["ffn"].norm(dim=1).min())
+    """It is 0 at the start. (Adam would make steps of full size of the rounding errors in its gradient.)"""
+    found = find(tiny("gpt2"), FACTS, replace(QUICK, nll=0.0, kl=1.0, enough=1e-6, easing=False))
+    assert int(found.steps.max()) == 0
+    assert not found.shift["ffn"].any()
 
 
 def test_a_monitor_stops_the_search() -> None:

@@ -9,6 +9,7 @@ is a plain folder of `transformers`. The model knows nothing but the data set, s
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from instar import extras, files
 from instar.bench.fit import fit
 from instar.bench.seeds import derive, initialising
 from instar.data.facts import TEMPLATES, Entity, entities
+from instar.errors import OutputError
 
 VOCABULARY, LENGTH, START = 1536, 128, "<|endoftext|>"
 WIDTH, DEPTH, HEADS = 128, 8, 4
@@ -146,15 +148,19 @@ def recall(model: nn.Module, tokenizer: Any, known: list[Entity]) -> float:
 
 
 def write(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """A folder of `transformers`, in float16, whole or not at all."""
+    """A new folder of `transformers`, in float16, whole or not at all. Raises OutputError where there is one already."""
     files.folder(folder.parent)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
         model.half().save_pretrained(made)  # type: ignore[operator]
         tokenizer.save_pretrained(made)
-        Path(made).chmod(0o755)
-        Path(made).rename(folder)
-        Path(made).mkdir()  # for the context to remove
-    model.float()
+        made.chmod(0o755)  # mkdtemp makes private folders
+        made.rename(folder)
+    except OSError as error:
+        raise OutputError(f"Cannot write {folder}: {error.strerror}. It needs a folder that does not exist yet.") from error
+    finally:
+        model.float()
+        shutil.rmtree(made, ignore_errors=True)
 
 
 if __name__ == "__main__":
