@@ -153,7 +153,7 @@ def _rival(taken: Taken, choosing: Choosing) -> str:
     name = f"{_doing(best)[0].upper()}{_doing(best)[1:]}"
     if not choosing.better(one, other) or (one - other).mean() < MARGIN:
         return f" {name} finds {found}, which is level within chance."
-    return f" {name} finds {found}, but no more than re-encoding as many rows as it is fitted on."
+    return f" {name} finds {found}, but no more than rows do that are re-encoded in the time that fitting it takes."
 
 
 def _way(during: Taken, choosing: Choosing, stages: list[float], k: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Which arm to take at a given effort: the simplest of those that are level with the best.
 
-A map or a trained head is taken only where it beats, beyond chance, both arms that need none (no map; both encoders for each
-query) at no less effort: what was encoded to fit it could have been put into the index instead.
+A map or a trained head comes into question only where it beats, beyond chance, the arms that need none (no map; both encoders for
+each query) at no less effort: what was encoded to fit it could have been put into the index instead.
 """
 
 from __future__ import annotations
@@ -56,14 +56,12 @@ class Choosing:
 
     def _take(self, stage: int, over: list[int]) -> Taken:
         able = [arm for arm in self.arms if len(arm.curve) > max(over) and not (arm.id == TWO_ENCODERS and over == [0])]
+        able = [arm for arm in able if arm.id in _PLAIN or self._worth(arm, over)]
         marks = {arm.id: self.marks[arm.id][:, over].mean(1) for arm in able}
         best = max(able, key=lambda arm: marks[arm.id].mean())
-        level = [
+        taken = next(
             a for a in able if marks[best.id].mean() - marks[a.id].mean() < MARGIN or not self.better(marks[best.id], marks[a.id])
-        ]
-        taken = level[0]
-        if taken.id not in _PLAIN and not self._worth(taken, over):
-            taken = max((arm for arm in able if arm.id in _PLAIN), key=lambda arm: marks[arm.id].mean())
+        )
         simpler = able[: able.index(taken)]
         return Taken(taken, stage, all(self.better(marks[taken.id], marks[a.id]) for a in simpler))
 
