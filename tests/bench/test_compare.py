@@ -182,7 +182,7 @@ def test_bad_requests_are_refused_before_anything_is_spent(
 
 def test_an_unwritable_folder_and_damaged_files_are_clear_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="--out"):
+    with pytest.raises(OutputError, match="Choose another folder"):
         compare(request(), tmp_path / "file" / "out", timed=False)
     out = tmp_path / "out"
     compare(request(seeds=1), out, timed=False)
