@@ -90,7 +90,10 @@ def test_a_dip_is_told() -> None:
     [
         (0.7, 0.6, 0.0, "No map does better."),
         (0.7, 0.703, 0.0, "The map ridge finds 67.3 %, which is level within chance."),
-        (0.1, 0.6, 50.0, "The map ridge finds 57.5 %, but no more than rows do that are re-encoded in the time that fitting it takes."),
+        (
+            *(0.1, 0.6, 50.0),
+            "The map ridge finds 57.5 %, but no more than rows do that are re-encoded in the time that fitting it takes.",
+        ),
         (0.1, 0.3, 0.0, "No map and no switch of the query encoder does better."),
     ],
 )
