@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from instar.errors import ShapeError
 from instar.interfaces import Mixer
+from instar.kernels.eager_attention import scores
 
 BLOCK = 128
 """The cache grows by this many columns at a time."""
@@ -56,6 +57,9 @@ class Softmax(Mixer):
 
     Shapes: x [B, T, D] -> [B, T, D]; state `SoftmaxState`. Raises ShapeError. O(T² D + T D²) time, O(T) state.
     Differs from the papers: no dropout on the attention weights; outputs at padding mean nothing (pads attend to themselves).
+
+    Other attentions derive from this class and say how scores become weights (`weigh`, and `read` for the fast form) or what
+    becomes of a head's output (`emit`); cache, positions, padding and packing are the same for all.
     """
 
     def __init__(
@@ -116,15 +120,8 @@ class Softmax(Mixer):
         elif not plain or T > 1 or compiling or not bool(old.all()):
             attend = _visible(old, T, mask, reset)
         keys, values, state = _append(state, past, q, k, v, _valid(old, T, mask, reset), position)
-        y = F.scaled_dot_product_attention(
-            q,
-            keys,
-            values,
-            attn_mask=attend,
-            is_causal=causal,
-            enable_gqa=self.kv_heads != self.heads,
-        )
-        return self.o_proj(y.transpose(1, 2).flatten(2)), state
+        y = self.read(q, keys, values, attend, causal).transpose(1, 2)
+        return self.o_proj(self.emit(x, y).flatten(2)), state
 
     def reference(
         self, x: Tensor, state: SoftmaxState | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
@@ -155,9 +152,32 @@ class Softmax(Mixer):
         valid = _valid(state.valid[:, :past], T, mask, reset)
         keys, values, state = _append(state, past, q, k, v, valid, torch.tensor(after, device=x.device))
         keys, values = (part.repeat_interleave(self.heads // self.kv_heads, dim=1) for part in (keys, values))
-        scores = torch.einsum("bhtk,bhck->bhtc", q, keys) * self.head_width**-0.5
-        weights = torch.softmax(scores + M.to(scores).unsqueeze(1), dim=-1)
-        return self.o_proj(torch.einsum("bhtc,bhck->bthk", weights, values).flatten(2)), state
+        products = torch.einsum("bhtk,bhck->bhtc", q, keys) * self.head_width**-0.5
+        weights = self.weigh(products + M.to(products).unsqueeze(1))
+        return self.o_proj(self.emit(x, torch.einsum("bhtc,bhck->bthk", weights, values)).flatten(2)), state
+
+    def read(self, q: Tensor, keys: Tensor, values: Tensor, attend: Tensor | None, causal: bool) -> Tensor:
+        """What queries [B, H, T, K] read from C columns, [B, H, T, K].
+
+        attend: bool [B, 1, T, C], the columns that each may see; None for all, or with `causal` (C = T) those up to its own.
+        """
+        shared = self.kv_heads != self.heads
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=attend, is_causal=causal, enable_gqa=shared)
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        """The weights [B, H, T, C] of scores, which are −∞ at columns that are not seen."""
+        return torch.softmax(scores, dim=-1)
+
+    def emit(self, x: Tensor, y: Tensor) -> Tensor:
+        """Head outputs [B, T, H, K] as they enter the output projection; x [B, T, D] is the layer's input."""
+        return y
+
+    def attention(self, x: Tensor, *, mask: Tensor | None = None, reset: Tensor | None = None) -> Tensor:
+        """The weights [B, H, T, T] over a whole sequence, for those who look at them. Arguments as `forward`."""
+        B, T, _ = x.shape
+        x = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
+        q, k, _ = self._project(x, _positions(torch.zeros(B, dtype=torch.int64, device=x.device), T, mask, reset)[0])
+        return self.weigh(scores(q, k, _visible(x.new_zeros(B, 0, dtype=torch.bool), T, mask, reset)))
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, K], keys and values [B, Hkv, T, K], the first two rotated."""
