@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import instar
-from instar.cli import adapt, browse, edit, encoder, gate, history, judge, undo
+from instar.cli import adapt, browse, compress, edit, encoder, gate, history, judge, undo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +37,7 @@ browse.register(app)
 judge.register(app)
 history.register(app)
 adapt.register(app)
+compress.register(app)
 edit.register(app)
 undo.register(app)
 app.add_typer(gate.app, name="gate")

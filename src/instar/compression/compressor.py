@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -47,8 +48,8 @@ class Work:
 
     largest: Mapping[str, Tensor] = field(default_factory=dict)
     """max |x| of each input channel of a layer, by the layer's name, where the method looks at that."""
-    weights: dict[int, tuple[nn.Parameter, dict[str, Tensor]]] = field(default_factory=dict)
-    """By the id of a parameter: it, and what is stored of it. A weight that two layers share (a tied head) is encoded once."""
+    shared: dict[int, Parts | None] = field(default_factory=dict)
+    """By the id of a parameter that several of the layers have (a tied head): what is stored of it, once it is encoded."""
 
 
 def quantize_(model: nn.Module, config: Compressor, filter_fn: Filter | None = None) -> Receipt:
@@ -81,14 +82,27 @@ class Compressor(Transform):
         Raises TransformError: for a model that is compressed already, that has no such layer, or whose weights hold NaN.
         """
         chosen = self.chosen(model, filter_fn)
-        with updating(model, method=self.method, settings=self.settings(), changes=()) as update, torch.no_grad():
-            work = self.prepare(model, chosen, data)
-            made = {name: self.replacement(name, module, work) for name, module in chosen.items()}
-            for name, module in chosen.items():
-                made[name].train(module.training)
-            exchange(model, {chosen[name]: new for name, new in made.items()})
-            self.finish(model)
+        with updating(model, method=self.method, settings=self.settings(), changes=()) as update:
+            self._replace(model, chosen, data)
         return update.receipt
+
+    def consume(self, model: nn.Module, data: Any = None) -> None:
+        """`apply` without a way back: an old layer is freed when its new one stands, so that memory grows by that of one layer.
+
+        For who has the model on disk. An error leaves it half done. Raises what `compress` raises.
+        """
+        self._replace(model, self.chosen(model), data)
+
+    def _replace(self, model: nn.Module, chosen: dict[str, nn.Module], data: Any) -> None:
+        with torch.no_grad():
+            work = self.prepare(model, chosen, data)
+            counts = Counter(id(weight) for module in chosen.values() if (weight := module._parameters.get("weight")) is not None)
+            work.shared |= {key: None for key, count in counts.items() if count > 1}
+            for name in list(chosen):
+                module = chosen.pop(name)  # so that nobody but the model holds it
+                new = self.replacement(name, module, work).train(module.training)
+                exchange(model, {module: new})
+            self.finish(model)
 
     def takes(self, module: nn.Module) -> bool:
         """Whether the method compresses layers of this kind."""
@@ -150,9 +164,10 @@ def encoded(name: str, module: nn.Module, format: WeightFormat, work: Work) -> t
     parameter = module.weight
     assert isinstance(parameter, nn.Parameter)
     weight = full(name, Linear(name, module).weight if is_linear(module) else parameter)
-    if id(parameter) not in work.weights:
-        work.weights[id(parameter)] = (parameter, checked(name, lambda: format.encode(weight)))
-    return work.weights[id(parameter)][1], (weight.shape[0], weight.shape[1])
+    parts = work.shared.get(id(parameter)) or checked(name, lambda: format.encode(weight))
+    if id(parameter) in work.shared:
+        work.shared[id(parameter)] = parts
+    return parts, (weight.shape[0], weight.shape[1])
 
 
 def stored(name: str, module: nn.Module, format: WeightFormat, work: Work, inputs: BlockFormat | None = None) -> Stored:

@@ -9,10 +9,11 @@ Nothing in a folder is trusted: no code is named in it but classes of `transform
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,24 @@ from torch import Tensor, nn
 from instar import extras, files
 from instar.compression import kinds, whole_attention
 from instar.compression.compressor import exchange
+from instar.data.pretrained import COMPRESSED
 from instar.errors import CheckpointError, InstarError, OutputError, TransformError
-from instar.models import checkpoint
+from instar.models import checkpoint, streaming
 from instar.receipt import Receipt, fingerprint
 from instar.receipts.fingerprint import named
 
-MANIFEST, WEIGHTS = "compression.json", "compressed.safetensors"
+MANIFEST, WEIGHTS = "compression.json", COMPRESSED
 FORMAT = "instar-compressed-1"
 
 
-def save(model: nn.Module, folder: str | Path, *, steps: Sequence[Receipt] = (), tokenizer: Any = None) -> Path:
+def save(
+    model: nn.Module, folder: str | Path, *, steps: Sequence[Receipt | Mapping[str, Any]] = (), tokenizer: Any = None
+) -> Path:
     """Write a compressed model to a new folder, whole or not at all.
 
-    steps: the receipts of what was done to it, for the manifest. tokenizer: of `transformers`, written beside it.
-    Raises OutputError for a folder that holds something, TransformError for layers that cannot be written.
+    steps: what was done to it, for the manifest: receipts, or whatever says it. tokenizer: of `transformers`, written beside it.
+    Memory beyond the model: one tensor. Raises OutputError for a folder that holds something, TransformError for layers that
+    cannot be written.
     """
     path = Path(folder)
     tensors = {name: tensor for name, (tensor, _) in named(model).items()}
@@ -48,15 +53,17 @@ def save(model: nn.Module, folder: str | Path, *, steps: Sequence[Receipt] = (),
         "shared": _shared(model),
         "attention": whole_attention.installed(model),
         "training": model.training,
-        "steps": [asdict(step.facts) | {"id": step.id} for step in steps],
+        "steps": [asdict(step.facts) | {"id": step.id} if isinstance(step, Receipt) else dict(step) for step in steps],
     }
     files.folder(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        checkpoint.write(temporary / WEIGHTS, tensors)
+        streaming.write(temporary / WEIGHTS, {name: streaming.Part.held(tensor) for name, tensor in tensors.items()})
         files.write_json(temporary / MANIFEST, _plain(manifest))
         if _of_transformers(model):
-            model.config.save_pretrained(temporary)  # type: ignore[operator, union-attr]
+            config: Any = copy.deepcopy(model.config)
+            config.architectures = [type(model).__name__]  # from which others tell what kind of model this is
+            config.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         temporary.chmod(0o755)
@@ -96,6 +103,21 @@ def load(folder: str | Path, build: Callable[[], nn.Module] | None = None) -> nn
     if fingerprint(model) != manifest["fingerprint"]:
         raise CheckpointError(f"{path / WEIGHTS} was altered: its tensors are not those that were saved.")
     return model.train(bool(manifest["training"]))
+
+
+def layers(folder: str | Path) -> Iterator[tuple[str, nn.Module]]:
+    """The compressed layers of a folder by name, one in memory at a time. Raises CheckpointError."""
+    path = Path(folder)
+    manifest = _manifest(path)
+    parts = streaming.parts(path / WEIGHTS)
+    for name, spec in manifest["layers"].items():
+        try:
+            layer = kinds.blank(spec)
+            found = {own: parts[manifest["shared"].get(f"{name}.{own}", f"{name}.{own}")].get() for own in named(layer)}
+            _fill(layer, found, {}, path)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{path} does not describe {name} ({type(error).__name__}: {error}).") from error
+        yield name, layer
 
 
 def nbytes(folder: str | Path) -> int:

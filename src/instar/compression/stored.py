@@ -53,6 +53,10 @@ class Stored(nn.Module):
         """The weight [out, in] in float32, spread out anew at each call: O(out · in)."""
         return self.format.decode(self.parts, self.shape)
 
+    def plain(self) -> dict[str, Tensor]:
+        """What the layer stands for, by the names of the parameters of an uncompressed one; a weight as [out, in]."""
+        return {"weight": self.weight}
+
     def extra_repr(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.format.settings().items())
         return f"{self.shape[0]}, {self.shape[1]}, {settings}"

@@ -174,6 +174,11 @@ class BlockNorm(nn.Module):
         found = how.requantise(v, n, self.format).dequantise().to(x.dtype).view(x.shape)
         return through(x, found) if x.requires_grad and torch.is_grad_enabled() else found
 
+    def plain(self) -> dict[str, Tensor]:
+        """γ and β in float32."""
+        names = ["weight", "bias"] if hasattr(self, "bias_codes") else ["weight"]
+        return {name: (q * power_of_two(-e, torch.float32))[0] for name in names for q, e in [self._vector(name)]}
+
     def _vector(self, name: str) -> tuple[Tensor, Tensor]:
         """(integers [1, N], exponents [1, N])."""
         parts = {"codes": getattr(self, f"{name}_codes"), "scale": getattr(self, f"{name}_scale")}

@@ -22,6 +22,8 @@ from instar.errors import InstarError, MissingExtraError, ModelError, UnknownNam
 
 _LIST = Path(__file__).with_name("packaged.toml")  # not pretrained.toml: a TOML of a module's name is a card
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+COMPRESSED = "compressed.safetensors"
+"""The weights of a compressed model (`instar.compression.save`), beside its manifest."""
 _STALE = 3600.0
 """Seconds after which a half conversion that nobody finished is removed."""
 KINDS = {"encoder": "AutoModel", "classifier": "AutoModelForSequenceClassification", "causal": "AutoModelForCausalLM"}
@@ -74,6 +76,8 @@ def load(
         raise UnknownNameError.among("kind of model", kind, KINDS)
     transformers = extras.require("transformers", "models")
     local = {"local_files_only": True, "trust_remote_code": False}
+    if (path / COMPRESSED).is_file():
+        return _compressed(path, kind, layers, device)
     try:
         with quiet(transformers):
             config = transformers.AutoConfig.from_pretrained(path, **local)
@@ -101,6 +105,21 @@ def load(
     return model.to(device).eval(), tokenizer
 
 
+def _compressed(path: Path, kind: str, layers: int | None, device: str) -> tuple[Any, Any]:
+    """A folder that `instar.compression.save` wrote: its weights stay as they lie there."""
+    from instar.compression import saved
+
+    if kind != kind_of(path) or layers is not None:
+        raise ModelError(f"{path} is a compressed {kind_of(path)}, which is loaded whole and as what it is.")
+    transformers = extras.require("transformers", "models")
+    model = saved.load(path)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # as in `load`
+        raise ModelError(f"{path} has no tokenizer that can be loaded: {type(error).__name__}: {error}") from error
+    return model.to(device).eval(), tokenizer
+
+
 def kind_of(path: Path) -> str:
     """What the folder's config says it holds: encoder, classifier or causal."""
     named = _config(path).get("architectures")
@@ -112,6 +131,8 @@ def kind_of(path: Path) -> str:
 
 def weights(path: Path) -> list[Path]:
     """The weight files of a folder. Raises ModelError where there is none, or only pickled ones, which are never read."""
+    if (path / COMPRESSED).is_file():
+        return [path / COMPRESSED]
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").is_file():
         return [path / "model.safetensors"]

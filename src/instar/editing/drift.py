@@ -37,7 +37,7 @@ def moved(model: nn.Module, tokenizer: Any, receipt: Receipt, texts: Sequence[st
     The model must stand as the receipt left it; it is put back for the first half, and is as it was at the end. Raises DataError
     for texts without two tokens in a row, ReceiptError where the model was changed since.
     """
-    windows = _windows(model, tokenizer, texts, most)
+    windows = stretches(model, tokenizer, texts, most)
     found = []
     with resting(model):
         with receipt.reverted(model):
@@ -100,7 +100,7 @@ def _logp(model: nn.Module, window: Sequence[int]) -> torch.Tensor:
     return call(model, ids, torch.ones_like(ids))[0, :-1].float().log_softmax(-1)
 
 
-def _windows(model: nn.Module, tokenizer: Any, texts: Sequence[str], most: int) -> list[list[int]]:
+def stretches(model: nn.Module, tokenizer: Any, texts: Sequence[str], most: int) -> list[list[int]]:
     length = min(_LENGTH, getattr(getattr(model, "config", None), "max_position_embeddings", None) or _LENGTH)
     found: list[list[int]] = []
     left = most

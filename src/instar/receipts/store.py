@@ -6,7 +6,6 @@ tool, and a copy of the side that is needed is all that is read. A model folder 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -14,24 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from instar import files
 from instar.errors import InstarError, OutputError, ReceiptError
-from instar.models import checkpoint
+from instar.models import checkpoint, streaming
+from instar.models.streaming import Part
 from instar.receipts import bits, facts
 from instar.receipts.facts import Facts, some
 from instar.receipts.snapshot import Side
 
 FACTS, RECEIPTS = "receipt.json", "receipts"
 _ENTRY = re.compile(r"(\d{3,9})-([0-9a-f]{12})")
-# What every safetensors reader knows; other types are written as bytes, and the JSON says what they are.
-_NATIVE = {
-    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
-    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-}
 
 
 @dataclass(frozen=True)
@@ -46,22 +39,21 @@ class Recorded:
     """Why the chain is broken here; empty where this receipt begins at what the one before it left."""
 
 
-def save(said: Facts, before: Mapping[str, Tensor], after: Mapping[str, Tensor], folder: Path) -> Path:
+def save(said: Facts, before: Mapping[str, Tensor | Part], after: Mapping[str, Tensor | Part], folder: Path) -> Path:
     """Write a receipt to a folder that does not exist yet (or is empty), whole or not at all. Raises OutputError."""
     files.folder(folder.parent)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         for name, tensors in (("before", before), ("after", after)):
-            path = temporary / f"{name}.safetensors"
-            safetensors.torch.save_file({key: _stored(tensor) for key, tensor in tensors.items()}, str(path))
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            parts = {key: one if isinstance(one, Part) else Part.held(one) for key, one in tensors.items()}
+            streaming.write(temporary / f"{name}.safetensors", parts)
         files.write_json(temporary / FACTS, said.json())
         temporary.chmod(0o755)
         temporary.replace(folder)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise OutputError(f"Cannot write the receipt {folder}: {reason}. It needs a folder that does not exist yet.") from error
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write the receipt {folder}: {error.strerror}. It needs a folder that does not exist yet."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -85,7 +77,7 @@ def values(folder: Path, said: Facts, side: Side) -> dict[str, bits.Copy]:
     return {name: (bits.bits(tensor),) for name, tensor in whole.items()}
 
 
-def record(said: Facts, before: Mapping[str, Tensor], after: Mapping[str, Tensor], model: Path) -> Path:
+def record(said: Facts, before: Mapping[str, Tensor | Part], after: Mapping[str, Tensor | Part], model: Path) -> Path:
     """Append a receipt to the history of a model folder. Raises OutputError."""
     folder = files.folder(model / RECEIPTS)
     number = max((n for n, _ in _recorded(folder)), default=0) + 1
@@ -123,7 +115,3 @@ def _recorded(folder: Path) -> list[tuple[int, Path]]:
     """The folders of receipts, in order; whatever else lies there is not looked at."""
     found = [(match, path) for path in (folder.iterdir() if folder.is_dir() else ()) if (match := _ENTRY.fullmatch(path.name))]
     return sorted((int(match[1]), path) for match, path in found if path.is_dir() and not path.is_symlink())
-
-
-def _stored(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype in _NATIVE else tensor.reshape(-1).view(torch.uint8)

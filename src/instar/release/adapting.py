@@ -28,7 +28,6 @@ from instar.receipt import updating
 from instar.receipts.facts import Facts
 from instar.release import cases, gating, writing
 
-ADAPTER = "adapter"
 _TESTED = 200
 """Held-out prompts that are scored, at most."""
 _SCORED = 16
@@ -101,15 +100,16 @@ def adapt(
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             _train(model, writer, pairs, steps, batch, seed, monitor)
             after = _score(model, writer, tested)
-            save(model, Path(aside) / ADAPTER)
+            save(model, Path(aside) / writing.ADAPTER)
             merge_and_unload(model)
-        folder = writing.write(model, out, source=source, receipts=[update.receipt])
-        shutil.copytree(Path(aside) / ADAPTER, folder / ADAPTER)
+        with writing.version(out, source) as folder:
+            writing.fill(model, folder, source=source, receipts=[update.receipt])
+            shutil.copytree(Path(aside) / writing.ADAPTER, folder / writing.ADAPTER)
     del model
     judged = None
     if gated:
-        judged = gating.gate(source, folder, cases.of(source, 100), command=command, progress=progress)
-    return Adapted(folder, update.receipt.facts, len(pairs), trained, before, after, judged)
+        judged = gating.gate(source, Path(out), cases.of(source, 100), command=command, progress=progress)
+    return Adapted(Path(out), update.receipt.facts, len(pairs), trained, before, after, judged)
 
 
 def _train(

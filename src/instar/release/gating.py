@@ -13,8 +13,7 @@ from instar.gate import judge, page, reading
 from instar.gate.policy import Policy
 from instar.gate.predictions import Cases
 from instar.gate.result import Result, as_json
-
-FOLDER = "gate"
+from instar.release.writing import GATE
 
 
 def gate(
@@ -27,11 +26,13 @@ def gate(
     policy: Policy | None = None,
     settings: Mapping[str, Any] | None = None,
     command: str = "",
+    folder: Path | None = None,
     progress: Callable[[str], Progress | None] = lambda name: None,
 ) -> Result:
-    """Ask both versions the same cases, judge, and write `gate/` into the folder of the new one: record, page, answers.
+    """Ask both versions the same cases, judge, and write `gate/`: record, page, answers.
 
-    settings: of both versions (such as `batch`). Raises what running a version and judging raise; then nothing is written.
+    settings: of both versions (such as `batch`). folder: in which it is written, by default the new version's. Raises what
+    running a version and judging raise; then nothing is written.
     """
     found = opening.gather(
         str(before),
@@ -44,7 +45,7 @@ def gate(
     )
     assert found.new is not None  # `after` was given
     result = judge.judge(found.old, found.new, policy=policy, task=found.task, metric=found.metric, cases=cases, command=command)
-    folder = files.folder(after / FOLDER)
+    folder = files.folder((folder or after) / GATE)
     answers: Sequence[tuple[str, Any]] = (("old", found.old), ("new", found.new))
     for name, predictions in answers:
         reading.write(folder / f"{name}.jsonl", predictions)

@@ -7,20 +7,20 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors
 import torch
 from torch import Tensor
 
 from instar import files
 from instar.data import pretrained
-from instar.errors import CheckpointError, OutputError, ReceiptError
+from instar.errors import OutputError, ReceiptError
+from instar.models import streaming
+from instar.models.streaming import Part
 from instar.receipts import fingerprint as prints
 from instar.receipts.facts import Facts
 from instar.receipts.receipt import Receipt, load
 from instar.receipts.store import Recorded, history
-from instar.release import exchange, streaming
-from instar.release.streaming import Part
-from instar.release.writing import CONFIG, vacant
+from instar.release import exchange
+from instar.release.writing import ADAPTER, CONFIG, GATE, SMALL, vacant
 
 
 def undo(folder: str | Path, *, out: str | Path | None = None) -> Facts:
@@ -45,6 +45,8 @@ def undo(folder: str | Path, *, out: str | Path | None = None) -> Facts:
     try:
         skipped = {path.name for path in pretrained.weights(folder)} | {prints.INDEX, last.path.name}
         shutil.copytree(folder, temporary, ignore=lambda _, names: skipped & set(names), dirs_exist_ok=True)
+        for name in (GATE, ADAPTER, SMALL):  # of the version that goes
+            shutil.rmtree(temporary / name, ignore_errors=True)
         if (last.path / CONFIG).is_file():
             shutil.copyfile(last.path / CONFIG, temporary / CONFIG)
         streaming.write(temporary / prints.WEIGHTS, _before(folder, last.path, said))
@@ -85,10 +87,10 @@ def _before(folder: Path, receipt: Path, said: Facts) -> dict[str, Part]:
     gone = {change.name for change in said.changes}
     parts: dict[str, Part] = {}
     for path in pretrained.weights(folder):
-        for name, part in _parts(path).items():
+        for name, part in streaming.parts(path).items():
             if name in back or name not in gone:
                 parts[back.get(name, name)] = part
-    kept = _parts(receipt / "before.safetensors")
+    kept = streaming.parts(receipt / "before.safetensors")
     for change in said.changes:
         if change.before is None:
             parts.pop(change.name, None)
@@ -105,29 +107,3 @@ def _shaped(get: Callable[[], Tensor], dtype: torch.dtype, shape: tuple[int, ...
         return found if found.dtype == dtype else found.view(dtype).reshape(shape)
 
     return shaped
-
-
-def _parts(path: Path) -> dict[str, Part]:
-    """What a file holds, without reading it."""
-
-    def getter(name: str) -> Callable[[], Tensor]:
-        def get() -> Tensor:
-            with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
-                found: Tensor = file.get_tensor(name)
-                return found
-
-        return get
-
-    try:
-        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
-            found = {}
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                part = file.get_slice(name)
-                found[name] = Part(_dtype(part.get_dtype()), tuple(part.get_shape()), getter(name))
-            return found
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no safetensors file, or a truncated one ({error}).") from error
-
-
-def _dtype(name: str) -> torch.dtype:
-    return next(dtype for dtype, known in streaming.NAMES.items() if known == name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +22,60 @@ _WHOLE = 1 << 30
 """Bytes up to which the weights are one file; larger ones are cut, since a file is put together in memory."""
 _SHARES = 20
 CONFIG = "config.json"
+GATE, ADAPTER, SMALL = "gate", "adapter", "small"
+OWN = (GATE, ADAPTER, SMALL, RECEIPTS)
+"""What lies in the folder of a version and is of this version alone."""
 
 
-def write(model: Any, out: str | Path, *, source: str | Path, receipts: Sequence[Receipt]) -> Path:
-    """Write a model of `transformers` to a new folder, whole or not at all, with the history of `source` and the receipts.
+@contextlib.contextmanager
+def version(out: str | Path, source: str | Path) -> Iterator[Path]:
+    """A folder to be filled, which becomes `out` when the block ends, whole or not at all; `source` stays as it is.
 
     Args:
-        model: as the last of the receipts left it. out: a folder that does not exist yet, or is empty.
-        source: the folder of the version before; its tokenizer and other files are taken over, its weights are not.
+        out: a folder that does not exist yet, or is empty. source: of the version before; its history, tokenizer and other files
+            are there already, its weights and what was said of it (`OWN`) are not.
 
-    Memory beyond the model: a twentieth of it, and the changed tensors twice. Raises OutputError; CheckpointError where what was
-    written is not what the last receipt says; ReceiptError for receipts of an update that no longer stands.
+    Raises OutputError.
     """
     source, out = Path(source), Path(out)
     vacant(out)
     files.folder(out.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        _accompany(source, temporary)
-        _weights(model, temporary)
-        for receipt in receipts:
-            folder = receipt.record(temporary)
-            if receipt.facts.structural:
-                shutil.copyfile(source / CONFIG, folder / CONFIG)  # with other shapes, the way back needs it
-        _same(temporary, receipts)
+        accompany(source, temporary)
+        for line in history(source):
+            shutil.copytree(line.path, temporary / RECEIPTS / line.path.name, dirs_exist_ok=True)
+        yield temporary
         temporary.chmod(0o755)
         temporary.replace(out)
     except OSError as error:
         raise OutputError(f"Cannot write {out}: {error.strerror}. Nothing is left of it; {source} is as it was.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return out
+
+
+def write(model: Any, out: str | Path, *, source: str | Path, receipts: Sequence[Receipt]) -> Path:
+    """Write a model of `transformers` to a new folder, whole or not at all, with the history of `source` and the receipts.
+
+    See `version` and `fill`, and what they raise.
+    """
+    with version(out, source) as folder:
+        fill(model, folder, source=source, receipts=receipts)
+    return Path(out)
+
+
+def fill(model: Any, folder: Path, *, source: str | Path, receipts: Sequence[Receipt]) -> None:
+    """Write a model, as the last of the receipts left it, and the receipts into the folder of a new `version`.
+
+    Memory beyond the model: a twentieth of it, and the changed tensors twice. Raises CheckpointError where what was written is
+    not what the last receipt says; ReceiptError for receipts of an update that no longer stands.
+    """
+    weights(model, folder)
+    for receipt in receipts:
+        recorded = receipt.record(folder)
+        if receipt.facts.structural:
+            shutil.copyfile(Path(source) / CONFIG, recorded / CONFIG)  # with other shapes, the way back needs it
+    _same(folder, receipts)
 
 
 def vacant(out: Path) -> None:
@@ -60,19 +84,19 @@ def vacant(out: Path) -> None:
         raise OutputError(f"{out} exists already. A version is written to a new folder: name another one, or move it away.")
 
 
-def _accompany(source: Path, folder: Path) -> None:
-    """Everything of the version before but its weights."""
+def accompany(source: Path, folder: Path) -> None:
+    """Take over everything of a version but its weights, its history and what was said of it; nothing that is there already."""
     for path in sorted(source.rglob("*")):
         inner = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in inner.parts)
-        if path.is_file() and path.suffix in _KEPT and not hidden and not path.name.endswith(".index.json"):
+        foreign = inner.parts[0] in OWN or any(part.startswith(".") for part in inner.parts)
+        if path.is_file() and path.suffix in _KEPT and not foreign and not path.name.endswith(".index.json"):
             (folder / inner).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / inner)
-    for line in history(source):
-        shutil.copytree(line.path, folder / RECEIPTS / line.path.name, dirs_exist_ok=True)
+            if not (folder / inner).exists():
+                shutil.copyfile(path, folder / inner)
 
 
-def _weights(model: Any, folder: Path) -> None:
+def weights(model: Any, folder: Path) -> None:
+    """Write the weights and the configuration. Memory: a twentieth of the model. Raises CheckpointError."""
     nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
     shard = nbytes + 1 if nbytes <= _WHOLE else nbytes // _SHARES
     with pretrained.quiet(extras.require("transformers", "models")):

@@ -1,4 +1,4 @@
-"""Writing a safetensors file tensor by tensor, so that memory holds one of them at a time."""
+"""Safetensors files tensor by tensor, so that memory holds one of them at a time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import safetensors
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ NAMES = {
     **{torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"},
 }
 """The types that the format knows."""
+_TYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,43 @@ class Part:
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
+    @classmethod
+    def held(cls, tensor: Tensor) -> Part:
+        """A tensor that is in memory; of a type that the format does not know, its bytes."""
+        kept = tensor if tensor.dtype in NAMES else tensor.contiguous().reshape(-1).view(torch.uint8)
+        return cls(kept.dtype, tuple(kept.shape), lambda: kept)
+
+
+def parts(path: Path) -> dict[str, Part]:
+    """What a file holds, without reading it. Raises CheckpointError for a file that is none, or damaged."""
+
+    def getter(name: str) -> Callable[[], Tensor]:
+        def get() -> Tensor:
+            with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+                found: Tensor = file.get_tensor(name)
+                return found
+
+        return get
+
+    if not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"There is no file {path}.")
+    try:
+        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+            found = {}
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                part = file.get_slice(name)
+                found[name] = Part(_TYPES[part.get_dtype()], tuple(part.get_shape()), getter(name))
+            return found
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is no safetensors file, or a truncated one ({error}).") from error
+
 
 def write(path: Path, parts: Mapping[str, Part]) -> None:
     """Write a new file, durably. Raises OutputError; CheckpointError for a type that the format does not know."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     place = 0
-    for name, part in parts.items():
+    ordered = sorted(parts.items(), key=lambda pair: -pair[1].dtype.itemsize)  # so that each lies at a multiple of its size
+    for name, part in ordered:
         if part.dtype not in NAMES:
             raise CheckpointError(f"{name} is of type {part.dtype}, which safetensors does not know.")
         header[name] = {
@@ -53,7 +86,7 @@ def write(path: Path, parts: Mapping[str, Part]) -> None:
     try:
         with path.open("xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for name, part in parts.items():
+            for name, part in ordered:
                 tensor = part.get().detach().cpu().contiguous()
                 if tensor.dtype != part.dtype or tuple(tensor.shape) != part.shape:
                     raise CheckpointError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not as its file says.")

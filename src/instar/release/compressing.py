@@ -1,0 +1,176 @@
+"""A stored model in a smaller form, as the next stored version: packed, and as the floats that it stands for."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instar.anatomy.linear import Linear, is_linear
+from instar.compression import saved
+from instar.compression.compressor import Compressor
+from instar.data import pretrained
+from instar.data.topics import topics
+from instar.editing.drift import stretches
+from instar.errors import CheckpointError, DataError
+from instar.gate.predictions import Cases
+from instar.gate.result import Result
+from instar.interfaces import Transform
+from instar.receipts.facts import Facts
+from instar.receipts.receipt import Receipt
+from instar.release import cases as standing
+from instar.release import gating, recording, writing
+
+_TEXTS, _WORDS, _TOKENS = 100, 40, 2048
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What was made smaller, and what that did."""
+
+    folder: Path
+    """Plain weights, with receipt and gate."""
+    small: Path
+    """The compressed model: `instar.compression.load`, or wherever a model is named to `instar`."""
+    receipt: Facts
+    bytes_before: int
+    """Of the weights on disk."""
+    bytes_after: int
+    kept: dict[str, float]
+    """See `kept`."""
+    gate: Result | None
+
+
+def compress(
+    name: str | Path,
+    steps: Sequence[Transform],
+    out: str | Path,
+    *,
+    data: Any = None,
+    cases: Cases | None = None,
+    texts: Sequence[str] | None = None,
+    gated: bool = True,
+    command: str = "",
+    progress: Callable[[str], Any] = lambda name: None,
+) -> Compressed:
+    """Compress a stored model step by step, and write both forms of the result with the receipt and the gate.
+
+    Args:
+        name: as in `pretrained.folder`; it stays as it is, and is loaded in the type that it is stored in.
+        data: what the steps choose by (`Transform.apply`). cases: what both versions are asked; by default `cases.of`.
+        texts: on which the compressed model is held to the one before; by default English inside Python.
+
+    OUT/small is the compressed model, and what the gate judges. OUT itself holds the weights that it stands for as plain floats,
+    as large as before: for whoever reads it with `transformers` alone. What a method does to activations is not in there.
+
+    Memory is that of the model and of one layer, where the steps are of `instar.compression`. Raises TransformError, ModelError,
+    DataError, OutputError; nothing is written then.
+    """
+    writing.vacant(Path(out))
+    source = pretrained.folder(name)
+    kind = pretrained.kind_of(source)
+    if gated and cases is None:
+        cases = standing.of(source, 300 if kind == "encoder" else 100)
+    shown = list(texts or [" ".join(text.split()[:_WORDS]) for text in (topics().texts or ())[:_TEXTS]])
+    model, tokenizer = pretrained.load(source, kind, "auto")
+    progress("looking at the model as it is")
+    before = _answers(model, tokenizer, kind, shown)
+    progress("compressing")
+    start = time.perf_counter()
+    done = [_step(step, model, data) for step in steps]
+    seconds = time.perf_counter() - start
+    with writing.version(out, source) as folder:
+        small = saved.save(model, folder / writing.SMALL, steps=done)
+        writing.accompany(source, small)
+        progress("looking at the compressed model")
+        found = kept(before, _answers(model, tokenizer, kind, shown), kind)
+        del model
+        gc.collect()
+        progress("writing the plain weights")
+        _plain(source, kind, small, folder)
+        titles = [str(step["method"]) for step in done]
+        settings = dict(done[0]["settings"]) if len(done) == 1 else {"steps": done}
+        said = recording.record(
+            source, folder, method=" + ".join(titles), title=" + ".join(titles), settings=settings, seconds=seconds
+        )
+    small = Path(out) / writing.SMALL
+    judged = None
+    if gated:
+        assert cases is not None
+        judged = gating.gate(source, small, cases, folder=Path(out), command=command, progress=progress)
+    sizes = sum(path.stat().st_size for path in pretrained.weights(source)), saved.nbytes(small)
+    return Compressed(Path(out), small, said, *sizes, found, judged)
+
+
+def kept(before: list[Tensor], after: list[Tensor], kind: str) -> dict[str, float]:
+    """What is left of a model's answers: figures by name.
+
+    encoder: `cosine` of each text's vector to the one before, mean, and the `worst cosine`. classifier: the share of the `same
+    class`. causal: the share of the `same next token`, and `perplexity before` and `after`.
+    """
+    if kind == "encoder":
+        cosines = torch.cosine_similarity(torch.stack(before), torch.stack(after))
+        return {"cosine": float(cosines.mean()), "worst cosine": float(cosines.min())}
+    same = torch.cat([(old[..., 0] == new[..., 0]).float().reshape(-1) for old, new in zip(before, after, strict=True)])
+    if kind == "classifier":
+        return {"same class": float(same.mean())}
+    perplexities = (math.exp(float(torch.cat([one[:, 1] for one in side]).mean())) for side in (before, after))
+    return {"same next token": float(same.mean())} | dict(
+        zip(("perplexity before", "perplexity after"), perplexities, strict=True)
+    )
+
+
+def _step(step: Transform, model: nn.Module, data: Any) -> dict[str, Any]:
+    """One step without a way back in memory: the model before lies on disk. What was done, for the manifest."""
+    if isinstance(step, Compressor):
+        step.consume(model, data)
+        return {"method": step.method, "settings": step.settings()}
+    receipt: Receipt = step.apply(model, data)
+    return {"method": receipt.facts.method, "settings": receipt.facts.settings}
+
+
+@torch.no_grad()
+def _answers(model: Any, tokenizer: Any, kind: str, texts: Sequence[str]) -> list[Tensor]:
+    """encoder: the mean vector of each text. classifier: [[class]]. causal: [T, 2] of each text, the likeliest next token and
+    the nats of the real one."""
+    found = []
+    if kind == "causal":
+        for window in stretches(model, tokenizer, texts, _TOKENS):
+            ids = torch.tensor([window], device=model.device)
+            logp = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+            nats = -logp.gather(-1, ids[0, 1:, None])
+            found.append(torch.cat([logp.argmax(-1, keepdim=True).float(), nats], 1))
+        return found
+    for text in texts:
+        rows = tokenizer(text, return_tensors="pt", truncation=True, max_length=128).to(model.device)
+        answer = model(**rows)
+        found.append(answer.last_hidden_state[0].float().mean(0) if kind == "encoder" else answer.logits.argmax(-1, keepdim=True))
+    if not found:
+        raise DataError("Compression is looked at on texts; received none.")
+    return found
+
+
+@torch.no_grad()
+def _plain(source: Path, kind: str, small: Path, folder: Path) -> None:
+    """The weights that the compressed layers stand for, in the places and types of the model before."""
+    model, _ = pretrained.load(source, kind, "auto")
+    tied = {id(model.get_input_embeddings().weight)} if getattr(model.config, "tie_word_embeddings", False) else set()
+    for name, layer in saved.layers(small):
+        module = model.get_submodule(name)
+        stands: Any = getattr(layer, "plain", dict)  # an activation or the attention has no weights
+        for own, value in stands().items():
+            parameter = getattr(module, own)
+            if id(parameter) in tied and not isinstance(module, nn.Embedding):
+                continue  # a plain model has one table for both ends: that of the embedding
+            place = Linear(name, module).weight if own == "weight" and is_linear(module) else parameter
+            if place.shape != value.shape:
+                raise CheckpointError(f"{name}.{own} is {tuple(value.shape)} in {small}, {tuple(place.shape)} in {source}.")
+            place.copy_(value)
+    writing.weights(model, folder)

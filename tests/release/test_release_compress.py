@@ -1,0 +1,159 @@
+"""What `instar compress` writes: the packed model, the floats that it stands for, and the way back."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from instar import release
+from instar.compression import saved
+from instar.compression.blockwise import Blockwise
+from instar.compression.int8 import Int8
+from instar.compression.magnitude_pruning import MagnitudePruning
+from instar.data import pretrained
+from instar.data.topics import topics
+from instar.errors import CheckpointError, MissingExtraError, ModelError, OutputError, TransformError
+from instar.interfaces import Transform
+from instar.receipt import fingerprint, history
+from instar.release import cases, compressing
+
+
+@pytest.fixture(scope="module")
+def words() -> Path:
+    try:
+        return pretrained.folder("all-MiniLM-L6-v2")
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def encoder(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT of random weights, with a pooling file."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(words)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=len(tokenizer)
+    )
+    out = tmp_path_factory.mktemp("models") / "encoder"
+    transformers.BertModel(config).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "1_Pooling").mkdir()
+    (out / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return out
+
+
+@pytest.fixture(scope="module")
+def tied(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GPT-2, whose linear layers are Conv1D and whose head is the table of its embedding."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(words)
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=len(tokenizer), n_positions=128)
+    out = tmp_path_factory.mktemp("models") / "tied"
+    transformers.GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("method", "cosine"),
+    [
+        (Int8(embeddings=True), 0.999),
+        (Blockwise(bits=4, activations="none", block=32), 0.98),
+        (Blockwise(bits=8, block=32, activations="all"), 0.99),
+    ],
+)
+def test_both_forms_of_an_encoder(encoder: Path, tmp_path: Path, method: Transform, cosine: float) -> None:
+    found = compressing.compress(encoder, [method], tmp_path / "next", gated=False)
+    assert found.kept["cosine"] > cosine
+    assert found.bytes_after == saved.nbytes(found.small) < found.bytes_before / 3
+    small, tokenizer = pretrained.load(found.small)
+    plain = transformers.AutoModel.from_pretrained(found.folder).eval()
+    given = tokenizer("It is the same model in two forms.", return_tensors="pt")
+    with torch.no_grad():
+        packed, floats = small(**given).last_hidden_state, plain(**given).last_hidden_state
+    assert torch.cosine_similarity(packed.flatten(), floats.flatten(), dim=0) > 0.99
+    for name, module in small.named_modules():
+        if hasattr(module, "plain"):
+            for own, value in module.plain().items():
+                assert torch.equal(plain.get_parameter(f"{name}.{own}"), value), name
+    assert (found.small / "1_Pooling" / "config.json").is_file()
+    assert json.loads((found.small / saved.MANIFEST).read_text())["steps"][0]["method"] == found.receipt.method
+    assert found.receipt.base == fingerprint(encoder)
+    assert fingerprint(found.folder) == found.receipt.after
+    assert len(history(found.folder)) == 1
+    release.undo(found.folder)
+    assert fingerprint(found.folder) == fingerprint(encoder)
+    assert not found.small.exists()
+
+
+def test_a_tied_head_and_conv1d_in_half_precision(tied: Path, tmp_path: Path) -> None:
+    found = compressing.compress(tied, [Int8()], tmp_path / "next", gated=False)
+    assert found.kept["same next token"] > 0.9
+    assert found.kept["perplexity after"] == pytest.approx(found.kept["perplexity before"], rel=0.02)
+    plain, _ = pretrained.load(found.folder, dtype="auto")
+    before, _ = pretrained.load(tied, dtype="auto")
+    assert plain.dtype == torch.bfloat16
+    assert plain.lm_head.weight is plain.transformer.wte.weight
+    assert torch.equal(plain.lm_head.weight, before.lm_head.weight)
+    changed = {change.name for change in found.receipt.changes}
+    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert changed == {f"transformer.h.{i}.{part}.weight" for i in (0, 1) for part in parts}
+    small, _ = pretrained.load(found.small)
+    given = torch.arange(20)[None]
+    with torch.no_grad():
+        gap = (small(given).logits - plain(given).logits).float().abs().max()
+    assert gap < 0.1 * plain(given).logits.float().std()
+
+
+def test_steps_stand_in_one_manifest_and_one_receipt(encoder: Path, tmp_path: Path) -> None:
+    steps = [MagnitudePruning(density=0.6, keep=[".*attention.*"]), Int8(keep=[".*intermediate.*", ".*output.dense"])]
+    found = compressing.compress(encoder, steps, tmp_path / "next", gated=False)
+    manifest = json.loads((found.small / saved.MANIFEST).read_text())
+    assert [step["method"] for step in manifest["steps"]] == ["magnitude_pruning", "int8"]
+    assert {spec["kind"] for spec in manifest["layers"].values()} == {"linear", "int8"}
+    assert [step["method"] for step in found.receipt.settings["steps"]] == ["magnitude_pruning", "int8"]
+
+
+def test_the_gate_is_asked_of_the_small_model(encoder: Path, tmp_path: Path) -> None:
+    asked = cases.search(topics(), 10, 0, documents=60)
+    found = compressing.compress(encoder, [Int8()], tmp_path / "next", cases=asked)
+    assert found.gate is not None
+    result = json.loads((found.folder / "gate" / "result.json").read_text())
+    assert str(found.small) in json.dumps(result)
+
+
+def test_a_layer_is_freed_when_its_successor_stands(encoder: Path) -> None:
+    model, _ = pretrained.load(encoder)
+    alive = [weakref.ref(module) for module in model.modules() if isinstance(module, nn.Linear)]
+    counts: list[int] = []
+
+    class Watching(Int8):
+        def replacement(self, name: str, module: nn.Module, work: object) -> nn.Module:
+            counts.append(sum(one() is not None for one in alive))
+            return super().replacement(name, module, work)  # type: ignore[arg-type]
+
+    Watching(outliers=0).consume(model)
+    assert counts == list(range(len(alive), 0, -1))
+
+
+def test_nothing_is_written_where_something_is_wrong(encoder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "next"
+    with pytest.raises(TransformError, match="finds no layer"):
+        compressing.compress(encoder, [Int8(keep=[".*"])], out, gated=False)
+    done = compressing.compress(encoder, [Int8()], tmp_path / "done", gated=False)
+    with pytest.raises(TransformError, match="compressed already"):
+        compressing.compress(done.small, [Int8()], out, gated=False)
+    with pytest.raises(OutputError, match="exists already"):
+        compressing.compress(encoder, [Int8()], tmp_path / "done", gated=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"done"}
+    with pytest.raises(ModelError, match="compressed encoder"):
+        pretrained.load(done.small, "causal")
+    (done.small / saved.WEIGHTS).write_bytes((done.small / saved.WEIGHTS).read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated"):
+        pretrained.load(done.small)
