@@ -17,7 +17,7 @@ from instar import formula
 from instar.errors import CardError, FormulaError, UnknownNameError
 
 Kind = Literal["system", "baseline", "study", "dataset", "survey"]
-Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform"]
+Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater"]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
 
@@ -34,12 +34,16 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "orthonormal": bool,
     "rotation": ("learnt", "exact"),
     "exact_at_birth": bool,
+    "structured": bool,
+    "labelled": bool,
 }
 """Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
 
 Of a head: `orthonormal`, its method `bases()` gives the matrices whose rows or columns are; `rotation`, whether old vectors that
 are a rotation of the new ones are found again beyond chance (`learnt`) or exactly.
 Of an adapter: `exact_at_birth`, whether it leaves every bit of the outputs as it was until it is trained.
+Of a transform: `structured`, it takes transformers whose parts `instar.anatomy` finds, and no other model; `labelled`, it chooses
+by labelled batches and does nothing without them.
 """
 
 
@@ -76,6 +80,8 @@ class Cost:
     Editor, one edited layer of I inputs and O outputs, N facts: flops: of the work on its matrix, the search for what it shall
     put out excluded. state: bytes of what is written, float32, which is what undo keeps.
     Transform, one layer of I inputs and O outputs: flops: of one token through it. state: bytes of its weight as stored.
+    Updater, a base of P parameters in matrices and a vocabulary of V: flops: of the base in a step of training, by token. state:
+    bytes of teachers' logits that are kept for a token, the default being all of them.
     """
 
     flops: str

@@ -211,6 +211,7 @@ def minimal(cls: type, path: Path) -> Card:
         interfaces.Adapter: ("Adapter", "adapters", []),
         interfaces.Editor: ("Editor", "editing", []),
         interfaces.Transform: ("Transform", "compression", []),
+        interfaces.Updater: ("Updater", "compat", []),
     }
     found = next((said for base, said in families.items() if issubclass(cls, base)), None)
     if found is None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter",
+    "Answering",
     "CompatibleHead",
     "Data",
     "Editor",
@@ -54,6 +55,8 @@ __all__ = [
     "Problem",
     "State",
     "Transform",
+    "Updater",
+    "Versions",
     "Workload",
 ]
 
@@ -405,6 +408,54 @@ class Transform(abc.ABC):
 
         data: what the method needs to choose by, as its card says; None for methods that need none. Raises TransformError, and
         ModelError for a model that it cannot take.
+        """
+
+
+@dataclass(frozen=True)
+class Versions:
+    """A task before and after its model changed. Both are causal models of `transformers` with one vocabulary."""
+
+    old: nn.Module
+    """Answers as the version before did, its adapter active or merged."""
+    new: nn.Module
+    """The next base, with an adapter that was trained for the task on it, active."""
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+    """Tokens of prompts and of what follows: what the adapter was trained on."""
+    fill: int
+    """The token that pads."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How the task is answered from now on."""
+
+    logits: Callable[[Tensor, Tensor], Tensor]
+    """Ids and mask [B, T] -> [B, T, V]: the softmax of the last axis predicts the next token. No gradients, no dropout."""
+    passes: int = 1
+    """Forward passes that it takes. Where it is one, the adapter that answers is the active one of `Versions.new`."""
+
+
+class Updater(abc.ABC):
+    """Brings a task to the next version of its model, so that what the old one answered rightly stays right.
+
+    Constructor arguments are the configuration, each kept as an attribute of its name.
+    """
+
+    @abc.abstractmethod
+    def update(
+        self,
+        versions: Versions,
+        *,
+        steps: int,
+        seed: int = 0,
+        monitor: Monitor | None = None,
+        folder: Path | None = None,
+    ) -> Answering:
+        """Learn for `steps` steps, as further adapters of `versions.new`, beside its own; the old version is only read.
+
+        After no steps, what takes one pass answers as the new version does. folder: progress is kept there and taken up again to
+        the bit, for the same versions. Raises DataError for no rows, ModelError for versions of different vocabularies,
+        AdapterError where no adapter is active, DivergedError.
         """
 
 

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from instar.cards import Card
-from instar.checks import adapter, compatible_head, editor, mixer, transform
+from instar.checks import adapter, compatible_head, editor, mixer, transform, updater
 from instar.checks.subject import Check, Subject, find
 from instar.errors import CardError, ContractError
 
@@ -47,6 +47,7 @@ def contract(interface: str | None) -> tuple[Check, ...]:
         "Adapter": adapter.CONTRACT,
         "Editor": editor.CONTRACT,
         "Transform": transform.CONTRACT,
+        "Updater": updater.CONTRACT,
     }
     if interface not in known:
         raise CardError(f"There is no contract for the interface {interface}; known are {', '.join(known)}.")
