@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from instar.anatomy.linear import is_linear
 from instar.bench.seeds import stream
 from instar.errors import TransformError
 
@@ -47,6 +48,39 @@ def call(model: nn.Module, batch: Any) -> Any:
         raise TransformError(
             f"{type(model).__name__} cannot be called with a {type(batch).__name__} as data: {error}."
         ) from error
+
+
+def kind(module: nn.Module) -> str:
+    """linear, embedding, norm, or nothing."""
+    if is_linear(module):
+        return "linear"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "norm" if "norm" in type(module).__name__.lower() else ""
+
+
+@contextlib.contextmanager
+def between(model: nn.Module, see: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Evaluation mode, and `see(name, x)` of what passes between modules: what it returns goes on in the place of x.
+
+    Names are "module.input" and "module.output" of linear layers and norms (whose inputs are the residual sums), and
+    "module.output" of embeddings.
+    """
+
+    def before(name: str) -> Any:
+        return lambda module, given: (see(name, given[0]), *given[1:])
+
+    def after(name: str) -> Any:
+        return lambda module, given, found: see(name, found)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for name, module in model.named_modules():
+            if kind(module) in ("linear", "norm"):
+                stack.callback(module.register_forward_pre_hook(before(f"{name}.input")).remove)
+            if kind(module):
+                stack.callback(module.register_forward_hook(after(f"{name}.output")).remove)
+        yield
 
 
 def random_tokens(model: nn.Module) -> list[Tensor]:

@@ -183,9 +183,12 @@ def _after(see: Any, name: str, kind: str) -> Any:
 
 @contextlib.contextmanager
 def _telling(model: Any) -> Any:
-    """Let a model of transformers return its attention, and put its settings back afterwards."""
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "set_attn_implementation"):
+    """Let a model of transformers return its attention, and put its settings back afterwards.
+
+    One that attends by a function of ours keeps it: eager attention would be another function.
+    """
+    config: Any = getattr(model, "config", None)
+    if not hasattr(model, "set_attn_implementation") or str(config._attn_implementation).startswith("instar_"):
         yield
         return
     before, told = config._attn_implementation, config.output_attentions
