@@ -94,19 +94,15 @@ def checked(versions: Versions) -> str:
     if task is None:
         raise AdapterError("The new version has no active adapter: attach one, train it on the task, then update.")
     require_unmerged(versions.new, "update")
-    first = [*versions.rows[0][0], *versions.rows[0][1]]
-    ids = torch.tensor([first])
-    sizes = []
-    for model in (versions.old, versions.new):
-        known = getattr(model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
-        if known is not None and max(first) >= known:
-            raise ModelError(f"The rows hold the token {max(first)}; {type(model).__name__} knows {known}. Use its tokenizer.")
-        sizes.append(logits(model, ids, torch.ones_like(ids)).shape[-1])
+    one = torch.zeros(1, 1, dtype=torch.int64)
+    sizes = [logits(model, one, one + 1).shape[-1] for model in (versions.old, versions.new)]
     if sizes[0] != sizes[1]:
         raise ModelError(
             f"The old version predicts {sizes[0]} tokens, the new one {sizes[1]}: their logits cannot be compared. Both versions "
             "must share a tokenizer and its vocabulary."
         )
+    if (largest := max(max((*asked, *answer), default=0) for asked, answer in versions.rows)) >= sizes[0]:
+        raise ModelError(f"The rows hold the token {largest}; both versions know {sizes[0]}. Use their tokenizer.")
     return task
 
 

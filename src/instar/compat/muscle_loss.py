@@ -64,8 +64,8 @@ class MuscleLoss:
         _require(student, old, new, targets)
         real = targets != IGNORED
         m = self.imitates_old(student, old, targets)[real]
-        zC, y = student[real].float(), targets[real]
-        teacher = torch.where(m[:, None], old.detach()[real].float(), new.detach()[real].float())
+        zC, y = _wide(student[real]), targets[real]
+        teacher = torch.where(m[:, None], _wide(old.detach()[real]), _wide(new.detach()[real]))
         loss = self._divergence(teacher, zC).mean()
         if self.ce_weight:
             loss = (1 - self.ce_weight) * loss + self.ce_weight * F.cross_entropy(zC, y)
@@ -77,8 +77,8 @@ class MuscleLoss:
         masks = self.imitates_old(student, old, targets)
         terms = []
         for b, t in (targets != IGNORED).nonzero().tolist():
-            z1, z2, zC, y = old[b, t].detach().float(), new[b, t].detach().float(), student[b, t].float(), targets[b, t]
-            m = masks[b, t].float()
+            z1, z2, zC, y = _wide(old[b, t].detach()), _wide(new[b, t].detach()), _wide(student[b, t]), targets[b, t]
+            m = masks[b, t].to(zC.dtype)
             term = m * self._divergence(z1, zC) + (1 - m) * self._divergence(z2, zC)
             terms.append((1 - self.ce_weight) * term - self.ce_weight * zC.log_softmax(-1)[y])
         return torch.stack(terms).mean()
@@ -105,11 +105,18 @@ class MuscleLoss:
         if self.direction == "reverse":
             p, q = q, p
         found = (p.exp() * (p - q)).sum(-1)
+        # Less than this is rounding. Its gradient is nothing as well, but Adam would make whole steps of it.
+        found = torch.where(found.detach().abs() <= torch.finfo(found.dtype).eps, 0, found)
         return found * self.temperature**2 if self.squared else found
 
 
 def _log_p(logits: Tensor, y: Tensor) -> Tensor:
-    return logits.float().log_softmax(-1).gather(-1, y[..., None])[..., 0]
+    return _wide(logits).log_softmax(-1).gather(-1, y[..., None])[..., 0]
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Half precision is too coarse for a divergence."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _require(student: Tensor, old: Tensor, new: Tensor, targets: Tensor) -> None:

@@ -50,7 +50,8 @@ class Teacher:
         self._rows, self._fill = [torch.tensor([*asked, *answer]) for asked, answer in rows], fill
         if not rows or min(map(len, self._rows)) < 2:
             raise DataError("Distillation expects rows of two tokens or more, at least one of them.")
-        self.vocabulary = logits(model, *_batch(self._rows[:1], fill)).shape[-1]
+        one = torch.zeros(1, 1, dtype=torch.int64)
+        self.vocabulary = logits(model, one, one + 1).shape[-1]
         if (largest := max(int(row.max()) for row in self._rows)) >= self.vocabulary:
             raise ModelError(f"The rows hold the token {largest}; {type(model).__name__} knows {self.vocabulary}.")
         if keep is not None and not 1 <= keep <= self.vocabulary:
