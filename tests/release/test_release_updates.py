@@ -55,10 +55,64 @@ def test_an_adapted_version_has_learnt_and_goes_back_to_the_bit(source: Path, pa
     assert fingerprint(found.folder) == found.receipt.after
     assert all(".q_proj." in c.name or ".v_proj." in c.name for c in found.receipt.changes)
     assert not found.receipt.structural
+    assert found.kept["same next token"] < 1
     model, _ = pretrained.load(found.folder)
     assert type(model.model.layers[0].self_attn.q_proj) is torch.nn.Linear
     release.undo(found.folder)
     assert fingerprint(found.folder) == fingerprint(source)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT of random weights with a real tokenizer, and no head."""
+    try:
+        folder = pretrained.folder("all-MiniLM-L6-v2")
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=len(tokenizer)
+    )
+    out = tmp_path_factory.mktemp("models") / "encoder"
+    transformers.BertModel(config).to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+@pytest.fixture
+def sorts(tmp_path: Path) -> Path:
+    path = tmp_path / "sorts.csv"
+    words = {"fruit": ("apple", "pear", "plum", "fig"), "tool": ("saw", "hammer", "drill", "file")}
+    rows = [f"{kind} number {i} is a {word},{label}" for label, kinds in words.items() for word in kinds for i in range(20)
+            for kind in ("item", "thing")]  # fmt: skip
+    path.write_text("\n".join(["text,label", *rows]))
+    return path
+
+
+def test_an_encoder_gets_a_head_and_goes_back_to_the_bit(encoder: Path, sorts: Path, tmp_path: Path) -> None:
+    found = adapting.adapt(encoder, str(sorts), LoRA(r=4, lr=5e-3), tmp_path / "next", steps=150, batch=16, length=16)
+    assert found.after["accuracy"] > 0.95
+    assert 0 < found.before["accuracy"] < 1
+    assert found.kept["cosine"] < 1
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(found.folder, dtype="auto").eval()
+    assert model.dtype == torch.bfloat16
+    tokenizer = transformers.AutoTokenizer.from_pretrained(found.folder)
+    with torch.no_grad():
+        answer = model(**tokenizer("item number 3 is a hammer", return_tensors="pt")).logits.argmax()
+    assert model.config.id2label[int(answer)] == "tool"
+    changed = {change.name for change in found.receipt.changes}
+    assert {"classifier.weight", "classifier.bias"} <= changed
+    assert all(("classifier" in name) or ("pooler" in name) or (".query." in name) or (".value." in name) for name in changed)
+    assert found.receipt.moved["embeddings.word_embeddings.weight"] == "bert.embeddings.word_embeddings.weight"
+    assert found.gate is not None
+    assert (found.folder / "gate" / "page.html").is_file()
+    again = adapting.adapt(found.folder, str(sorts), LoRA(r=4), tmp_path / "again", steps=1, batch=16, length=16, gated=False)
+    assert again.before["accuracy"] > 0.95  # its head is of these classes and stays
+    assert not again.receipt.structural
+    release.undo(found.folder)
+    assert fingerprint(found.folder) == fingerprint(encoder)
+    assert json.loads((found.folder / "config.json").read_text())["architectures"] == ["BertModel"]
 
 
 def test_an_edited_version_says_the_fact_and_goes_back_to_the_bit(source: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,47 @@ def load(
     return model.to(device).eval(), tokenizer
 
 
+def classifier(name_or_path: str | Path, classes: Sequence[str], dtype: str = "float32") -> tuple[Any, Any, list[str]]:
+    """(model, tokenizer, names of its new modules): a model with a classification head for these classes, the rest as stored.
+
+    A head that the folder has for the same classes stays (and the model's order of classes); else the new one is random, from
+    torch's generator. Raises ModelError where more than a head is missing, and what `folder` raises.
+    """
+    import torch
+
+    path = folder(name_or_path)
+    transformers = extras.require("transformers", "models")
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with quiet(transformers):
+            config = transformers.AutoConfig.from_pretrained(path, **local)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **local)
+            known = list((getattr(config, "id2label", None) or {}).values()) if kind_of(path) == "classifier" else []
+            order = known if sorted(known) == sorted(classes) else list(classes)
+            config.id2label, config.label2id = dict(enumerate(order)), {label: place for place, label in enumerate(order)}
+            if config.pad_token_id is None:
+                config.pad_token_id = tokenizer.pad_token_id
+            model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+                path,
+                config=config,
+                dtype=getattr(torch, dtype, dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **local,
+            )
+    except InstarError:
+        raise
+    except Exception as error:  # as in `load`
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path} cannot be given a classification head: {type(error).__name__}: {reason}") from error
+    new = {key if isinstance(key, str) else key[0] for key in (*report["missing_keys"], *report["mismatched_keys"])}
+    inside = f"{model.base_model_prefix}."
+    if lost := sorted(key for key in new if key.startswith(inside) and ".pooler." not in f".{key}"):
+        raise ModelError(f"{path} lacks {len(lost)} tensors of a {type(model).__name__}, among them {lost[0]}.")
+    return model.eval(), tokenizer, sorted({key.rpartition(".")[0] for key in new})
+
+
 def _compressed(path: Path, kind: str, layers: int | None, device: str) -> tuple[Any, Any]:
     """A folder that `instar.compression.save` wrote: its weights stay as they lie there."""
     from instar.compression import saved
@@ -150,6 +191,13 @@ def weights(path: Path) -> list[Path]:
             "and write safetensors with model.save_pretrained(folder)."
         )
     raise ModelError(f"{path} holds no weights: expected model.safetensors or model.safetensors.index.json.")
+
+
+def stored_dtype(path: Path) -> Any:
+    """The torch type of the first tensor of floats in a folder."""
+    from instar.models import streaming
+
+    return next(part.dtype for file in weights(path) for part in streaming.parts(file).values() if part.dtype.is_floating_point)
 
 
 def fingerprint(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,15 +36,15 @@ def train(
     *,
     steps: int,
     seed: int,
-    head: str | None = None,
+    heads: Sequence[str] = (),
     head_lr: float = 0.0,
     monitor: Monitor | None = None,
 ) -> None:
-    """Train the active adapter at the rate that its method says, and the copy of a head at its own, without weight decay."""
+    """Train the active adapter at the rate that its method says, and the copies of heads at theirs, without weight decay."""
     state = state_of(model)
     assert state.active is not None
     adapter = state.named[state.active].adapter
-    over = [] if head is None else list(adapted(model)[head].adapters[state.active].parameters())
+    over = [p for head in heads for p in adapted(model)[head].adapters[state.active].parameters()]
     ids = {id(p) for p in over}
     rest = [p for p in parameters(model) if id(p) not in ids]
     groups = [{"params": rest, "lr": adapter.lr}, {"params": over, "lr": head_lr}]

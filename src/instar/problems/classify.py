@@ -147,7 +147,7 @@ class ClassifyProblem(Problem):
             texts, labels = rows
             return F.cross_entropy(model(texts), labels)
 
-        adapting.train(model, batch, loss, steps=steps, seed=seed, head=HEAD, head_lr=self.head_lr, monitor=monitor)
+        adapting.train(model, batch, loss, steps=steps, seed=seed, heads=[HEAD], head_lr=self.head_lr, monitor=monitor)
 
     def evaluate(self, subject: Subject, split: Labelled) -> dict[str, Items]:
         """Right or wrong, sentence by sentence."""

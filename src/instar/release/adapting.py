@@ -1,36 +1,64 @@
-"""A stored language model with an adapter trained on pairs and merged into it, as the next stored version."""
+"""A stored model with an adapter trained on a task and merged into it, as the next stored version."""
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.adapters import merge_and_unload, save
 from instar.adapters.attaching import arguments, slug
-from instar.bench.seeds import initialising, stream
+from instar.bench.seeds import initialising
 from instar.data import pretrained
-from instar.data.e2e import Asked, prompts
-from instar.errors import DataError, ShapeError
+from instar.errors import ShapeError
+from instar.gate.predictions import Cases
 from instar.gate.result import Result
 from instar.interfaces import Adapter, Monitor
-from instar.problems import adapting
-from instar.problems.generate_text import IGNORED, Writer
-from instar.receipt import updating
+from instar.problems import adapting as training
 from instar.receipts.facts import Facts
-from instar.release import cases, gating, writing
+from instar.release import gating, recording, writing
+from instar.release import kept as keeping
 
-_TESTED = 200
-"""Held-out prompts that are scored, at most."""
-_SCORED = 16
+
+class Task(Protocol):
+    """What is learnt: a model with a place for it, and its data."""
+
+    name: str
+    """Of the data."""
+    model: Any
+    tokenizer: Any
+    items: int
+    """That it is trained on."""
+    heads: Sequence[str]
+    """Modules that are trained whole beside the adapter, and their rate."""
+    head_lr: float
+    unrelated: str
+    """encoder or causal: how other texts are looked at (`kept.answers`)."""
+
+    @property
+    def body(self) -> Any:
+        """The model or the part of it that looks at other texts."""
+
+    def batch(self, index: int, seed: int) -> Any:
+        """The rows of a step."""
+
+    def loss(self, model: nn.Module, rows: Any) -> Tensor:
+        """What training lowers."""
+
+    def untrained(self) -> dict[str, float]:
+        """`score` of the version before, which may have had no head."""
+
+    def score(self) -> dict[str, float]:
+        """Of held-out items, figures by name."""
+
+    def cases(self) -> Cases:
+        """What the gate asks both versions."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +67,15 @@ class Adapted:
 
     folder: Path
     receipt: Facts
-    pairs: int
+    items: int
     """That it was trained on."""
     trained: int
     """Numbers that were trained."""
     before: dict[str, float]
-    """Of held-out prompts: `nll`, nats a token of what should follow, and its `perplexity`."""
+    """Of held-out items: `Task.score`."""
     after: dict[str, float]
+    kept: dict[str, float]
+    """Of other text: `kept.compared`."""
     gate: Result | None
 
 
@@ -59,19 +89,22 @@ def adapt(
     steps: int = 200,
     batch: int = 8,
     length: int = 256,
+    dtype: str = "float32",
     seed: int = 0,
     gated: bool = True,
     command: str = "",
     monitor: Monitor | None = None,
     progress: Callable[[str], Any] = lambda name: None,
 ) -> Adapted:
-    """Train an adapter on prompts and what should follow, merge it, and write the result with its receipt and the gate.
+    """Train an adapter on a task, merge it, and write the result with its receipt and the gate.
 
     Args:
-        name: a causal model, as in `pretrained.folder`; it stays as it is. data: JSONL with prompt and target, or e2e; a tenth of
-            the prompts is held out and scored before and after.
-        where: layers, as `Adapter.attach`. steps, batch: of training at the rate of the method. length: most tokens of a pair.
-        gated: whether both versions are asked how texts go on that have nothing to do with the data (`cases`).
+        name: a model as in `pretrained.folder`; it stays as it is. data: prompts and what should follow (JSONL, or e2e) for a
+            causal model; sentences and their class (CSV, or a name of `data.sentences`), for which the model gets a head. A tenth
+            is held out and scored before and after.
+        where: layers, as `Adapter.attach`. steps, batch: of training at the rate of the method. length: most tokens of an item.
+        dtype: of the base while it is trained; the weights are written in the type that they were stored in.
+        gated: whether both versions are asked: other text for a causal model, the held-out sentences for a classifier.
 
     The adapter alone is kept in OUT/adapter, in the layout of `peft`. Raises DataError, AdapterError, ModelError, OutputError,
     DivergedError; nothing is written then.
@@ -81,65 +114,51 @@ def adapt(
             f"adapt expects steps and batch of 1 or more and length of 8 or more; received {steps}, {batch}, {length}."
         )
     writing.vacant(Path(out))
-    found = prompts(data)
-    pairs = [(one.prompt, target) for one in found.train for target in one.targets]
-    tested = found.test[:_TESTED]
     source = pretrained.folder(name)
-    model, tokenizer = pretrained.load(source, "causal")
-    writer = Writer(tokenizer, length)
-    if len(pairs) < batch:
-        raise DataError(f"{data} has {len(pairs)} pairs to train on; a step takes {batch}. Give --batch a smaller number.")
-    before = _score(model, writer, tested)
-    settings = {**arguments(adapter), "data": found.name, "pairs": len(pairs), "steps": steps, "batch": batch, "seed": seed}
-    with tempfile.TemporaryDirectory() as aside:
-        with updating(
-            model, method=slug(adapter), title=f"{slug(adapter)} on {found.name}", settings=settings, changes=()
-        ) as update:
-            with initialising(seed):
-                adapter.attach(model, where)
-            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            _train(model, writer, pairs, steps, batch, seed, monitor)
-            after = _score(model, writer, tested)
-            save(model, Path(aside) / writing.ADAPTER)
-            merge_and_unload(model)
-        with writing.version(out, source) as folder:
-            writing.fill(model, folder, source=source, receipts=[update.receipt])
-            shutil.copytree(Path(aside) / writing.ADAPTER, folder / writing.ADAPTER)
-    del model
-    judged = None
-    if gated:
-        judged = gating.gate(source, Path(out), cases.of(source, 100), command=command, progress=progress)
-    return Adapted(Path(out), update.receipt.facts, len(pairs), trained, before, after, judged)
-
-
-def _train(
-    model: nn.Module, writer: Writer, pairs: Sequence[tuple[str, str]], steps: int, size: int, seed: int, monitor: Monitor | None
-) -> None:
-    def batch(index: int) -> tuple[Tensor, Tensor, Tensor]:
-        epoch, place = divmod(index, len(pairs) // size)
-        order = torch.randperm(len(pairs), generator=stream(seed, f"epoch/{epoch}"))
-        return writer.batch([writer.row(*pairs[i]) for i in order[place * size : (place + 1) * size].tolist()])
-
-    adapting.train(
-        model, batch, lambda module, rows: _nats(module, rows).sum() / _count(rows), steps=steps, seed=seed, monitor=monitor
+    with initialising(seed):
+        task = _task(source, data, batch, length, dtype)
+    model, texts = task.model, keeping.texts()
+    before, usual = task.untrained(), keeping.answers(task.body, task.tokenizer, task.unrelated, texts)
+    start = time.perf_counter()
+    with initialising(seed):
+        adapter.attach(model, where, modules_to_save=task.heads)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    training.train(
+        model,
+        lambda index: task.batch(index, seed),
+        task.loss,
+        steps=steps,
+        seed=seed,
+        heads=task.heads,
+        head_lr=task.head_lr,
+        monitor=monitor,
     )
-
-
-@torch.no_grad()
-def _score(model: nn.Module, writer: Writer, asked: Sequence[Asked]) -> dict[str, float]:
-    rows = [writer.row(one.prompt, one.targets[0]) for one in asked]
-    batches = [writer.batch(rows[i : i + _SCORED]) for i in range(0, len(rows), _SCORED)]
     model.eval()
-    nll = sum(float(_nats(model, part).double().sum()) for part in batches) / sum(map(_count, batches))
-    return {"nll": nll, "perplexity": math.exp(nll)}
+    after = task.score()
+    settings = {**arguments(adapter), "data": task.name, "items": task.items, "steps": steps, "batch": batch, "seed": seed}
+    with writing.version(out, source) as folder, tempfile.TemporaryDirectory(dir=folder) as aside:
+        save(model, Path(aside) / writing.ADAPTER)
+        merge_and_unload(model)
+        kept = keeping.compared(usual, keeping.answers(task.body, task.tokenizer, task.unrelated, texts), task.unrelated)
+        seconds = time.perf_counter() - start
+        writing.weights(model.to(pretrained.stored_dtype(source)), folder)
+        shutil.move(Path(aside) / writing.ADAPTER, folder / writing.ADAPTER)
+        title = f"{slug(adapter)} on {task.name}"
+        said = recording.record(source, folder, method=slug(adapter), title=title, settings=settings, seconds=seconds)
+    cases = task.cases() if gated else None
+    items = task.items
+    del model, task.model
+    judged = None
+    if cases is not None:
+        judged = gating.gate(source, Path(out), cases, command=command, progress=progress)
+    return Adapted(Path(out), said, items, trained, before, after, kept, judged)
 
 
-def _nats(model: nn.Module, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """−log p of every target token, 0 elsewhere."""
-    ids, mask, targets = rows
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-    return F.cross_entropy(logits.transpose(1, 2), targets[:, 1:], ignore_index=IGNORED, reduction="none")
+def _task(source: Path, data: str, batch: int, length: int, dtype: str) -> Task:
+    from instar.data import e2e
+    from instar.release.classes import Classes
+    from instar.release.pairs import Pairs
 
-
-def _count(rows: tuple[Tensor, Tensor, Tensor]) -> int:
-    return int((rows[2][:, 1:] != IGNORED).sum())
+    kind = Pairs if data in e2e.SETS or Path(data).suffix.lower() in (".jsonl", ".ndjson") else Classes
+    made: Task = kind(source, data, batch, length, dtype)
+    return made

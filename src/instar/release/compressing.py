@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from instar.anatomy.linear import Linear, is_linear
 from instar.compression import saved
 from instar.compression.compressor import Compressor
 from instar.data import pretrained
-from instar.data.topics import topics
-from instar.editing.drift import stretches
-from instar.errors import CheckpointError, DataError
+from instar.errors import CheckpointError
 from instar.gate.predictions import Cases
 from instar.gate.result import Result
 from instar.interfaces import Transform
@@ -27,8 +24,7 @@ from instar.receipts.facts import Facts
 from instar.receipts.receipt import Receipt
 from instar.release import cases as standing
 from instar.release import gating, recording, writing
-
-_TEXTS, _WORDS, _TOKENS = 100, 40, 2048
+from instar.release import kept as keeping
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Compressed:
     """Of the weights on disk."""
     bytes_after: int
     kept: dict[str, float]
-    """See `kept`."""
+    """See `kept.compared`."""
     gate: Result | None
 
 
@@ -78,10 +74,10 @@ def compress(
     kind = pretrained.kind_of(source)
     if gated and cases is None:
         cases = standing.of(source, 300 if kind == "encoder" else 100)
-    shown = list(texts or [" ".join(text.split()[:_WORDS]) for text in (topics().texts or ())[:_TEXTS]])
+    shown = list(texts or keeping.texts())
     model, tokenizer = pretrained.load(source, kind, "auto")
     progress("looking at the model as it is")
-    before = _answers(model, tokenizer, kind, shown)
+    before = keeping.answers(model, tokenizer, kind, shown)
     progress("compressing")
     start = time.perf_counter()
     done = [_step(step, model, data) for step in steps]
@@ -90,7 +86,7 @@ def compress(
         small = saved.save(model, folder / writing.SMALL, steps=done)
         writing.accompany(source, small)
         progress("looking at the compressed model")
-        found = kept(before, _answers(model, tokenizer, kind, shown), kind)
+        found = keeping.compared(before, keeping.answers(model, tokenizer, kind, shown), kind)
         del model
         gc.collect()
         progress("writing the plain weights")
@@ -109,24 +105,6 @@ def compress(
     return Compressed(Path(out), small, said, *sizes, found, judged)
 
 
-def kept(before: list[Tensor], after: list[Tensor], kind: str) -> dict[str, float]:
-    """What is left of a model's answers: figures by name.
-
-    encoder: `cosine` of each text's vector to the one before, mean, and the `worst cosine`. classifier: the share of the `same
-    class`. causal: the share of the `same next token`, and `perplexity before` and `after`.
-    """
-    if kind == "encoder":
-        cosines = torch.cosine_similarity(torch.stack(before), torch.stack(after))
-        return {"cosine": float(cosines.mean()), "worst cosine": float(cosines.min())}
-    same = torch.cat([(old[..., 0] == new[..., 0]).float().reshape(-1) for old, new in zip(before, after, strict=True)])
-    if kind == "classifier":
-        return {"same class": float(same.mean())}
-    perplexities = (math.exp(float(torch.cat([one[:, 1] for one in side]).mean())) for side in (before, after))
-    return {"same next token": float(same.mean())} | dict(
-        zip(("perplexity before", "perplexity after"), perplexities, strict=True)
-    )
-
-
 def _step(step: Transform, model: nn.Module, data: Any) -> dict[str, Any]:
     """One step without a way back in memory: the model before lies on disk. What was done, for the manifest."""
     if isinstance(step, Compressor):
@@ -134,27 +112,6 @@ def _step(step: Transform, model: nn.Module, data: Any) -> dict[str, Any]:
         return {"method": step.method, "settings": step.settings()}
     receipt: Receipt = step.apply(model, data)
     return {"method": receipt.facts.method, "settings": receipt.facts.settings}
-
-
-@torch.no_grad()
-def _answers(model: Any, tokenizer: Any, kind: str, texts: Sequence[str]) -> list[Tensor]:
-    """encoder: the mean vector of each text. classifier: [[class]]. causal: [T, 2] of each text, the likeliest next token and
-    the nats of the real one."""
-    found = []
-    if kind == "causal":
-        for window in stretches(model, tokenizer, texts, _TOKENS):
-            ids = torch.tensor([window], device=model.device)
-            logp = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
-            nats = -logp.gather(-1, ids[0, 1:, None])
-            found.append(torch.cat([logp.argmax(-1, keepdim=True).float(), nats], 1))
-        return found
-    for text in texts:
-        rows = tokenizer(text, return_tensors="pt", truncation=True, max_length=128).to(model.device)
-        answer = model(**rows)
-        found.append(answer.last_hidden_state[0].float().mean(0) if kind == "encoder" else answer.logits.argmax(-1, keepdim=True))
-    if not found:
-        raise DataError("Compression is looked at on texts; received none.")
-    return found
 
 
 @torch.no_grad()

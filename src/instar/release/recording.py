@@ -21,12 +21,16 @@ from instar.release.writing import CONFIG
 def record(source: Path, folder: Path, *, method: str, title: str, settings: Mapping[str, Any], seconds: float) -> Facts:
     """Append to the history of `folder` what makes its weights out of those of `source`. Memory is that of one tensor.
 
+    A tensor that only stands under another name is no change (`Facts.moved`).
+
     Reads both once and the changed tensors twice. Raises CheckpointError, OutputError.
     """
     old, new = _parts(source), _parts(folder)
     before, after = _table(old), _table(new)
+    moved = _moved(before, after)
     names = [*before, *(name for name in after if name not in before)]
-    changes = tuple(Change(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n))
+    same = {*moved, *moved.values()}
+    changes = tuple(Change(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n) and n not in same)
     gone = {change.name for change in changes}
     said = Facts(
         method=method,
@@ -38,13 +42,22 @@ def record(source: Path, folder: Path, *, method: str, title: str, settings: Map
         parent="",
         base=combine(before),
         after=combine(after),
-        rest=combine({name: line for name, line in before.items() if name not in gone}),
+        rest=combine({name: line for name, line in after.items() if name not in gone}),
         changes=changes,
+        moved=moved,
     )
     path = store.record(said, {n: old[n] for n in said.lines("before")}, {n: new[n] for n in said.lines("after")}, folder)
     if said.structural:
         shutil.copyfile(source / CONFIG, path / CONFIG)
     return said
+
+
+def _moved(before: Table, after: Table) -> dict[str, str]:
+    """Old -> new name of equal tensors whose name got a first part, or lost it: a model under a head is `bert.…` there."""
+    lost, new = before.keys() - after.keys(), after.keys() - before.keys()
+    shorter = {name.partition(".")[2]: name for name in new}
+    found = {name: shorter.get(name) or name.partition(".")[2] for name in lost}
+    return {old: now for old, now in sorted(found.items()) if now in new and before[old] == after[now]}
 
 
 def _parts(folder: Path) -> dict[str, Part]:
