@@ -56,11 +56,11 @@ class OutliersProblem(Problem):
         data: str | None = None,
         triggers: int = 4,
         length: int = 64,
-        batch: int = 64,
+        batch: int = 32,
         width: int = 64,
         depth: int = 1,
         heads: int = 1,
-        lr: float = 3e-3,
+        lr: float = 6e-3,
         test_rows: int = 256,
     ) -> None:
         if min(triggers, batch, width, depth, heads, test_rows) < 1 or length < 4:
