@@ -121,8 +121,8 @@ def test_an_edited_version_says_the_fact_and_goes_back_to_the_bit(source: Path, 
     assert found.receipt.base == fingerprint(source)
     assert {c.name.split(".")[2] for c in found.receipt.changes} == {"0", "1"}
     assert len(history(found.folder)) == 1
-    assert {"efficacy", "generalisation", "specificity", "perplexity"} <= found.after.keys()
-    assert found.drift > 0
+    assert {"efficacy", "generalisation", "specificity", "fluency", "perplexity", "drift"} <= found.after.keys()
+    assert found.after["drift"] > 0
     release.undo(found.folder)
     assert fingerprint(found.folder) == fingerprint(source)
 

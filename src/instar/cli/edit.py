@@ -111,7 +111,6 @@ def _plain(found: Edited) -> dict[str, Any]:
         "receipt": found.receipt.json(),
         "before": found.before,
         "after": found.after,
-        "drift": found.drift,
         "gate": None if found.gate is None else json.loads(as_json(found.gate)),
     }
 
@@ -129,10 +128,10 @@ def _say(found: Edited, facts: int, method: str) -> None:
     )
     table = Table("", "before", "after", box=None)
     for name in dict.fromkeys([*found.before, *found.after]):
-        digits = ".2f" if name == "perplexity" else ".3f"
-        table.add_row(name, *(format(side[name], digits) if name in side else "" for side in (found.before, found.after)))
+        digits = {"perplexity": ".2f", "fluency": ".0f", "drift": ".4f"}.get(name, ".3f")
+        title = {"perplexity": "perplexity of other text", "drift": "drift (KL in nats a token of it)"}.get(name, name)
+        table.add_row(title, *(format(side[name], digits) if name in side else "" for side in (found.before, found.after)))
     console.print(table)
-    console.print(f"Drift on other text: {found.drift:.4f} nats a token (mean KL).", markup=False)
     if found.gate is not None:
         console.print(f"Gate: {found.gate.decision}. {found.gate.headline}", markup=False)
         console.print(f"Page: {found.folder / 'gate' / 'page.html'}", markup=False)

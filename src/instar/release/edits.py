@@ -10,8 +10,7 @@ from typing import Any
 
 from instar.data import pretrained
 from instar.data.topics import topics
-from instar.editing import drift as drifting
-from instar.editing.evaluation import evaluate
+from instar.editing.reporting import before_and_after
 from instar.editing.statistics import default_texts
 from instar.gate.predictions import Cases
 from instar.gate.result import Result
@@ -22,7 +21,8 @@ from instar.release import gating, writing
 
 _OTHERS = 40
 """Items that have nothing to do with the facts."""
-_DRIFT_TOKENS = 2048
+_CONTINUED = 3
+"""Prompts that are continued, for fluency."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,8 @@ class Edited:
     folder: Path
     receipt: Facts
     before: dict[str, float]
-    """Figures of `Evaluation.figures`, and the perplexity of held-out text."""
+    """Figures of `reporting.before_and_after`."""
     after: dict[str, float]
-    drift: float
-    """Mean KL(before ‖ after) of a token of held-out text, in nats."""
     gate: Result | None
 
 
@@ -65,10 +63,9 @@ def edit(
     writing.vacant(Path(out))
     source = pretrained.folder(name)
     model, tokenizer = pretrained.load(source, "causal", dtype)
-    before = evaluate(model, tokenizer, facts).figures()
     receipt = editor.edit(model, tokenizer, facts, monitor=monitor)
-    after = evaluate(model, tokenizer, facts).figures()
-    moved = drifting.drift(model, tokenizer, receipt, texts or default_texts()[-20:], most=_DRIFT_TOKENS)
+    shown = texts or default_texts()[-20:]
+    before, after = before_and_after(model, tokenizer, facts, receipt, shown, generations=min(_CONTINUED, len(facts)))
     folder = writing.write(model, out, source=source, receipts=[receipt])
     del model
     judged = None
@@ -81,14 +78,7 @@ def edit(
             command=command,
             progress=progress,
         )
-    return Edited(
-        folder,
-        receipt.facts,
-        before | {"perplexity": moved["perplexity before"]},
-        after | {"perplexity": moved["perplexity after"]},
-        moved["drift"],
-        judged,
-    )
+    return Edited(folder, receipt.facts, before, after, judged)
 
 
 def cases(facts: Sequence[Fact], seed: int = 0) -> Cases:
