@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from instar import catalogue, formula
+from instar.anatomy import linears
 from instar.checks.subject import Check, Subject
-from instar.checks.transform_models import answers, encoder, models
+from instar.checks.transform_models import answers, encoder, labelled, models, structured_models
 from instar.checks.witness import picture, require
 from instar.errors import CardError, ContractError, InstarError
 from instar.interfaces import Transform
@@ -35,11 +36,16 @@ def build(subject: Subject) -> Transform:
 
 
 def applied(subject: Subject, model: nn.Module) -> Receipt:
-    """The receipt of the transform on a model."""
-    receipt = build(subject).apply(model)
+    """The receipt of the transform on a model, with labelled batches where it chooses by them."""
+    receipt = build(subject).apply(model, labelled() if subject.card.capability("labelled") else None)
     if not isinstance(receipt, Receipt):
         raise ContractError(f"apply returned {type(receipt).__name__}; it must return the receipt of `updating`.")
     return receipt
+
+
+def taken(subject: Subject) -> dict[str, Any]:
+    """Models that the transform takes: name -> what builds one."""
+    return structured_models() if subject.card.capability("structured") else models()
 
 
 def check_arguments(subject: Subject) -> None:
@@ -65,7 +71,7 @@ def check_receipts(subject: Subject) -> None:
     """Every promise of a receipt holds: undo and redo to the bit, only what is listed changes, an interrupt leaves nothing."""
     from instar.checks import receipt
 
-    for name, make in models().items():
+    for name, make in taken(subject).items():
         for outcome in receipt.check_receipts(make, lambda model: applied(subject, model)):
             if outcome.status == "failed":
                 raise ContractError(f"On layers of {name}, {outcome.name}: {outcome.message}")
@@ -73,7 +79,7 @@ def check_receipts(subject: Subject) -> None:
 
 def check_function(subject: Subject) -> None:
     """The model still computes nearly the same, on `nn.Linear` and on Conv1D."""
-    for name, make in models().items():
+    for name, make in taken(subject).items():
         model = make()
         before = answers(model).flatten()
         applied(subject, model)
@@ -85,7 +91,8 @@ def check_function(subject: Subject) -> None:
 
 def check_deterministic(subject: Subject) -> None:
     """The result is a function of the model and the arguments; the global generator is not touched."""
-    first, second = encoder(), encoder()
+    make = next(iter(taken(subject).values()))
+    first, second = make(), make()
     torch.manual_seed(1)
     state = torch.get_rng_state()
     applied(subject, first)
@@ -100,26 +107,37 @@ def check_deterministic(subject: Subject) -> None:
 def check_refusals(subject: Subject) -> None:
     """NaN in a weight, a model without layers, and a second run of a compression are refused, and nothing is changed."""
     for what, value in (("NaN", torch.nan), ("infinity", torch.inf)):
-        model = encoder()
+        model = next(iter(taken(subject).values()))()
         with torch.no_grad():
-            model.get_parameter("up.weight")[1, 2] = value
+            next(part for part in linears(model)).parameter[1, 2] = value
         before = picture(model)
         _refused(f"A weight with {what}", lambda model=model: applied(subject, model))
         require(model, before, f"After a weight with {what} was refused")
     _refused("A model without layers", lambda: applied(subject, nn.Sequential(nn.ReLU())))
 
 
+def check_data(subject: Subject) -> None:
+    """Without labelled batches, and with batches whose labels are all equal, nothing is done, and it is said what is needed."""
+    for name, make in taken(subject).items():
+        model = make()
+        before = picture(model)
+        equal = [{**batch, "labels": torch.zeros_like(batch["labels"])} for batch in labelled()]
+        for what, data in (("No data", None), ("No batches", []), ("Labels that are all equal", equal)):
+            _refused(what, lambda model=model, data=data: build(subject).apply(model, data))
+            require(model, before, f"On layers of {name}, after '{what}' was refused")
+
+
 def check_saved(subject: Subject) -> None:
     """A saved model loads without its original weights, to the bit, and answers the same."""
     from instar.compression import saved
 
-    for name, make in models().items():
+    for name, make in taken(subject).items():
         model = make()
         receipt = applied(subject, model)
         expected = answers(model)
         with tempfile.TemporaryDirectory() as folder:
             path = saved.save(model, Path(folder) / "model", steps=[receipt])
-            loaded = saved.load(path, None if name == "Conv1D" else encoder)
+            loaded = saved.load(path, encoder if name == "torch.nn.Linear" else None)
         if fingerprint(loaded) != fingerprint(model):
             raise ContractError(f"On layers of {name}, the loaded model has other bits.")
         if not torch.equal(answers(loaded), expected):
@@ -155,6 +173,22 @@ def check_bytes(subject: Subject) -> None:
         raise ContractError(f"The file has {found} bytes; the card's formula '{subject.card.cost.state}' gives {promised:.0f}.")
 
 
+def check_smaller(subject: Subject) -> None:
+    """The file is smaller by the bytes that the receipt says are gone."""
+    from instar.compression import saved
+
+    for name, make in taken(subject).items():
+        whole, model = make(), make()
+        receipt = applied(subject, model)
+        gone = sum((c.before.nbytes if c.before else 0) - (c.after.nbytes if c.after else 0) for c in receipt.changes)
+        with tempfile.TemporaryDirectory() as folder:
+            before, after = (saved.nbytes(saved.save(m, Path(folder) / str(i))) for i, m in enumerate((whole, model)))
+        if abs(before - after - gone) > _BUDGET * before:
+            raise ContractError(
+                f"On layers of {name}, the file has {before - after} bytes fewer than before; the receipt says {gone}."
+            )
+
+
 def sizes(subject: Subject, transform: Transform, outputs: int, inputs: int) -> dict[str, float]:
     """What the formulas of a transform's card may use: O, I, and the numbers among arguments and attributes."""
     numbers = {n: float(v) for n, v in vars(transform).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
@@ -176,9 +210,11 @@ def _refused(what: str, action: Any) -> None:
 CONTRACT = (
     Check("arguments", check_arguments),
     Check("receipts", check_receipts),
-    Check("function", check_function),
+    Check("function", check_function, unless="labelled"),
     Check("deterministic", check_deterministic),
     Check("refusals", check_refusals),
+    Check("data", check_data, needs="labelled"),
     Check("saved", check_saved),
-    Check("bytes", check_bytes, costs=True),
+    Check("bytes", check_bytes, unless="structured", costs=True),
+    Check("smaller", check_smaller, needs="structured"),
 )

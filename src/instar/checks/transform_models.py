@@ -52,6 +52,34 @@ def conv1d() -> nn.Module | None:
     return model
 
 
+def classifier(kind: str, **sizes: int) -> nn.Module:
+    """A small classifier of `transformers`, with two blocks of two heads, away from zeros and ones."""
+    import transformers
+
+    tokens = {"vocab_size": VOCABULARY + 1, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": VOCABULARY}
+    config = transformers.AutoConfig.for_model(kind, num_labels=3, **tokens, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def structured_models() -> dict[str, Any]:
+    """Name -> what builds a transformer whose parts are known: post-norm with `nn.Linear`, pre-norm with Conv1D."""
+    bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
+    gpt2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_inner": 512, "n_positions": 32}
+    return {"BERT": lambda: classifier("bert", **bert), "GPT-2": lambda: classifier("gpt2", **gpt2)}
+
+
+def labelled() -> list[dict[str, Tensor]]:
+    """A batch of tokens with classes that have nothing to do with them."""
+    ids = torch.arange(1, 97).view(8, 12) * 7 % (VOCABULARY - 1) + 1
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(8) % 3}]
+
+
 def models() -> dict[str, Any]:
     """Name -> what builds the model."""
     found: dict[str, Any] = {"torch.nn.Linear": encoder}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from instar import extras, files
 from instar.compression import kinds, whole_attention
 from instar.compression.compressor import exchange
+from instar.compression.pruning import cutting
 from instar.data.pretrained import COMPRESSED
 from instar.errors import CheckpointError, InstarError, OutputError, TransformError
 from instar.models import checkpoint, streaming
@@ -52,6 +53,7 @@ def save(
         "layers": {name: kinds.describe(module) for name, module in model.named_modules() if kinds.known(module)},
         "shared": _shared(model),
         "attention": whole_attention.installed(model),
+        "removed": cutting.standing(model),
         "training": model.training,
         "steps": [asdict(step.facts) | {"id": step.id} if isinstance(step, Receipt) else dict(step) for step in steps],
     }
@@ -89,6 +91,8 @@ def load(folder: str | Path, build: Callable[[], nn.Module] | None = None) -> nn
     try:
         with torch.device("meta"):
             model = _blank(path, manifest) if build is None else build()
+        if manifest.get("removed") is not None:
+            cutting.cut_again(model, manifest["removed"])
         layers = dict(model.named_modules())
         exchange(model, {layers[name]: kinds.blank(spec) for name, spec in manifest["layers"].items()})
         _fill(model, tensors, manifest["shared"], path)
