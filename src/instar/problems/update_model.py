@@ -87,7 +87,7 @@ class UpdateModelProblem(Problem):
         old: str | None = None,
         new: str | None = None,
         train_items: int = 480,
-        test_items: int = 400,
+        test_items: int = 720,
         choices: int = 8,
         r: int = 16,
         task_steps: int = 300,
@@ -98,8 +98,8 @@ class UpdateModelProblem(Problem):
         sizes = {"train_items": train_items, "test_items": test_items, "choices": choices, "classes": classes}
         if min(sizes.values()) < 2 or min(r, task_steps, batch) < 1 or length < 8 or not 0 < task_lr < 1:
             raise ShapeError(
-                f"update_model expects {', '.join(sizes)} of 2 or more, positive r, task_steps and batch, length of 8 or more and "
-                f"0 < task_lr < 1; received {sizes}, {r}, {task_steps}, {batch}, {length} and {task_lr}."
+                f"update_model expects {', '.join(sizes)} of 2 or more, positive r, task_steps and batch, length of 8 or more, "
+                f"and 0 < task_lr < 1; received {sizes}, {r}, {task_steps}, {batch}, {length}, {task_lr}."
             )
         if (old is None) != (new is None):
             raise DataError("Give old= and new= together: two versions of one model.")
