@@ -120,7 +120,7 @@ class UpdateModelProblem(Problem):
             **{"name": found.name, "item": "sentence", "train_items": len(train)},
             **{"valid_items": len(valid.texts), "test_items": len(test.texts), "classes": len(found.classes)},
         }
-        parts = [train.texts, train.labels, *(x for one in (valid, test) for x in (one.texts, *one.choices))]
+        parts = [found.train.texts, found.train.labels, *(x for one in (valid, test) for x in (one.texts, *one.choices))]
         return Data(train, valid, test, digest(text for part in parts for text in part), facts)
 
     def updating(self, build: Build, data: Data, seed: int) -> Updating:
@@ -178,7 +178,7 @@ class UpdateModelProblem(Problem):
         """Give both versions their adapters; what the old one answers, by part."""
         recipe = [
             *("update_model", 1, fingerprint(old), fingerprint(new), data.sha256, seed, torch.__version__),
-            *(self.r, self.task_steps, self.task_lr, self.batch, self.length),
+            *(self.train_items, self.r, self.task_steps, self.task_lr, self.batch, self.length),
         ]
         for model in (old, new):
             with initialising(seed):
