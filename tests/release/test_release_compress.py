@@ -147,11 +147,17 @@ def test_nothing_is_written_where_something_is_wrong(encoder: Path, tmp_path: Pa
     with pytest.raises(TransformError, match="finds no layer"):
         compressing.compress(encoder, [Int8(keep=[".*"])], out, gated=False)
     done = compressing.compress(encoder, [Int8()], tmp_path / "done", gated=False)
-    with pytest.raises(TransformError, match="compressed already"):
+    with pytest.raises(ModelError, match=r"quantised already \(by instar\)"):
         compressing.compress(done.small, [Int8()], out, gated=False)
+    broken, _ = pretrained.load(encoder)
+    broken.encoder.layer[0].output.dense.weight.data[0, 0] = torch.nan
+    broken.save_pretrained(tmp_path / "broken")
+    transformers.AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "broken")
+    with pytest.raises(ModelError, match="not finite"):
+        compressing.compress(tmp_path / "broken", [Int8()], out, gated=False)
     with pytest.raises(OutputError, match="exists already"):
         compressing.compress(encoder, [Int8()], tmp_path / "done", gated=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"done"}
+    assert {path.name for path in tmp_path.iterdir()} == {"broken", "done"}
     with pytest.raises(ModelError, match="compressed encoder"):
         pretrained.load(done.small, "causal")
     (done.small / saved.WEIGHTS).write_bytes((done.small / saved.WEIGHTS).read_bytes()[:-100])

@@ -193,6 +193,19 @@ def weights(path: Path) -> list[Path]:
     raise ModelError(f"{path} holds no weights: expected model.safetensors or model.safetensors.index.json.")
 
 
+def floats(name_or_path: str | Path) -> Path:
+    """`folder`, of a model whose weights are floats. Raises ModelError where they are compressed or quantised already."""
+    path = folder(name_or_path)
+    found = _config(path).get("quantization_config")
+    how = "instar" if (path / COMPRESSED).is_file() else found.get("quant_method") if isinstance(found, dict) else None
+    if how is not None or found:
+        raise ModelError(
+            f"The weights of {path} are quantised already (by {how}), and an update needs floats. Update the version before, and "
+            "compress what comes out."
+        )
+    return path
+
+
 def stored_dtype(path: Path) -> Any:
     """The torch type of the first tensor of floats in a folder."""
     from instar.models import streaming

@@ -99,7 +99,7 @@ def adapt(
     """Train an adapter on a task, merge it, and write the result with its receipt and the gate.
 
     Args:
-        name: a model as in `pretrained.folder`; it stays as it is. data: prompts and what should follow (JSONL, or e2e) for a
+        name: a model as in `pretrained.floats`; it stays as it is. data: prompts and what should follow (JSONL, or e2e) for a
             causal model; sentences and their class (CSV, or a name of `data.sentences`), for which the model gets a head. A tenth
             is held out and scored before and after.
         where: layers, as `Adapter.attach`. steps, batch: of training at the rate of the method. length: most tokens of an item.
@@ -114,7 +114,7 @@ def adapt(
             f"adapt expects steps and batch of 1 or more and length of 8 or more; received {steps}, {batch}, {length}."
         )
     writing.vacant(Path(out))
-    source = pretrained.folder(name)
+    source = pretrained.floats(name)
     with initialising(seed):
         task = _task(source, data, batch, length, dtype)
     model, texts = task.model, keeping.texts()

@@ -59,7 +59,7 @@ def compress(
     """Compress a stored model step by step, and write both forms of the result with the receipt and the gate.
 
     Args:
-        name: as in `pretrained.folder`; it stays as it is, and is loaded in the type that it is stored in.
+        name: as in `pretrained.floats`; it stays as it is, and is loaded in the type that it is stored in.
         data: what the steps choose by (`Transform.apply`). cases: what both versions are asked; by default `cases.of`.
         texts: on which the compressed model is held to the one before; by default English inside Python.
 
@@ -70,7 +70,7 @@ def compress(
     DataError, OutputError; nothing is written then.
     """
     writing.vacant(Path(out))
-    source = pretrained.folder(name)
+    source = pretrained.floats(name)
     kind = pretrained.kind_of(source)
     if gated and cases is None:
         cases = standing.of(source, 300 if kind == "encoder" else 100)

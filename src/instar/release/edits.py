@@ -53,7 +53,7 @@ def edit(
     """Write facts into a stored model, and the result to a new folder with its receipt and the gate against the version before.
 
     Args:
-        name: as in `pretrained.folder`; it stays as it is. texts: on which drift is measured; by default English inside Python.
+        name: as in `pretrained.floats`; it stays as it is. texts: on which drift is measured; by default English inside Python.
         dtype: of the weights while they are edited and as they are written; auto keeps the stored one.
         gated: whether both versions are asked facts, paraphrases, neighbours and other items (`cases`).
 
@@ -61,7 +61,7 @@ def edit(
     written then.
     """
     writing.vacant(Path(out))
-    source = pretrained.folder(name)
+    source = pretrained.floats(name)
     model, tokenizer = pretrained.load(source, "causal", dtype)
     receipt = editor.edit(model, tokenizer, facts, monitor=monitor)
     shown = texts or default_texts()[-20:]
