@@ -2,8 +2,8 @@
 
     python benchmarks/int8.py [--quick] [--threads N] [--out FILE]
 
-Peers come with `pip install onnx onnxscript onnxruntime openvino nncf torchao`; one that is missing is left out with the reason. Goals:
-twice the speed of torch float32 at a mean cosine of 0.998, 1.5 times that of either peer's int8.
+Peers come with `pip install onnx onnxscript onnxruntime openvino nncf torchao`; one that is missing is left out with the reason.
+Goals: twice the speed of torch float32 at a mean cosine of 0.998, 1.5 times that of either peer's int8.
 
 Two corpora (sentences of CLINC150; documents of SQuAD, cut at 256 tokens) in batches of 1 and 32, sorted by length, tokenised
 beforehand. All take turns in one process; minimum and median of the rounds. Every engine pools and normalises in numpy. ONNX

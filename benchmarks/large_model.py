@@ -122,7 +122,7 @@ def measured(action: str, folder: Path) -> dict[str, float]:
         pairs = str(folder / "pairs.jsonl")
         adapting.adapt(model, pairs, LoRA(r=8), folder / "adapted", steps=2, batch=2, length=16, dtype="auto", gated=False)
     elif action == "edit":
-        editor = MEMIT(layers=[5], prefixes=0, steps=2, texts=text * 2)
+        editor = MEMIT(layers=[2], prefixes=0, steps=2)
         edits.edit(
             model, [Fact("The capital of France is", "France", "Rome")], editor, folder / "edited", texts=text, gated=False
         )
