@@ -214,6 +214,8 @@ class ProblemCard:
     """Whether a user's budget is the real scale here, so that the page may recommend in words."""
     caution: str = ""
     """What a reader must know before ranking methods by this problem."""
+    minutes: float = 2.0
+    """What a run may take beside its training, before it counts as stuck."""
     needs: list[str] = field(default_factory=list)
     knobs: dict[str, Knob] = field(default_factory=dict)
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -21,7 +21,6 @@ from instar.bench.record import Record, Store
 from instar.errors import PlanError
 
 _CALIBRATIONS = 2  # processes a method, interleaved; the minimum counts
-_GRACE_SECONDS = 120.0
 
 
 class Listener(Protocol):
@@ -240,7 +239,7 @@ def time_task(
 
 def _limit(task: Task) -> float:
     """Wall time is only a safety limit: three times what the calibration promised, and time to evaluate."""
-    return 3 * task.spec["steps"] * task.step_seconds + _GRACE_SECONDS
+    return 3 * task.spec["steps"] * task.step_seconds + 60 * catalogue.problem(task.spec["problem"]["slug"]).minutes
 
 
 def _best(plan: Plan, trials: list[Task], store: Store) -> dict[str, tuple[int, dict[str, Any]]]:

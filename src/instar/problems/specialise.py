@@ -7,9 +7,11 @@ import inspect
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,12 +44,29 @@ class Split:
     chosen: Labelled
 
 
-class Subject:
-    """A fine-tuned model under its transform, and as it was. No module itself: both would be counted."""
+@dataclass(frozen=True)
+class Models:
+    """A fine-tuned classifier as it was, and with parts taken out."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, transform: Transform, data: Validation, chosen: Labelled) -> None:
-        self.whole, self.model, self.tokenizer, self.chosen = copy.deepcopy(model), model, tokenizer, chosen
-        transform.apply(model, data)
+    whole: nn.Module
+    pruned: nn.Module
+    tokenizer: Any
+    recipe: list[Any]
+    """What decides the whole one."""
+
+
+class Subject:
+    """What a transform makes of a fine-tuned model, when that is asked for first: a search takes minutes.
+
+    No module itself: torch's tracker of memory has nothing to follow, since nothing is trained.
+    """
+
+    def __init__(self, make: Callable[[], Models], chosen: Labelled) -> None:
+        self._make, self.chosen = make, chosen
+
+    @cached_property
+    def models(self) -> Models:
+        return self._make()
 
 
 class SpecialiseProblem(Problem):
@@ -116,17 +135,23 @@ class SpecialiseProblem(Problem):
 
     def subject(self, build: Build, data: Data, seed: int) -> Subject:
         """The fine-tuned model of this seed, transformed; a method that draws, draws by the seed too."""
-        model, tokenizer = self.tuned(data.train.tuned, seed)
         drawn = {"seed": seed} if "seed" in inspect.signature(build.cls).parameters else {}
         transform = build.cls(**{**drawn, **build.arguments})
         assert isinstance(transform, Transform)
         chosen = data.train.chosen
         order = sorted(range(len(chosen)), key=lambda i: len(chosen.texts[i]))
-        batches = [self._batch(tokenizer, _rows(chosen, order[i : i + _BATCH])) for i in range(0, len(order), _BATCH)]
-        return Subject(model, tokenizer, transform, Validation(batches, _losses), chosen)
 
-    def tuned(self, train: Labelled, seed: int) -> tuple[nn.Module, Any]:
-        """(classifier, tokenizer), fine-tuned on these sentences."""
+        def make() -> Models:
+            whole, tokenizer, recipe = self.tuned(data.train.tuned, seed)
+            batches = [self._batch(tokenizer, _rows(chosen, order[i : i + _BATCH])) for i in range(0, len(order), _BATCH)]
+            pruned = copy.deepcopy(whole)
+            transform.apply(pruned, Validation(batches, _losses))
+            return Models(whole, pruned, tokenizer, recipe)
+
+        return Subject(make, chosen)
+
+    def tuned(self, train: Labelled, seed: int) -> tuple[nn.Module, Any, list[Any]]:
+        """(classifier fine-tuned on these sentences, tokenizer, what decides it)."""
         encoder, tokenizer = pretrained.load(self.model, "encoder")
         transformers = extras.require("transformers", "models")
         config = copy.deepcopy(encoder.config)
@@ -139,7 +164,7 @@ class SpecialiseProblem(Problem):
         recipe = ["specialise", 1, mark, digest([*train.texts, *train.labels]), *settings]
         weights = kept(recipe, lambda: self._train(model, tokenizer, train, seed))
         model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-        return model.eval(), tokenizer
+        return model.eval(), tokenizer, recipe
 
     def fit(
         self,
@@ -151,8 +176,8 @@ class SpecialiseProblem(Problem):
         monitor: Monitor | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        """Nothing: what is trained was trained before the transform."""
-        for step in sorted({max(1, steps - 1), steps}):
+        """Nothing: the fine-tuning and the search are part of the evaluation."""
+        for step in sorted({max(1, steps - 1), steps}):  # twice, so that calibration sees a step that takes no time
             if monitor is not None:
                 monitor(step, 0.0)
 
@@ -160,16 +185,27 @@ class SpecialiseProblem(Problem):
         """Loss and accuracy of every sentence, with parts taken out (`pruned`) and without (`full`); `search_loss` is of the
         sentences that were chosen by.
         """
+        models = subject.models
         found = {}
-        for name, model in (("pruned", subject.model), ("full", subject.whole)):
-            losses, right = self._score(model, subject.tokenizer, split)
-            found[f"loss@{name}"], found[f"accuracy@{name}"] = _items(losses), _items(right)
-            found[f"search_loss@{name}"] = _items(self._score(model, subject.tokenizer, subject.chosen)[0])
+        for prefix, rows in (("", split), ("search_", subject.chosen)):
+            scores = {
+                "pruned": self._score(models.pruned, models.tokenizer, rows),
+                "full": kept(
+                    [*models.recipe, "scores", digest([*rows.texts, *rows.labels])],
+                    lambda rows=rows: self._score(models.whole, models.tokenizer, rows),  # type: ignore[misc]
+                ),
+            }
+            for name, each in scores.items():
+                found[f"{prefix}loss@{name}"] = _items(each["loss"])
+                if not prefix:
+                    found[f"accuracy@{name}"] = _items(each["right"])
         return found
 
     def costs(self, subject: Subject) -> dict[str, float]:
         """Bytes of the weights on disk, measured, and FLOPs of a batch of sentences as counted; the same as fractions."""
-        bytes_, flops = zip(*(_costs(model, self._timed(subject)[0]) for model in (subject.model, subject.whole)), strict=True)
+        models = subject.models
+        batch = self._timed(subject)[0]
+        bytes_, flops = zip(*(_costs(model, batch) for model in (models.pruned, models.whole)), strict=True)
         return {
             "file_bytes": bytes_[0],
             "kept_bytes": bytes_[0] / bytes_[1],
@@ -179,8 +215,8 @@ class SpecialiseProblem(Problem):
 
     def workloads(self) -> Iterator[Workload]:
         """Classifying sentences, with parts taken out and without."""
-        yield Workload("predict_seconds@pruned", lambda subject: self._predicting(subject, subject.model), units=_TIMED)
-        yield Workload("predict_seconds@full", lambda subject: self._predicting(subject, subject.whole), units=_TIMED)
+        yield Workload("predict_seconds@pruned", lambda subject: self._predicting(subject, subject.models.pruned), units=_TIMED)
+        yield Workload("predict_seconds@full", lambda subject: self._predicting(subject, subject.models.whole), units=_TIMED)
 
     def _predicting(self, subject: Subject, model: nn.Module) -> Callable[[], object]:
         batches = self._timed(subject)
@@ -194,25 +230,25 @@ class SpecialiseProblem(Problem):
     def _timed(self, subject: Subject) -> list[dict[str, Tensor]]:
         order = sorted(range(min(_TIMED, len(subject.chosen))), key=lambda i: len(subject.chosen.texts[i]))
         parts = [_rows(subject.chosen, order[i : i + _BATCH]) for i in range(0, len(order), _BATCH)]
-        batches = [self._batch(subject.tokenizer, part) for part in parts]
+        batches = [self._batch(subject.models.tokenizer, part) for part in parts]
         return [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
 
     def _batch(self, tokenizer: Any, rows: Labelled) -> dict[str, Tensor]:
         tokens = tokenizer(list(rows.texts), padding=True, truncation=True, max_length=self.length, return_tensors="pt")
         return {**tokens, "labels": torch.tensor([self._classes.index(label) for label in rows.labels])}
 
-    def _score(self, model: nn.Module, tokenizer: Any, split: Labelled) -> tuple[list[float], list[float]]:
-        order = sorted(range(len(split)), key=lambda i: len(split.texts[i]))
-        losses, right = [0.0] * len(split), [0.0] * len(split)
+    def _score(self, model: nn.Module, tokenizer: Any, rows: Labelled) -> dict[str, Any]:
+        """loss and right, of each sentence in order."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows.texts[i]))
+        losses, right = np.zeros(len(rows)), np.zeros(len(rows))
         with evaluating(model):
             for start in range(0, len(order), _BATCH):
                 places = order[start : start + _BATCH]
-                batch = self._batch(tokenizer, _rows(split, places))
+                batch = self._batch(tokenizer, _rows(rows, places))
                 logits = _logits(model, batch)
-                each = F.cross_entropy(logits.double(), batch["labels"], reduction="none").tolist()
-                for place, loss, hit in zip(places, each, (logits.argmax(1) == batch["labels"]).tolist(), strict=True):
-                    losses[place], right[place] = loss, float(hit)
-        return losses, right
+                losses[places] = F.cross_entropy(logits.double(), batch["labels"], reduction="none").numpy()
+                right[places] = (logits.argmax(1) == batch["labels"]).numpy()
+        return {"loss": losses, "right": right}
 
     def _train(self, model: nn.Module, tokenizer: Any, train: Labelled, seed: int) -> dict[str, Any]:
         per_epoch = len(train) // self.batch
@@ -256,5 +292,5 @@ def _rows(rows: Labelled, places: Sequence[int]) -> Labelled:
     return Labelled([rows.texts[i] for i in places], [rows.labels[i] for i in places])
 
 
-def _items(values: list[float]) -> Items:
-    return Items(values, [1.0] * len(values))
+def _items(values: Any) -> Items:
+    return Items([float(value) for value in values], [1.0] * len(values))

@@ -34,7 +34,7 @@ class NoAttention(Absent):
     A cache still has to know how many tokens went by: it gets one number for each.
     """
 
-    def __init__(self, outputs: int, bias: nn.Parameter | None = None, layer_idx: int | None = None) -> None:
+    def __init__(self, outputs: int, bias: nn.Parameter | None = None, layer_idx: int = 0) -> None:
         super().__init__(outputs, bias)
         self.layer_idx = layer_idx
 

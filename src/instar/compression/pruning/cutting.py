@@ -121,12 +121,11 @@ def _cut_attention(model: nn.Module, parts: Layout, layer: int, kept: list[int])
 def _drop_attention(model: nn.Module, parts: Layout, layer: int, *, bias: bool) -> None:
     block, name = parts.parts.blocks[layer], parts.core(layer)
     core, out = model.get_submodule(name), block.attention_out
-    index = getattr(core, "layer_idx", None)
     kept = out.bias if bias else None
     if out.name.startswith(f"{name}."):
-        _exchange(model, {core: NoAttention(out.outputs, kept, index)})
+        _exchange(model, {core: NoAttention(out.outputs, kept, layer)})
     else:
-        _exchange(model, {core: NoAttention(0, None, index), out.module: Absent(out.outputs, kept)})
+        _exchange(model, {core: NoAttention(0, None, layer), out.module: Absent(out.outputs, kept)})
 
 
 def _exchange(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:

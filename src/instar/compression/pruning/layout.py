@@ -87,9 +87,11 @@ class Layout:
         return self.flops(removed) / self.flops(Removed(group_size=self.group_size))
 
     def check(self, removed: Removed) -> None:
-        """Raise TransformError for elements that this model does not have."""
+        """Raise TransformError for elements that this model does not have, or that are listed twice."""
         if removed.group_size != self.group_size:
             raise TransformError(f"The groups are of {removed.group_size} neurons, expected were {self.group_size}.")
+        if len(set(removed.elements)) != len(removed.elements):
+            raise TransformError("A part that is to be taken out is listed twice.")
         for element in removed.elements:
             inside = {"groups": self.groups, "heads": self.heads}.get(element.kind)
             known = element.layer < self.depth and (element.number < inside[element.layer] if inside else element.number == 0)
