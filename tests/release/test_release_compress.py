@@ -13,12 +13,14 @@ from torch import nn
 
 from instar import release
 from instar.compression import saved
+from instar.compression.axformer import Axformer
 from instar.compression.blockwise import Blockwise
 from instar.compression.int8 import Int8
 from instar.compression.magnitude_pruning import MagnitudePruning
 from instar.data import pretrained
 from instar.data.topics import topics
-from instar.errors import CheckpointError, MissingExtraError, ModelError, OutputError, TransformError
+from instar.errors import CheckpointError, DataError, MissingExtraError, ModelError, OutputError, TransformError
+from instar.gate.predictions import Cases
 from instar.interfaces import Transform
 from instar.receipt import fingerprint, history
 from instar.release import cases, compressing
@@ -118,6 +120,37 @@ def test_steps_stand_in_one_manifest_and_one_receipt(encoder: Path, tmp_path: Pa
     assert [step["method"] for step in manifest["steps"]] == ["magnitude_pruning", "int8"]
     assert {spec["kind"] for spec in manifest["layers"].values()} == {"linear", "int8"}
     assert [step["method"] for step in found.receipt.settings["steps"]] == ["magnitude_pruning", "int8"]
+
+
+def test_a_cut_classifier_and_its_zeros(encoder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight.normal_()  # noise, which can only hurt
+    model.save_pretrained(tmp_path / "source")
+    transformers.AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "source")
+    texts = [f"item {i} is a {word}" for i in range(20) for word in ("pear", "saw")]
+    with torch.no_grad():  # what the model says without the noise is right
+        given = transformers.AutoTokenizer.from_pretrained(encoder)(texts, padding=True, return_tensors="pt")
+        model.bert.encoder.layer[1].output.dense.weight.zero_()
+        labels = [f"LABEL_{i}" for i in (model.eval()(**given).logits[:, 0] > 0).long().tolist()]
+    labels[0], labels[1] = "LABEL_0", "LABEL_1"
+    asked = Cases("items", [str(i) for i in range(40)], texts, labels)
+    step = Axformer(top_k=0, group_size=32)
+    found = compressing.compress(tmp_path / "source", [step], tmp_path / "next", data=asked, cases=asked, gated=False)
+    assert found.bytes_after < found.bytes_before
+    small, tokenizer = pretrained.load(found.small)
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(found.folder).eval()
+    given = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(small(**given).logits, plain(**given).logits, atol=1e-5, rtol=1e-5)
+    release.undo(found.folder)
+    assert fingerprint(found.folder) == fingerprint(tmp_path / "source")
+    with pytest.raises(TransformError, match="Let the cut be the last step"):
+        compressing.compress(tmp_path / "source", [step, Int8()], tmp_path / "more", data=asked, gated=False)
+    wrong = Cases("items", ["0"], ["a"], ["c"])
+    with pytest.raises(DataError, match="the model knows LABEL_0, LABEL_1"):
+        compressing.compress(tmp_path / "source", [step], tmp_path / "more", data=wrong, gated=False)
 
 
 def test_the_gate_is_asked_of_the_small_model(encoder: Path, tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ def compress(
     data: Annotated[
         str | None, typer.Option(help="Evaluation file for the gate; default: items from text inside Python.")
     ] = None,
+    choose: Annotated[
+        str | None, typer.Option(help="Labelled items by which axformer and its kind choose; others than those of --data.")
+    ] = None,
     gate: Annotated[bool, typer.Option(help="Judge the compressed model against the one before.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     quiet: Quiet = False,
@@ -46,19 +49,21 @@ def compress(
 
     Examples:  `instar compress all-MiniLM-L6-v2 -o small --method int8`
     ·  `instar compress my-model -o small --method blockwise:bits=4,block=32 --data questions.jsonl`
+    ·  `instar compress my-classifier -o cut --method axformer:policy=efficiency --choose valid.jsonl --data test.jsonl`
     """
     from instar.cli.encoder_given import Telling
     from instar.doors import opening
     from instar.release import compressing
 
     steps = [_step(text) for text in method or ["int8"]]
-    cases = None if data is None else opening.cases(data)
+    items, chosen = (None if one is None else opening.cases(one) for one in (data, choose))
     with Telling(quiet or as_json) as telling:
         found = compressing.compress(
             model,
             steps,
             out,
-            cases=cases,
+            data=chosen,
+            cases=items,
             gated=gate,
             command=shlex.join(["instar", *sys.argv[1:]]),
             progress=telling.begin,

@@ -25,6 +25,7 @@ from instar import extras, files
 from instar.compression import kinds, whole_attention
 from instar.compression.compressor import exchange
 from instar.compression.pruning import cutting
+from instar.compression.pruning.removed import Removed
 from instar.data.pretrained import COMPRESSED
 from instar.errors import CheckpointError, InstarError, OutputError, TransformError
 from instar.models import checkpoint, streaming
@@ -122,6 +123,15 @@ def layers(folder: str | Path) -> Iterator[tuple[str, nn.Module]]:
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{path} does not describe {name} ({type(error).__name__}: {error}).") from error
         yield name, layer
+
+
+def removed(folder: str | Path) -> Removed | None:
+    """What was cut out of the model of a folder. Raises CheckpointError."""
+    found = _manifest(Path(folder)).get("removed")
+    try:
+        return None if found is None else Removed.parse(found)
+    except TransformError as error:
+        raise CheckpointError(f"{folder} does not describe what was cut out: {error}") from error
 
 
 def nbytes(folder: str | Path) -> int:

@@ -15,8 +15,10 @@ from torch import nn
 from instar.anatomy.linear import Linear, is_linear
 from instar.compression import saved
 from instar.compression.compressor import Compressor
+from instar.compression.pruning import cutting
+from instar.compression.pruning.masking import zeroed
 from instar.data import pretrained
-from instar.errors import CheckpointError
+from instar.errors import CheckpointError, DataError, TransformError
 from instar.gate.predictions import Cases
 from instar.gate.result import Result
 from instar.interfaces import Transform
@@ -25,6 +27,8 @@ from instar.receipts.receipt import Receipt
 from instar.release import cases as standing
 from instar.release import gating, recording, writing
 from instar.release import kept as keeping
+
+_BATCH, _LONGEST = 32, 256
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def compress(
     steps: Sequence[Transform],
     out: str | Path,
     *,
-    data: Any = None,
+    data: Cases | None = None,
     cases: Cases | None = None,
     texts: Sequence[str] | None = None,
     gated: bool = True,
@@ -60,7 +64,8 @@ def compress(
 
     Args:
         name: as in `pretrained.floats`; it stays as it is, and is loaded in the type that it is stored in.
-        data: what the steps choose by (`Transform.apply`). cases: what both versions are asked; by default `cases.of`.
+        data: labelled items, other ones than the model learnt and the gate asks, for steps that choose by them.
+        cases: what both versions are asked; by default `cases.of`.
         texts: on which the compressed model is held to the one before; by default English inside Python.
 
     OUT/small is the compressed model, and what the gate judges. OUT itself holds the weights that it stands for as plain floats,
@@ -80,7 +85,8 @@ def compress(
     before = keeping.answers(model, tokenizer, kind, shown)
     progress("compressing")
     start = time.perf_counter()
-    done = [_step(step, model, data) for step in steps]
+    batches = None if data is None else _batches(model, tokenizer, kind, data)
+    done = [_step(step, model, batches) for step in steps]
     seconds = time.perf_counter() - start
     with writing.version(out, source) as folder:
         small = saved.save(model, folder / writing.SMALL, steps=done)
@@ -107,6 +113,11 @@ def compress(
 
 def _step(step: Transform, model: nn.Module, data: Any) -> dict[str, Any]:
     """One step without a way back in memory: the model before lies on disk. What was done, for the manifest."""
+    if cutting.standing(model):
+        raise TransformError(
+            "Parts were cut out of the model, and a further step has no plain form then. Let the cut be the last step, or "
+            "keep the shapes (axformer:form=zeroed,top_k=0)."
+        )
     if isinstance(step, Compressor):
         step.consume(model, data)
         return {"method": step.method, "settings": step.settings()}
@@ -114,10 +125,32 @@ def _step(step: Transform, model: nn.Module, data: Any) -> dict[str, Any]:
     return {"method": receipt.facts.method, "settings": receipt.facts.settings}
 
 
+def _batches(model: Any, tokenizer: Any, kind: str, data: Cases) -> list[dict[str, Any]]:
+    """Items as a model of `transformers` is called with them. Raises DataError for labels that it does not know."""
+    known = {} if kind != "classifier" else model.config.label2id
+    labels: list[Any] = []
+    for label in (data.labels or ()) if known else ():
+        if label not in known and label not in known.values():
+            raise DataError(f"{data.name} has the label {label!r}; the model knows {', '.join(map(str, list(known)[:8]))}.")
+        labels.append(known.get(label, label))
+    found = []
+    for start in range(0, len(data.inputs), _BATCH):
+        here = slice(start, start + _BATCH)
+        batch = dict(tokenizer(data.inputs[here], padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt"))
+        if labels:
+            batch["labels"] = torch.tensor(labels[here])
+        elif kind == "causal":
+            batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        found.append(batch)
+    return found
+
+
 @torch.no_grad()
 def _plain(source: Path, kind: str, small: Path, folder: Path) -> None:
     """The weights that the compressed layers stand for, in the places and types of the model before."""
     model, _ = pretrained.load(source, kind, "auto")
+    if removed := saved.removed(small):
+        model.load_state_dict(zeroed(model, removed))
     tied = {id(model.get_input_embeddings().weight)} if getattr(model.config, "tie_word_embeddings", False) else set()
     for name, layer in saved.layers(small):
         module = model.get_submodule(name)
