@@ -60,7 +60,7 @@ class OutliersProblem(Problem):
         width: int = 64,
         depth: int = 1,
         heads: int = 1,
-        lr: float = 6e-3,
+        lr: float = 3e-3,
         test_rows: int = 256,
     ) -> None:
         if min(triggers, batch, width, depth, heads, test_rows) < 1 or length < 4:
