@@ -11,14 +11,21 @@ from torch import Tensor, nn
 from instar import extras
 from instar.compression import whole
 from instar.compression.arithmetic import Backend
+from instar.compression.pruning import hard_attention
+from instar.errors import TransformError
 
 PREFIX = "instar_blockwise_"
 
 
 def install(model: nn.Module, backend: Backend) -> bool:
-    """Let a model of transformers attend by `whole.attention`; False where it is none, or cannot change its attention."""
+    """Let a model of transformers attend by `whole.attention`; False where it is none, or cannot change its attention.
+
+    Raises TransformError for a model that attends hard, which would be lost.
+    """
     if not hasattr(model, "set_attn_implementation") or not getattr(model, "_supports_attention_backend", False):
         return False
+    if model.config._attn_implementation == hard_attention.NAME:  # type: ignore[union-attr]
+        raise TransformError("This model attends hard, which it cannot do in block integers: prune it with top_k=0 before.")
     transformers = extras.require("transformers", "models")
     name = PREFIX + backend
     transformers.AttentionInterface.register(name, partial(forward, backend))
