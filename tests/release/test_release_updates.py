@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ import transformers
 
 from instar import release
 from instar.adapters import LoRA
+from instar.compat.ensemble import Ensemble
 from instar.data import pretrained
 from instar.editing.memit import MEMIT
-from instar.errors import DataError, EditError, MissingExtraError, OutputError
+from instar.errors import AdapterError, DataError, EditError, MissingExtraError, OutputError
 from instar.interfaces import Fact
 from instar.receipt import fingerprint, history
 from instar.release import adapting, edits
@@ -60,6 +62,28 @@ def test_an_adapted_version_has_learnt_and_goes_back_to_the_bit(source: Path, pa
     assert type(model.model.layers[0].self_attn.q_proj) is torch.nn.Linear
     release.undo(found.folder)
     assert fingerprint(found.folder) == fingerprint(source)
+
+
+def test_a_new_base_keeps_what_the_old_version_said(source: Path, pairs: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 20, "batch": 8, "length": 32}
+    old = adapting.adapt(source, str(pairs), LoRA(r=4), tmp_path / "old", gated=False, **settings)
+    base, tokenizer = pretrained.load(source, "causal")
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * parameter.std())
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    found = adapting.adapt(tmp_path / "base", str(pairs), LoRA(r=4), tmp_path / "next", like=old.folder, **settings)
+    assert found.gate is not None
+    assert found.receipt.settings["updater"] == "Muscle"
+    assert (found.folder / "adapter" / "adapter_config.json").is_file()
+    assert str(old.folder) in (found.folder / "gate" / "result.json").read_text()
+    release.undo(found.folder)
+    assert fingerprint(found.folder) == fingerprint(tmp_path / "base")
+    with pytest.raises(AdapterError, match="3 passes"):
+        adapting.adapt(
+            tmp_path / "base", str(pairs), LoRA(r=4), tmp_path / "more", like=old.folder, updater=Ensemble(), **settings
+        )
 
 
 @pytest.fixture(scope="module")

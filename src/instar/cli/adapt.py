@@ -37,6 +37,11 @@ def adapt(
         typer.Option(help="Names or regular expressions of linear layers; default: the method's (mostly query and value)."),
     ] = None,
     knob: Annotated[list[str] | None, typer.Option(help="name=value of the method.")] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="An older version that does this task: what it answers rightly should stay right (language models)."),
+    ] = None,
+    update: Annotated[str, typer.Option(help="How that is kept: an updater of `instar list`, such as muscle.")] = "muscle",
     steps: Annotated[int, typer.Option(help="Of training.")] = 200,
     batch: Annotated[int, typer.Option(help="Items in a step.")] = 8,
     length: Annotated[int, typer.Option(help="Most tokens of an item.")] = 256,
@@ -51,11 +56,13 @@ def adapt(
     MODEL stays as it is. OUT holds the merged weights, the adapter alone (OUT/adapter, in the layout of `peft`), a receipt from
     which `instar undo OUT` restores the old weights to the bit, and the gate's report (OUT/gate/page.html): of a language model
     on text that has nothing to do with the data, of a classifier on held-out sentences (an encoder that had no head answers by
-    the nearest class). A tenth of the data is held out and scored before and after.
+    the nearest class), and with --like of held-out answers of both versions. A tenth of the data is held out and scored before
+    and after.
 
     Exit code: 0, also where the gate fails or is undecided (it says so); 3 for an error.
 
     Examples:  `instar adapt SmolLM2-135M-Instruct pairs.jsonl -o adapted`
+    ·  `instar adapt new-base pairs.jsonl -o next --like adapted-old-base`
     ·  `instar adapt all-MiniLM-L6-v2 intents.csv -o adapted --method hut --knob r=8 --steps 500 --batch 16`
     """
     from instar import catalogue, interfaces
@@ -73,6 +80,8 @@ def adapt(
             adapter,
             out,
             where=where,
+            like=like,
+            updater=None if like is None else catalogue.make(update, interfaces.Updater, {}),  # type: ignore[type-abstract]
             steps=steps,
             batch=batch,
             length=length,

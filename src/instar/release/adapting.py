@@ -16,10 +16,10 @@ from instar.adapters import merge_and_unload, save
 from instar.adapters.attaching import arguments, slug
 from instar.bench.seeds import initialising
 from instar.data import pretrained
-from instar.errors import ShapeError
+from instar.errors import AdapterError, PlanError, ShapeError
 from instar.gate.predictions import Cases
 from instar.gate.result import Result
-from instar.interfaces import Adapter, Monitor
+from instar.interfaces import Adapter, Monitor, Updater, Versions
 from instar.problems import adapting as training
 from instar.receipts.facts import Facts
 from instar.release import gating, recording, writing
@@ -58,7 +58,13 @@ class Task(Protocol):
         """Of held-out items, figures by name."""
 
     def cases(self) -> Cases:
-        """What the gate asks both versions."""
+        """What the gate asks the version before and the new one."""
+
+    def versions(self, old: str | Path) -> Versions:
+        """The model under its active adapter, and an old version that does the task. Raises ModelError where there is none."""
+
+    def tasks(self) -> Cases:
+        """Held-out items of the task, which the gate asks the old version and the new one."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ def adapt(
     out: str | Path,
     *,
     where: str | Sequence[str] | None = None,
+    like: str | Path | None = None,
+    updater: Updater | None = None,
     steps: int = 200,
     batch: int = 8,
     length: int = 256,
@@ -103,8 +111,11 @@ def adapt(
             causal model; sentences and their class (CSV, or a name of `data.sentences`), for which the model gets a head. A tenth
             is held out and scored before and after.
         where: layers, as `Adapter.attach`. steps, batch: of training at the rate of the method. length: most tokens of an item.
+        like: a version that does this task already, of another base with the same vocabulary: once the adapter is trained,
+            `updater` (by default MUSCLE) trains it on for as many steps, so that what that version says rightly stays right.
         dtype: of the base while it is trained; the weights are written in the type that they were stored in.
-        gated: whether both versions are asked: other text for a causal model, the held-out sentences for a classifier.
+        gated: whether both versions are asked: other text for a causal model, the held-out sentences for a classifier; and with
+            `like`, that version and the new one, held-out items of the task.
 
     The adapter alone is kept in OUT/adapter, in the layout of `peft`. Raises DataError, AdapterError, ModelError, OutputError,
     DivergedError; nothing is written then.
@@ -113,12 +124,15 @@ def adapt(
         raise ShapeError(
             f"adapt expects steps and batch of 1 or more and length of 8 or more; received {steps}, {batch}, {length}."
         )
+    if updater is not None and like is None:
+        raise PlanError("An updater keeps what an old version of the task says: name that version with like.")
     writing.vacant(Path(out))
     source = pretrained.floats(name)
     with initialising(seed):
         task = _task(source, data, batch, length, dtype)
     model, texts = task.model, keeping.texts()
     before, usual = task.untrained(), keeping.answers(task.body, task.tokenizer, task.unrelated, texts)
+    settings: dict[str, Any] = {}
     start = time.perf_counter()
     with initialising(seed):
         adapter.attach(model, where, modules_to_save=task.heads)
@@ -133,9 +147,11 @@ def adapt(
         head_lr=task.head_lr,
         monitor=monitor,
     )
+    if like is not None:
+        settings |= _agree(task, like, updater, steps, seed, monitor)
     model.eval()
     after = task.score()
-    settings = {**arguments(adapter), "data": task.name, "items": task.items, "steps": steps, "batch": batch, "seed": seed}
+    settings |= {**arguments(adapter), "data": task.name, "items": task.items, "steps": steps, "batch": batch, "seed": seed}
     with writing.version(out, source) as folder, tempfile.TemporaryDirectory(dir=folder) as aside:
         save(model, Path(aside) / writing.ADAPTER)
         merge_and_unload(model)
@@ -145,13 +161,28 @@ def adapt(
         shutil.move(Path(aside) / writing.ADAPTER, folder / writing.ADAPTER)
         title = f"{slug(adapter)} on {task.name}"
         said = recording.record(source, folder, method=slug(adapter), title=title, settings=settings, seconds=seconds)
-    cases = task.cases() if gated else None
+    cases = None if not gated else task.cases() if like is None else task.tasks()
     items = task.items
     del model, task.model
     judged = None
     if cases is not None:
-        judged = gating.gate(source, Path(out), cases, command=command, progress=progress)
+        judged = gating.gate(like or source, Path(out), cases, command=command, progress=progress)
     return Adapted(Path(out), said, items, trained, before, after, kept, judged)
+
+
+def _agree(
+    task: Task, like: str | Path, updater: Updater | None, steps: int, seed: int, monitor: Monitor | None
+) -> dict[str, Any]:
+    """Train the adapter on, so that it keeps what an old version says rightly. What was done, for the receipt."""
+    from instar.compat.muscle import Muscle
+
+    chosen = Muscle() if updater is None else updater
+    answering = chosen.update(task.versions(like), steps=steps, seed=seed, monitor=monitor)
+    if answering.passes != 1:
+        raise AdapterError(
+            f"{type(chosen).__name__} answers with {answering.passes} passes: that is no model that can be written."
+        )
+    return {"like": str(like), "updater": type(chosen).__name__}
 
 
 def _task(source: Path, data: str, batch: int, length: int, dtype: str) -> Task:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from instar.bench.seeds import stream
 from instar.data import pretrained
 from instar.data.sentences import Labelled, sentences
-from instar.errors import DataError
+from instar.errors import DataError, ModelError
 from instar.gate.predictions import Cases
+from instar.interfaces import Versions
 
 _TESTED = 1000
 """Held-out sentences that are scored and that the gate asks, at most."""
@@ -95,6 +96,12 @@ class Classes:
             labels=list(self.test.labels),
             examples=list(zip(some.texts, some.labels, strict=True)),
         )
+
+    def versions(self, old: str | Path) -> Versions:
+        raise ModelError(f"What {old} says is kept by comparing the next words of language models; {self.name} has classes.")
+
+    def tasks(self) -> Cases:
+        return self.cases()
 
     def _right(self, answers: Tensor) -> float:
         labels = torch.tensor([self.places[label] for label in self.test.labels])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from instar.data import pretrained
 from instar.data.e2e import prompts
 from instar.errors import DataError, ModelError
 from instar.gate.predictions import Cases
+from instar.interfaces import Versions
 from instar.problems.generate_text import IGNORED, Writer
 from instar.release import cases
 
 _TESTED = 200
 """Held-out prompts that are scored, at most."""
 _SCORED = 16
+_OTHERS = 3
 
 Rows = tuple[Tensor, Tensor, Tensor]
 
@@ -74,6 +77,28 @@ class Pairs:
     def cases(self) -> Cases:
         """Text that has nothing to do with the task."""
         return cases.of(self.source, 100)
+
+    def versions(self, old: str | Path) -> Versions:
+        model, _ = pretrained.load(old, "causal", str(self.model.dtype).removeprefix("torch."))
+        return Versions(model, self.model, [self.writer.row(*pair) for pair in self.rows], self.writer.fill)
+
+    def tasks(self) -> Cases:
+        """Held-out prompts, each with its answer and up to three others that follow other prompts.
+
+        Raises DataError where all answers are one.
+        """
+        answers = sorted({target for one in self.tested for target in one.targets})
+        draw = random.Random("tasks")
+        asked = [(one.prompt, one.targets[0], [a for a in answers if a not in one.targets]) for one in self.tested]
+        if not all(others for _, _, others in asked):
+            raise DataError(f"All held-out answers of {self.name} are {answers[0]!r}: there is nothing to choose from.")
+        return Cases(
+            name=f"{self.name}, held-out prompts",
+            ids=[str(place) for place in range(len(asked))],
+            inputs=[f"{prompt}\n" for prompt, _, _ in asked],
+            labels=[right for _, right, _ in asked],
+            choices=[sorted([right, *draw.sample(others, min(_OTHERS, len(others)))]) for _, right, others in asked],
+        )
 
 
 def _nats(model: nn.Module, rows: Rows) -> Tensor:
