@@ -50,11 +50,9 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     problem = SpecialiseProblem(train_items=64, search_items=32, epochs=1) if asked.quick else SpecialiseProblem()
     data = problem.load(0)
-    whole, tokenizer, _ = problem.tuned(data.train.tuned, 0)
-    chosen = data.train.chosen
-    labels = torch.tensor([int(label) for label in chosen.labels])
-    rows = [*batched(tokenizer, list(chosen.texts), 32, labels)]
-    made, facts = engines(whole, Validation(rows, sample_loss))
+    tuned = problem.tuning.tuned(data.train.tuned, 0)
+    whole, tokenizer = tuned.model, tuned.tokenizer
+    made, facts = engines(whole, Validation(problem.tuning.batches(tokenizer, data.train.chosen), sample_loss))
     count, rounds = (32, 2) if asked.quick else (512, 7)
     documents = list(open_collection("squad:test", sample=200).texts or ())[: count // 4]
     found = []
@@ -76,13 +74,12 @@ def main() -> None:
     asked.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def batched(tokenizer: Any, texts: list[str], size: int, labels: torch.Tensor | None = None) -> Any:
+def batched(tokenizer: Any, texts: list[str], size: int) -> Any:
     """Batches of tokens, texts of like length together."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    order = sorted(texts, key=len)
     for first in range(0, len(order), size):
-        places = order[first : first + size]
-        rows = tokenizer([texts[i] for i in places], padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-        yield dict(rows) if labels is None else {**rows, "labels": labels[places]}
+        some = order[first : first + size]
+        yield dict(tokenizer(some, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"))
 
 
 def engines(whole: Any, data: Validation) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from instar.compression.layer_dropping import LayerDropping
 from instar.compression.random_removal import RandomRemoval
 from instar.data.sentences import Labelled
 from instar.errors import DataError, InstarError, ShapeError, UnknownNameError
-from instar.problems import specialise
+from instar.problems import specialise, tuned_classifier
 from instar.problems.specialise import SpecialiseProblem
 
 SMALL: dict[str, Any] = {"train_items": 8, "search_items": 12, "epochs": 1, "batch": 8}
@@ -38,13 +38,16 @@ def test_sentences_to_choose_by_are_apart_and_their_labels_can_be_shuffled() -> 
 def test_methods_take_parts_out_of_the_same_model_and_every_sentence_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     memory: dict[str, Any] = {}
-    monkeypatch.setattr(
-        specialise, "kept", lambda recipe, make: memory.get(str(recipe)) or memory.setdefault(str(recipe), make())
-    )
+
+    def kept(recipe: Any, make: Any) -> Any:
+        return memory.get(str(recipe)) or memory.setdefault(str(recipe), make())
+
+    for module in (specialise, tuned_classifier):
+        monkeypatch.setattr(module, "kept", kept)
     problem = SpecialiseProblem(**SMALL)
     try:
         data = problem.load(0)
-        problem.tuned(data.train.tuned, 0)
+        problem.tuning.tuned(data.train.tuned, 0)
     except InstarError as error:
         pytest.skip(str(error))
     test = Labelled(data.test.texts[:10], data.test.labels[:10])
