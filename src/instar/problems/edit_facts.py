@@ -76,23 +76,24 @@ class EditFactsProblem(Problem):
             known = entities()
             halves = known[::2], known[1::2]
             valid, test = (_drawn(half, known, self.edits, seed) for half in halves)
-            texts = _sentences(known)
+            source, texts = "films and countries", _sentences(known)
+            said = json.dumps(texts)
         else:
             given = facts.read(self.data)
             if len(given) < 2 * self.edits:
                 raise DataError(
                     f"{self.data} holds {len(given)} facts; half of them for choosing settings needs {2 * self.edits}."
                 )
+            source, said = Path(self.data).name, json.dumps([asdict(fact) for fact in given])
             held = statistics.default_texts()
             texts, elsewhere = held[_DRIFT_TEXTS:], [text[:500] for text in held[:_DRIFT_TEXTS]]
             valid, test = (
                 Split(random.Random(derive(seed, "facts")).sample(list(half), self.edits), elsewhere)
                 for half in (given[::2], given[1::2])
             )
-        said = json.dumps([[asdict(fact) for fact in split.facts] for split in (valid, test)])
-        source = "films and countries" if self.data is None else Path(self.data).name
+        digest = hashlib.sha256(f"{self.edits} {said}".encode()).hexdigest()  # one for all seeds, which draw from these
         counts = {"train_items": len(texts), "valid_items": self.edits, "test_items": self.edits}
-        return Data(texts, valid, test, hashlib.sha256(said.encode()).hexdigest(), {"name": source, "item": "fact", **counts})
+        return Data(texts, valid, test, digest, {"name": source, "item": "fact", **counts})
 
     def edited(self, build: Build, data: Data, seed: int) -> Edited:
         """The editor, told the layers and the texts that C is taken from where it asks for them."""
