@@ -218,6 +218,13 @@ def test_pruned_then_quantised_is_saved_and_undone(tmp_path: Path) -> None:
     assert fingerprint(model) == before
 
 
+def test_what_is_left_can_be_trained() -> None:
+    model = made("bert").train()
+    cut(model, removed(*CASES["both"], *every_head(model, 1)[2:], ("heads", 0, 2), ("hard", 0), top_k=3))
+    model(**batch(model)).loss.backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+
+
 def test_hard_attention_is_not_lost_to_integers() -> None:
     model = made("bert")
     cut(model, removed(("hard", 0), top_k=3))
