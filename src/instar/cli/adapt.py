@@ -41,7 +41,7 @@ def adapt(
         str | None,
         typer.Option(help="An older version that does this task: what it answers rightly should stay right (language models)."),
     ] = None,
-    update: Annotated[str, typer.Option(help="How that is kept: an updater of `instar list`, such as muscle.")] = "muscle",
+    update: Annotated[str, typer.Option(help="How that is kept: an updater of `instar list`.")] = "muscle:keep=64",
     steps: Annotated[int, typer.Option(help="Of training.")] = 200,
     batch: Annotated[int, typer.Option(help="Items in a step.")] = 8,
     length: Annotated[int, typer.Option(help="Most tokens of an item.")] = 256,
@@ -67,6 +67,7 @@ def adapt(
     """
     from instar import catalogue, interfaces
     from instar.cli.encoder_given import Telling
+    from instar.cli.making import made
     from instar.doors.opening import pairs
     from instar.release import adapting
     from instar.upgrade.sides import knobs
@@ -81,7 +82,7 @@ def adapt(
             out,
             where=where,
             like=like,
-            updater=None if like is None else catalogue.make(update, interfaces.Updater, {}),  # type: ignore[type-abstract]
+            updater=None if like is None else made(update, interfaces.Updater),
             steps=steps,
             batch=batch,
             length=length,

@@ -13,7 +13,6 @@ import typer
 from instar.cli.encoder_given import Quiet
 
 if TYPE_CHECKING:
-    from instar.interfaces import Transform
     from instar.release.compressing import Compressed
 
 
@@ -51,11 +50,13 @@ def compress(
     ·  `instar compress my-model -o small --method blockwise:bits=4,block=32 --data questions.jsonl`
     ·  `instar compress my-classifier -o cut --method axformer:policy=efficiency --choose valid.jsonl --data test.jsonl`
     """
+    from instar import interfaces
     from instar.cli.encoder_given import Telling
+    from instar.cli.making import made
     from instar.doors import opening
     from instar.release import compressing
 
-    steps = [_step(text) for text in method or ["int8"]]
+    steps = [made(text, interfaces.Transform) for text in method or ["int8"]]
     items, chosen = (None if one is None else opening.cases(one) for one in (data, choose))
     with Telling(quiet or as_json) as telling:
         found = compressing.compress(
@@ -72,16 +73,6 @@ def compress(
         typer.echo(json.dumps(_plain(found), indent=1))
     elif not quiet:
         _say(found)
-
-
-def _step(text: str) -> Transform:
-    from instar import catalogue, interfaces
-    from instar.doors.opening import pairs
-    from instar.upgrade.sides import knobs
-
-    name, _, given = text.partition(":")
-    arguments = knobs(pairs([part for part in given.split(",") if part]))
-    return catalogue.make(name, interfaces.Transform, arguments)  # type: ignore[type-abstract]
 
 
 def _plain(found: Compressed) -> dict[str, Any]:

@@ -25,6 +25,9 @@ from instar.receipts.facts import Facts
 from instar.release import gating, recording, writing
 from instar.release import kept as keeping
 
+_KEPT = 64
+"""Logits of a teacher that are kept for a token: all of a large vocabulary would fill the disk."""
+
 
 class Task(Protocol):
     """What is learnt: a model with a place for it, and its data."""
@@ -176,7 +179,7 @@ def _agree(
     """Train the adapter on, so that it keeps what an old version says rightly. What was done, for the receipt."""
     from instar.compat.muscle import Muscle
 
-    chosen = Muscle() if updater is None else updater
+    chosen = Muscle(keep=_KEPT) if updater is None else updater
     answering = chosen.update(task.versions(like), steps=steps, seed=seed, monitor=monitor)
     if answering.passes != 1:
         raise AdapterError(
