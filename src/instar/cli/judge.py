@@ -149,7 +149,7 @@ def claims(
 ) -> None:
     """List the claims with the verdicts that the records give.
 
-    Examples:  `instar claims`  ·  `instar claims gla --json`  ·  `instar claims --into README.md`
+    Examples:  `instar claims`  ·  `instar claims gla --json`  ·  `instar claims --into docs/claims.md`
     """
     from instar.bench.claims import judge, results_folder, select
     from instar.report import ledger

@@ -1,4 +1,4 @@
-"""The ledger of claims as Markdown, and its place in a README: between two marker lines, never typed by hand."""
+"""The ledger of claims as Markdown, and its place on a page: between two marker lines, never typed by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from instar import files
 from instar.errors import OutputError
 
-BEGIN, END = "<!-- ledger: instar claims --into README.md -->", "<!-- end of ledger -->"
+BEGIN, END = "<!-- ledger: instar claims --into docs/claims.md -->", "<!-- end of ledger -->"
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
