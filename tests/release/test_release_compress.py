@@ -146,6 +146,13 @@ def test_a_cut_classifier_and_its_zeros(encoder: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(small(**given).logits, plain(**given).logits, atol=1e-5, rtol=1e-5)
     release.undo(found.folder)
     assert fingerprint(found.folder) == fingerprint(tmp_path / "source")
+    everything = Axformer(policy="efficiency", epsilon=100.0, top_k=2, group_size=32)
+    hard = compressing.compress(tmp_path / "source", [everything], tmp_path / "hard", data=asked, gated=False)
+    removed = saved.removed(hard.small)
+    assert removed is not None
+    assert removed.layers("hard") == [0, 1]
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(hard.folder)
+    assert not plain.bert.encoder.layer[1].output.dense.weight.any()
     with pytest.raises(TransformError, match="Let the cut be the last step"):
         compressing.compress(tmp_path / "source", [step, Int8()], tmp_path / "more", data=asked, gated=False)
     wrong = Cases("items", ["0"], ["a"], ["c"])

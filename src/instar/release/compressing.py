@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,11 @@ def compress(
         texts: on which the compressed model is held to the one before; by default English inside Python.
 
     OUT/small is the compressed model, and what the gate judges. OUT itself holds the weights that it stands for as plain floats,
-    as large as before: for whoever reads it with `transformers` alone. What a method does to activations is not in there.
+    as large as before: for whoever reads it with `transformers` alone. What a method does to activations, or to attention (hard
+    attention of axformer), is not in there.
 
-    Memory is that of the model and of one layer, where the steps are of `instar.compression`. Raises TransformError, ModelError,
-    DataError, OutputError; nothing is written then.
+    Memory is that of the model and of one layer, where the steps are `Compressor`s; a cut holds the weights twice for a moment.
+    Raises TransformError, ModelError, DataError, OutputError; nothing is written then.
     """
     writing.vacant(Path(out))
     source = pretrained.floats(name)
@@ -150,7 +151,8 @@ def _plain(source: Path, kind: str, small: Path, folder: Path) -> None:
     """The weights that the compressed layers stand for, in the places and types of the model before."""
     model, _ = pretrained.load(source, kind, "auto")
     if removed := saved.removed(small):
-        model.load_state_dict(zeroed(model, removed))
+        soft = replace(removed, elements=tuple(element for element in removed.elements if element.kind != "hard"))
+        model.load_state_dict(zeroed(model, soft))
     tied = {id(model.get_input_embeddings().weight)} if getattr(model.config, "tie_word_embeddings", False) else set()
     for name, layer in saved.layers(small):
         module = model.get_submodule(name)
