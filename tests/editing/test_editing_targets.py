@@ -52,6 +52,30 @@ def test_running_from_a_block_up_is_running_the_whole_model(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_what_stands_before_the_subject_need_not_run_again(kind: str) -> None:
+    model = tiny(kind, dtype=torch.float64)
+    where = layout(model)
+    rows = pack([row(TOKENIZER, f.prompt, f.subject, f.target, p) for f in FACTS for p in ("", *PREFIXES)], torch.device("cpu"))
+    block = where.layers[1].block
+    places = torch.tensor([4, 1, 7])
+    for chosen in (None, places):
+        count = len(rows) if chosen is None else len(chosen)
+        found = []
+        for frozen in (False, True):
+            above = Above(model, where, rows, 1, batch=4, frozen=frozen)
+            shift = torch.full((count, 32), 0.1, dtype=torch.float64, requires_grad=True)
+            logits, read = above.run(chosen, change={block: above.at_subject(chosen, shift)}, read={"h": (block, "out")})
+            (gradient,) = torch.autograd.grad(
+                logits[rows.take(places).target >= 0 if chosen is not None else rows.target >= 0].sum(), shift
+            )
+            found.append((logits[:, 0], read["h"], gradient))
+        assert above.below is not None
+        assert above.rows.ids.shape[1] < rows.ids.shape[1]  # it was left out
+        for whole, cut in zip(*found, strict=True):
+            torch.testing.assert_close(cut, whole, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_many_facts_at_once_are_one_at_a_time(kind: str) -> None:
     model = tiny(kind, dtype=torch.float64)
     together, alone = find(model, MORE_FACTS), [find(model, [fact]) for fact in MORE_FACTS]

@@ -122,7 +122,7 @@ class _Search:
         rows: Rows = pack(made, device)
         self.places = torch.arange(len(rows), device=device).view(len(facts), self.prompts + 1)
         with resting(model):
-            self.above = Above(model, layout, rows, layer)
+            self.above = Above(model, layout, rows, layer, frozen=True)
 
     def run(self, monitor: Monitor | None) -> Targets:
         with resting(self.model):
