@@ -225,6 +225,12 @@ def test_what_is_left_can_be_trained() -> None:
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
 
+def test_hard_attention_refuses_scores_that_are_capped() -> None:
+    x = torch.randn(1, 2, 3, 4)
+    with pytest.raises(TransformError, match="caps or shifts its scores"):
+        hard_attention.forward(nn.Identity(), x, x, x, None, softcap=50.0)
+
+
 def test_hard_attention_is_not_lost_to_integers() -> None:
     model = made("bert")
     cut(model, removed(("hard", 0), top_k=3))

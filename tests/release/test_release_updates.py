@@ -23,14 +23,17 @@ from instar.release import adapting, edits
 FACT = Fact("The capital of France is", "France", "Lyon", "Paris", ["France's capital is"], ["The Louvre stands in"])
 
 
+def tokenizer_of(name: str) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(pretrained.folder(name))
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama of random weights with a real tokenizer."""
-    try:
-        folder = pretrained.folder("SmolLM2-135M-Instruct")
-    except MissingExtraError as error:
-        pytest.skip(str(error))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = tokenizer_of("SmolLM2-135M-Instruct")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, vocab_size=len(tokenizer)
@@ -89,11 +92,7 @@ def test_a_new_base_keeps_what_the_old_version_said(source: Path, pairs: Path, t
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small BERT of random weights with a real tokenizer, and no head."""
-    try:
-        folder = pretrained.folder("all-MiniLM-L6-v2")
-    except MissingExtraError as error:
-        pytest.skip(str(error))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = tokenizer_of("all-MiniLM-L6-v2")
     torch.manual_seed(0)
     config = transformers.BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=len(tokenizer)

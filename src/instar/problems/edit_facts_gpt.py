@@ -25,6 +25,7 @@ from instar.bench.fit import fit
 from instar.bench.seeds import derive, initialising
 from instar.data.facts import TEMPLATES, Entity, entities
 from instar.errors import OutputError
+from instar.problems.small_gpt2 import small_gpt2
 
 VOCABULARY, LENGTH, START = 1536, 128, "<|endoftext|>"
 WIDTH, DEPTH, HEADS = 128, 8, 4
@@ -83,15 +84,8 @@ def make_tokenizer(known: list[Entity]) -> Any:
 
 
 def make_model(tokenizer: Any) -> nn.Module:
-    """A GPT-2 of random weights: 8 layers of width 128, tied head, no dropout."""
-    transformers = extras.require("transformers", "models")
-    start = tokenizer.bos_token_id
-    config = transformers.GPT2Config(
-        **{"vocab_size": len(tokenizer), "n_positions": LENGTH, "n_embd": WIDTH, "n_layer": DEPTH, "n_head": HEADS},
-        **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": start, "eos_token_id": start},
-    )
-    model: nn.Module = transformers.GPT2LMHeadModel(config)
-    return model
+    """A GPT-2 of random weights for a tokenizer: 8 layers of width 128."""
+    return small_gpt2(len(tokenizer), tokenizer.bos_token_id, length=LENGTH, width=WIDTH, depth=DEPTH, heads=HEADS)
 
 
 class Rows:

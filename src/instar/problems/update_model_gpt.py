@@ -24,6 +24,7 @@ from instar.bench.fit import fit
 from instar.bench.seeds import initialising, stream
 from instar.data import datasets
 from instar.problems.edit_facts_gpt import write
+from instar.problems.small_gpt2 import small_gpt2
 
 VOCABULARY, LENGTH, END = 1024, 128, "<|endoftext|>"
 WIDTH, DEPTH, HEADS = 128, 4, 4
@@ -92,15 +93,8 @@ def make_tokenizer(texts: Sequence[tuple[str, int]]) -> Any:
 
 
 def make_model(tokenizer: Any) -> nn.Module:
-    """A GPT-2 of random weights: 4 layers of width 128, tied head, no dropout."""
-    transformers = extras.require("transformers", "models")
-    end = tokenizer.eos_token_id
-    config = transformers.GPT2Config(
-        **{"vocab_size": len(tokenizer), "n_positions": LENGTH, "n_embd": WIDTH, "n_layer": DEPTH, "n_head": HEADS},
-        **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": end, "eos_token_id": end},
-    )
-    model: nn.Module = transformers.GPT2LMHeadModel(config)
-    return model
+    """A GPT-2 of random weights for a tokenizer: 4 layers of width 128."""
+    return small_gpt2(len(tokenizer), tokenizer.eos_token_id, length=LENGTH, width=WIDTH, depth=DEPTH, heads=HEADS)
 
 
 def _read(texts: Sequence[tuple[str, int]]) -> str:

@@ -53,7 +53,14 @@ def forward(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """As transformers calls it: query [B, H, T, d], key and value [B, H', S, d] -> [B, T, H, d]. Dense where K ≥ S."""
+    """As transformers calls it: query [B, H, T, d], key and value [B, H', S, d] -> [B, T, H, d]. Dense where K ≥ S.
+
+    Raises TransformError for scores that are changed before the softmax (a soft cap, position biases).
+    """
+    if others.get("softcap") is not None or others.get("position_bias") is not None:
+        raise TransformError(
+            f"{type(module).__name__} caps or shifts its scores, which hard attention does not do: give top_k=0."
+        )
     top_k = getattr(module, TOP_K, None)
     if top_k is None or top_k >= key.shape[2]:
         sdpa = extras.require("transformers", "models").modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"]
