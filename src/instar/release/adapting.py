@@ -169,7 +169,7 @@ def adapt(
     del model, task.model
     judged = None
     if cases is not None:
-        judged = gating.gate(like or source, Path(out), cases, command=command, progress=progress)
+        judged = gating.gate(like or name, Path(out), cases, command=command, progress=progress)
     return Adapted(Path(out), said, items, trained, before, after, kept, judged)
 
 

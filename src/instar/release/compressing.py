@@ -107,7 +107,7 @@ def compress(
     judged = None
     if gated:
         assert cases is not None
-        judged = gating.gate(source, small, cases, folder=Path(out), command=command, progress=progress)
+        judged = gating.gate(name, small, cases, folder=Path(out), command=command, progress=progress)
     sizes = sum(path.stat().st_size for path in pretrained.weights(source)), saved.nbytes(small)
     return Compressed(Path(out), small, said, *sizes, found, judged)
 

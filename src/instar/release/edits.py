@@ -71,7 +71,7 @@ def edit(
     judged = None
     if gated:
         judged = gating.gate(
-            source,
+            name,
             folder,
             cases(facts),
             settings={"dtype": dtype if dtype != "auto" else "float32"},
