@@ -63,7 +63,7 @@ def main() -> None:
     for row in rows:
         each = 1e3 * row["seconds"] / row["texts"]
         print(
-            f"{row['corpus']:<10} batch {row['batch']:<3} {row['engine']:<20} {each:8.3f} ms/text  "
+            f"{row['corpus']:<10} batch {row['batch']:<3} {row['engine']:<22} {each:8.3f} ms/text  "
             f"{row['speed']:5.2f} x torch_fp32  cosine {row['cosine']:.5f} (least {row['least']:.5f})"
         )
     for name, reason in missing.items():
@@ -119,9 +119,10 @@ def measure(made: dict[str, Encode], batches: list[Batch], rounds: int, facts: d
 def engines(tokenizer: Any, threads: int) -> tuple[dict[str, Encode], dict[str, str]]:
     """What can be built here, and why the others cannot."""
     made: dict[str, Encode] = {"torch_fp32": of_torch(plain())}
-    ours = plain()
-    quantize_(ours, Int8(), lambda module, name: not name.startswith("pooler"))
-    made["instar_int8"] = of_torch(ours)
+    for name, setting in (("instar_int8", Int8()), ("instar_int8_outliers_1", Int8(outliers=1))):
+        ours = plain()
+        quantize_(ours, setting, lambda module, name: not name.startswith("pooler"))
+        made[name] = of_torch(ours)
     missing: dict[str, str] = {}
     builders: dict[str, Callable[[], dict[str, Encode]]] = {
         "torch_dynamic_int8": lambda: {"torch_dynamic_int8": of_torch(torch_dynamic())},

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.checks.transform_models import answers, encoder
-from instar.compression import int8_linear, load, quantize_, save
+from instar.compression import int8_product, load, quantize_, save
 from instar.compression.int8 import Int8
 from instar.compression.int8_linear import Int8Linear
 from instar.errors import MissingExtraError, ShapeError, TransformError
@@ -37,7 +37,24 @@ def test_fast_equals_reference(shape: tuple[int, ...], columns: tuple[int, ...],
         fast, slow = made(x), made.reference(x)
     assert fast.shape == (*shape[:-1], 24)
     assert torch.allclose(fast, slow, rtol=1e-5, atol=1e-4)
-    assert int8_linear.exact_products("cpu", 24, 40)  # the fast form ran
+    assert int8_product.exact_products("cpu", 24, 40)  # the fast form ran
+
+
+def test_every_form_of_the_product_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's fused product and torch's plain one, in place of each other; codes that were written meanwhile are seen."""
+    made, _ = layer()
+    x = torch.randn(9, 40)
+    with torch.no_grad():
+        first = made(x)
+        made.codes.neg_()
+        fused = made(x)
+        monkeypatch.setattr(int8_product, "_onednn", lambda outputs, inputs: False)
+        plain = made(x)
+    assert torch.allclose(fused, plain, rtol=1e-6, atol=1e-5)
+    assert not torch.allclose(fused, first)
+    with torch.inference_mode():
+        built_there, _ = layer()
+        assert torch.allclose(built_there(x), built_there.reference(x), rtol=1e-5, atol=1e-4)
 
 
 def test_the_integer_sum_is_exact() -> None:
@@ -116,15 +133,15 @@ def test_a_machine_that_saturates_gets_the_reference(monkeypatch: pytest.MonkeyP
         return real(a, b).clamp(-(2**15), 2**15 - 1)
 
     monkeypatch.setattr(torch, "_int_mm", saturating)
-    int8_linear.exact_products.cache_clear()
+    int8_product.exact_products.cache_clear()
     made, _ = layer()
     x = torch.randn(3, 40)
     try:
         with torch.no_grad():
-            assert not int8_linear.exact_products("cpu", 24, 40)
+            assert not int8_product.exact_products("cpu", 24, 40)
             assert torch.equal(made(x), made.reference(x))
     finally:
-        int8_linear.exact_products.cache_clear()
+        int8_product.exact_products.cache_clear()
 
 
 def test_data_choose_the_channels(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def _by_row(x: Blocks) -> Tensor:
 
 
 def _exact_int8(a: Tensor, b: Tensor) -> Tensor:
-    from instar.compression.int8_linear import exact_products
+    from instar.compression.int8_product import exact_products
 
     if exact_products("cpu", b.shape[0], a.shape[1]):
         return torch._int_mm(a.contiguous(), b.t())

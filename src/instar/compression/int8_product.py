@@ -1,0 +1,78 @@
+"""Products of 8-bit integers with exact sums, in the fastest form that this machine and build of torch have."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+LARGEST = 127
+_PACKED = WeakTensorKeyDictionary()
+"""Codes in oneDNN's own layout, with the version that they are of."""
+
+
+def scaled_product(q: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """scale_o · Σ_i q_t,i · p_o,i, float32 [T, O], of q [T, I] and codes p [O, I], both int8, and scale [O]; the sums are exact.
+
+    On a CPU oneDNN scales while it multiplies; its layout of the codes is made once and kept beside them. Elsewhere, and while
+    the call is being compiled, `torch._int_mm`.
+    """
+    if q.device.type == "cpu" and not torch.compiler.is_compiling() and not codes.is_inference() and _onednn(*codes.shape):
+        return _fused(q, _packed(codes), scale)
+    return product(q, codes.t()).float().mul_(scale)
+
+
+def product(q: Tensor, codes: Tensor) -> Tensor:
+    """q [T, I] times codes [I, O], both int8, as int32."""
+    if q.device.type == "cpu" or q.shape[0] > 16:
+        return torch._int_mm(q, codes)
+    return torch._int_mm(F.pad(q, (0, 0, 0, 17 - q.shape[0])), codes)[: q.shape[0]]  # CUDA wants more than 16 rows
+
+
+@cache
+def exact_products(device: str, outputs: int, inputs: int) -> bool:
+    """Whether int8 is multiplied exactly at these sizes: older instructions add two products in 16 bits, which saturates."""
+    if device != "cpu" and (outputs % 8 or inputs % 8):
+        return False
+    codes = torch.full((inputs, outputs), LARGEST, dtype=torch.int8, device=device)
+    try:
+        for value in (-128, LARGEST):
+            q = torch.full((17, inputs), value, dtype=torch.int8, device=device)
+            if not bool((torch._int_mm(q, codes) == value * LARGEST * inputs).all()):
+                return False
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False
+    return True
+
+
+@cache
+def _onednn(outputs: int, inputs: int) -> bool:
+    """Whether oneDNN's form is here and says the same: these operators are those of torch's own compiler."""
+    codes = torch.full((outputs, inputs), LARGEST, dtype=torch.int8)
+    try:
+        held = torch.ops.onednn.qlinear_prepack(codes, None)
+        for value in (-128, LARGEST):
+            q = torch.full((17, inputs), value, dtype=torch.int8)
+            if not bool((_fused(q, held, torch.ones(outputs)) == float(value * LARGEST * inputs)).all()):
+                return False
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False
+    return True
+
+
+def _packed(codes: Tensor) -> Tensor:
+    kept: tuple[int, Tensor] | None = _PACKED.get(codes)
+    if kept is None or kept[0] != codes._version:
+        kept = codes._version, torch.ops.onednn.qlinear_prepack(codes, None)
+        _PACKED[codes] = kept
+    return kept[1]
+
+
+def _fused(q: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    return torch.ops.onednn.qlinear_pointwise(
+        q, 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )  # fmt: skip
