@@ -1,4 +1,4 @@
-"""Compressed models as GGUF files, for tools that read these."""
+"""Compressed models as GGUF files: for any tool that reads these, and, of Llamas, for llama.cpp to run."""
 
 from __future__ import annotations
 
@@ -11,34 +11,45 @@ import torch
 from torch import Tensor, nn
 
 from instar import extras
+from instar.compression import gguf_llama
 from instar.compression.blocks import BlockFormat
 from instar.compression.gguf_blocks import BLOCK, GgufFormat
+from instar.compression.gguf_llama import Place
 from instar.compression.stored import Stored
 from instar.errors import OutputError
 from instar.receipts.fingerprint import named
 
 
-def write(model: nn.Module, path: str | Path, *, architecture: str = "instar") -> Path:
-    """Every tensor of a model under its own name: stored weights in their GGUF format where they have one, others as F32.
+def write(model: nn.Module, path: str | Path, *, tokenizer: Any = None) -> Path:
+    """Every tensor of a model: stored weights in their GGUF format where they have one, others as F32.
 
-    8-bit blocks of 1 × 32 with a power of two become Q8_0 exactly (2^−e is a float16 for −15 ≤ e ≤ 24). Names and metadata are
-    the model's own, not llama.cpp's: any GGUF reader opens the file, and llama.cpp needs its names and a tokenizer besides.
-    Raises OutputError, MissingExtraError.
+    8-bit blocks of 1 × 32 with a power of two become Q8_0 exactly (2^−e is a float16 for −15 ≤ e ≤ 24).
+
+    Args:
+        tokenizer: of `transformers`. With it the file is one that llama.cpp runs (see `gguf_llama` for the models that it takes);
+            without, names are the model's own, and whatever reads GGUF files reads the tensors.
+
+    Raises OutputError, MissingExtraError; with a tokenizer ModelError.
     """
     gguf = extras.require("gguf", "models")
     target = Path(path)
-    stored = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Stored)}
-    inside = {f"{name.removesuffix('weight')}{part}" for name, module in stored.items() for part in module.names}
+    place = Place() if tokenizer is None else gguf_llama.place(model, tokenizer)
+    stored = {name: module for name, module in model.named_modules() if isinstance(module, Stored)}
+    inside = {f"{name}.{part}" for name, module in stored.items() for part in module.names}
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            writer = gguf.GGUFWriter(Path(folder) / "file", architecture)
+            writer = gguf.GGUFWriter(Path(folder) / "file", place.architecture)
+            place.describe(writer)
             for name, module in stored.items():
                 kind, codes = encoded(module)
                 raw = None if kind is None else getattr(gguf.GGMLQuantizationType, kind)
-                writer.add_tensor(name, codes, raw_dtype=raw)
+                if (stands := place.tensor(f"{name}.weight", codes)) is not None:
+                    writer.add_tensor(*stands, raw_dtype=raw)
             for name, (tensor, _) in named(model).items():
-                if name not in inside and tensor.numel() and tensor.is_floating_point():
-                    writer.add_tensor(name, _numpy(tensor.detach().float()))
+                if name in inside or not tensor.numel() or not tensor.is_floating_point():
+                    continue
+                if (stands := place.tensor(name, _numpy(tensor.detach().float()))) is not None:
+                    writer.add_tensor(*stands)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()

@@ -13,8 +13,8 @@ from instar import extras
 from instar.errors import ModelError
 from instar.models import checkpoint
 
-_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_INSIDE = {
+OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+INSIDE = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -70,10 +70,10 @@ def read(source: Path, heads: int, key_heads: int) -> dict[str, Tensor]:
 
 def _name(name: str) -> str:
     parts = name.split(".")
-    if len(parts) == 2 and parts[0] in _OUTSIDE:
-        return f"{_OUTSIDE[parts[0]]}.{parts[1]}"
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _INSIDE:
-        return f"model.layers.{parts[1]}.{_INSIDE[parts[2]]}.{parts[3]}"
+    if len(parts) == 2 and parts[0] in OUTSIDE:
+        return f"{OUTSIDE[parts[0]]}.{parts[1]}"
+    if len(parts) == 4 and parts[0] == "blk" and parts[2] in INSIDE:
+        return f"model.layers.{parts[1]}.{INSIDE[parts[2]]}.{parts[3]}"
     raise ModelError(f"The GGUF file holds a tensor '{name[:80]}', which no Llama model has.")
 
 
