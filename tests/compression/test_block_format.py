@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from instar.compression import packing
+from instar.compression import packing, slabs
 from instar.compression.blocks import BlockFormat, exponents, power_of_two
+from instar.compression.gguf_blocks import GgufFormat
 from instar.errors import ShapeError, TransformError
 
 SCALES = ["power", "power_mse", "float16", "float32"]
@@ -97,6 +98,25 @@ def test_exponents_are_exact_at_powers_of_two(bits: int) -> None:
 def test_powers_of_two_are_exact() -> None:
     n = torch.arange(-126, 128)
     assert power_of_two(n, torch.float32).tolist() == [2.0**k for k in n.tolist()]
+
+
+FORMATS = [*(BlockFormat(bits, rows, block) for bits in (3, 4, 8, 16) for rows, block in ((1, 32), (3, 0), (64, 5), (0, 32)))]
+FORMATS += [BlockFormat(5, 1, 32, "float16"), BlockFormat(4, 2, 32, "power_mse")]
+
+
+@pytest.mark.parametrize("format", [*FORMATS, GgufFormat("Q8_0"), GgufFormat("Q4_1")], ids=str)
+@pytest.mark.parametrize("rows", [1, 100, 101])
+def test_large_weights_are_treated_in_slabs_to_the_bit(
+    format: BlockFormat | GgufFormat, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = values(rows, 64, 1.0)
+    whole = format.encode(x)
+    spread = format.decode(whole, (rows, 64))
+    monkeypatch.setattr(slabs, "_ELEMENTS", 700)
+    parts = format.encode(x)
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name], whole[name]) and parts[name].dtype == whole[name].dtype for name in parts)
+    assert torch.equal(format.decode(parts, (rows, 64)), spread)
 
 
 def test_values_on_the_grid_are_exact_and_blocks_do_not_see_each_other() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instar.compression import packing
+from instar.compression import packing, slabs
 from instar.errors import ShapeError, TransformError
 
 Scale = Literal["power", "power_mse", "float16", "float32"]
@@ -104,8 +105,12 @@ class BlockFormat:
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """What is stored of a weight [out, in]."""
-        made = self.quantise(weight)
-        return {"codes": packing.pack(made.q, self.bits), "scale": made.scale}
+
+        def encode(rows: Tensor) -> dict[str, Tensor]:
+            made = self.quantise(rows)
+            return {"codes": packing.pack(made.q, self.bits), "scale": made.scale}
+
+        return slabs.encoded(weight, encode, self.blank(tuple(weight.shape)), self._apart(tuple(weight.shape)))
 
     def unpack(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Blocks:
         """The blocks that `encode` stored."""
@@ -113,7 +118,15 @@ class BlockFormat:
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         """The weight, float32, that `encode` stored."""
-        return self.unpack(parts, shape).dequantise()
+        codes, (height, _) = parts["codes"], self.tile(shape)
+
+        def decode(rows: slice) -> Tensor:
+            start, stop = (row * shape[1] for row in (rows.start, rows.stop))
+            own = codes[rows] if self.bits >= 8 else codes[start // 8 * self.bits : -(-stop // 8) * self.bits]
+            scale = parts["scale"][rows.start // height : -(-rows.stop // height)]
+            return self.unpack({"codes": own, "scale": scale}, (rows.stop - rows.start, shape[1])).dequantise()
+
+        return slabs.decoded(shape, decode, self._apart(shape))
 
     def lookup(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], ids: Tensor) -> Tensor:
         """The rows `ids` [N] of `decode`, [N, C]."""
@@ -135,6 +148,10 @@ class BlockFormat:
     def settings(self) -> dict[str, Any]:
         """For a manifest."""
         return {"kind": self.kind, **asdict(self)}
+
+    def _apart(self, shape: tuple[int, ...]) -> int:
+        """Rows whose tiles, and packed bytes, are theirs alone."""
+        return math.lcm(self.tile(shape)[0], 8)
 
     def _round(self, tiles: Tensor, factor: Tensor) -> Tensor:
         return (tiles * factor[:, None, :, None]).round_().clamp_(-self.largest - 1, self.largest)

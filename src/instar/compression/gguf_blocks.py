@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from instar.anatomy.linear import Linear, is_linear
-from instar.compression import compressor
+from instar.compression import compressor, slabs
 from instar.compression.compressor import Compressor, Work
 from instar.errors import TransformError, UnknownNameError
 
@@ -43,14 +43,17 @@ class GgufFormat:
             raise TransformError("NaN or infinity cannot be quantised.")
         if weight.shape[1] % BLOCK:
             raise TransformError(f"{self.type} takes rows of a multiple of {BLOCK} values; received {weight.shape[1]}.")
-        x = weight.detach().float().cpu().numpy().reshape(-1, BLOCK)
-        with np.errstate(divide="ignore", over="ignore"):
-            blocks = {"Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1}[self.type](x)
-        codes = torch.from_numpy(blocks.reshape(weight.shape[0], -1)).to(weight.device)
-        return {"codes": codes}
+
+        def encode(rows: Tensor) -> dict[str, Tensor]:
+            x = rows.detach().float().cpu().numpy().reshape(-1, BLOCK)
+            with np.errstate(divide="ignore", over="ignore"):
+                blocks = {"Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1}[self.type](x)
+            return {"codes": torch.from_numpy(blocks.reshape(rows.shape[0], -1)).to(weight.device)}
+
+        return slabs.encoded(weight, encode, self.blank(tuple(weight.shape)))
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-        return self._spread(parts["codes"]).view(shape)
+        return slabs.decoded(shape, lambda rows: self._spread(parts["codes"][rows]).view(-1, shape[1]))
 
     def lookup(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], ids: Tensor) -> Tensor:
         return self._spread(parts["codes"][ids]).view(len(ids), shape[1])
