@@ -176,7 +176,7 @@ def stored(name: str, module: nn.Module, format: WeightFormat, work: Work, input
     if isinstance(module, nn.Embedding):
         if module.max_norm is not None:
             raise TransformError(f"{name} rescales its rows in use (max_norm), which a stored table cannot.")
-        return StoredEmbedding(format, parts, shape, module.padding_idx)
+        return StoredEmbedding(format, parts, shape, module.padding_idx, module.weight.dtype)
     return StoredLinear(format, parts, shape, Linear(name, module).bias, inputs)
 
 

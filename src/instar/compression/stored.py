@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.compression.blocks import BlockFormat
+from instar.errors import UnknownNameError
+
+_ROWS = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 
 
 class WeightFormat(Protocol):
@@ -102,27 +105,41 @@ class StoredLinear(Stored):
 
 
 class StoredEmbedding(Stored):
-    """Rows of a stored table [entries, width]; only those that are asked for are spread out."""
+    """Rows of a stored table [entries, width]; only those that are asked for are spread out.
+
+    Args:
+        dtype: of the rows, as the table had it: the norms of a model in half precision take no other.
+    """
 
     def __init__(
-        self, format: WeightFormat, parts: Mapping[str, Tensor], shape: tuple[int, int], padding_idx: int | None = None
+        self,
+        format: WeightFormat,
+        parts: Mapping[str, Tensor],
+        shape: tuple[int, int],
+        padding_idx: int | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(format, parts, shape)
         self.num_embeddings, self.embedding_dim = self.shape
-        self.padding_idx = padding_idx
+        self.padding_idx, self.dtype = padding_idx, dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         found = self.format.lookup(self.parts, self.shape, ids.reshape(-1))
-        return found.view(*ids.shape, self.embedding_dim)
+        return found.to(self.dtype).view(*ids.shape, self.embedding_dim)
 
     def spec(self) -> dict[str, Any]:
         """What `blank` needs."""
-        return {"format": self.format.settings(), "shape": list(self.shape), "padding_idx": self.padding_idx}
+        own = {"padding_idx": self.padding_idx, "dtype": str(self.dtype).removeprefix("torch.")}
+        return {"format": self.format.settings(), "shape": list(self.shape), **own}
 
     @classmethod
-    def blank(cls, format: WeightFormat, shape: tuple[int, int], padding_idx: int | None) -> StoredEmbedding:
-        """A layer without data."""
-        return cls(format, format.blank(shape), shape, padding_idx)
+    def blank(
+        cls, format: WeightFormat, shape: tuple[int, int], padding_idx: int | None, dtype: str = "float32"
+    ) -> StoredEmbedding:
+        """A layer without data; the first manifests have no dtype. Raises UnknownNameError."""
+        if dtype not in _ROWS:
+            raise UnknownNameError.among("type of a table's rows", dtype, _ROWS)
+        return cls(format, format.blank(shape), shape, padding_idx, _ROWS[dtype])
 
 
 def rounded(x: Tensor, format: BlockFormat) -> Tensor:
