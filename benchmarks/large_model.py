@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 RESULT = Path(__file__).parent / "results" / "large_model.json"
-ACTIONS = ("adapt", "edit", "compress int8", "compress blockwise", "undo")
+ACTIONS = ("adapt", "edit", "compress int8", "compress blockwise", "compress two steps", "undo")
 
 
 def main() -> None:
@@ -102,7 +102,7 @@ def measured(action: str, folder: Path) -> dict[str, float]:
     from instar.compression.blockwise import Blockwise
     from instar.compression.int8 import Int8
     from instar.editing.memit import MEMIT
-    from instar.interfaces import Fact
+    from instar.interfaces import Fact, Transform
     from instar.release import adapting, compressing, edits
 
     _ = transformers.AutoModelForCausalLM, transformers.AutoTokenizer  # what is imported late counts as imports
@@ -129,9 +129,16 @@ def measured(action: str, folder: Path) -> dict[str, float]:
     elif action == "undo":
         release.undo(folder / "edited")
     else:
-        method = Int8(outliers=0) if action.endswith("int8") else Blockwise(bits=4, block=32, activations="none")
-        compressing.compress(model, [method], folder / action.replace(" ", "-"), texts=text, gated=False)
-        shutil.rmtree(folder / action.replace(" ", "-"))
+        steps: dict[str, list[Transform]] = {
+            "compress int8": [Int8(outliers=0)],
+            "compress blockwise": [Blockwise(bits=4, block=32, activations="none")],
+            "compress two steps": [
+                Blockwise(bits=4, block=32, activations="none", keep=[".*self_attn.*"]),
+                Int8(outliers=0),
+            ],
+        }
+        compressing.compress(model, steps[action], folder / "compressed", texts=text, gated=False)
+        shutil.rmtree(folder / "compressed")
     seconds = time.perf_counter() - start
     ended.set()
     watcher.join()

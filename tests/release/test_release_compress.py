@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from instar.compression.int8 import Int8
 from instar.compression.magnitude_pruning import MagnitudePruning
 from instar.data import pretrained
 from instar.data.topics import topics
-from instar.errors import CheckpointError, DataError, MissingExtraError, ModelError, OutputError, TransformError
+from instar.errors import CheckpointError, DataError, MissingExtraError, ModelError, OutputError, TransformError, UnknownNameError
 from instar.gate.predictions import Cases
 from instar.interfaces import Transform
 from instar.receipt import fingerprint, history
@@ -113,6 +115,24 @@ def test_a_tied_head_and_conv1d_in_half_precision(tied: Path, tmp_path: Path) ->
     assert gap < 0.1 * plain(given).logits.float().std()
 
 
+def test_a_table_of_an_encoder_in_half_precision(encoder: Path, tmp_path: Path) -> None:
+    model, tokenizer = pretrained.load(encoder, dtype="bfloat16")
+    model.save_pretrained(tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "source")
+    found = compressing.compress(tmp_path / "source", [Int8(embeddings=True)], tmp_path / "next", gated=False)
+    small, _ = pretrained.load(found.small)
+    ids = torch.arange(9)
+    rows = small.embeddings.word_embeddings(ids)
+    plain, _ = pretrained.load(found.folder, dtype="auto")
+    assert torch.equal(rows, plain.embeddings.word_embeddings(ids))
+    assert rows.dtype == torch.bfloat16
+    manifest = json.loads((found.small / saved.MANIFEST).read_text())
+    manifest["layers"]["embeddings.word_embeddings"]["dtype"] = "int8"
+    (found.small / saved.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UnknownNameError, match="type of a table's rows"):
+        saved.load(found.small)
+
+
 def test_steps_stand_in_one_manifest_and_one_receipt(encoder: Path, tmp_path: Path) -> None:
     steps = [MagnitudePruning(density=0.6, keep=[".*attention.*"]), Int8(keep=[".*intermediate.*", ".*output.dense"])]
     found = compressing.compress(encoder, steps, tmp_path / "next", gated=False)
@@ -180,6 +200,54 @@ def test_a_layer_is_freed_when_its_successor_stands(encoder: Path) -> None:
 
     Watching(outliers=0).consume(model)
     assert counts == list(range(len(alive), 0, -1))
+
+
+MEMORY = """
+import sys, threading
+from pathlib import Path
+from instar.compression.blockwise import Blockwise
+from instar.compression.int8 import Int8
+from instar.release import compressing
+
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon:"))) * 1024
+
+def compress(source, out):
+    steps = [Blockwise(bits=4, block=32, activations="none", keep=[".*dense.*"]), Int8(outliers=0)]
+    compressing.compress(source, steps, out, texts=["Some text."], gated=False)
+
+small, large, folder = map(Path, sys.argv[1:])
+compress(small, folder / "small")  # what is imported late is no memory of the update
+base, most, ended = held(), [0], threading.Event()
+
+def watch():
+    while not ended.wait(0.005):
+        most[0] = max(most[0], held() - base)
+
+watcher = threading.Thread(target=watch, daemon=True)
+watcher.start()
+compress(large, folder / "large")
+ended.set()
+watcher.join()
+print(most[0] / (large / "model.safetensors").stat().st_size)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.timeout(180)
+def test_memory_is_that_of_a_layer(words: Path, encoder: Path, tmp_path: Path) -> None:
+    """Of 155 MB of weights in 19 layers, two steps one after the other; the packed model alone is 0.5 of them."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(words)
+    config = transformers.BertConfig(
+        hidden_size=256, num_hidden_layers=16, num_attention_heads=4, intermediate_size=8192, vocab_size=len(tokenizer)
+    )
+    config.dtype = torch.bfloat16
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "source")
+    call = [sys.executable, "-c", MEMORY, str(encoder), str(tmp_path / "source"), str(tmp_path)]
+    found = float(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    assert found < 0.5
 
 
 def test_nothing_is_written_where_something_is_wrong(encoder: Path, tmp_path: Path) -> None:

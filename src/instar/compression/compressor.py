@@ -23,6 +23,8 @@ from instar.receipt import Receipt, updating
 Parts = dict[str, Tensor]
 Filter = Callable[[nn.Module, str], bool]
 """As torchao's `filter_fn`: whether a module, by its name, is compressed."""
+Aside = Callable[[Iterable[Tensor]], None]
+"""Lets tensors, which stay the same objects, read other memory with the same values."""
 
 
 def pipeline(model: nn.Module, steps: Sequence[Transform]) -> list[Receipt]:
@@ -86,14 +88,15 @@ class Compressor(Transform):
             self._replace(model, chosen, data)
         return update.receipt
 
-    def consume(self, model: nn.Module, data: Any = None) -> None:
+    def consume(self, model: nn.Module, data: Any = None, *, aside: Aside | None = None) -> None:
         """`apply` without a way back: an old layer is freed when its new one stands, so that memory grows by that of one layer.
 
-        For who has the model on disk. An error leaves it half done. Raises what `compress` raises.
+        For who has the model on disk. aside: is given what each new layer stores, to put its memory elsewhere. An error leaves
+        the model half done. Raises what `compress` raises.
         """
-        self._replace(model, self.chosen(model), data)
+        self._replace(model, self.chosen(model), data, aside)
 
-    def _replace(self, model: nn.Module, chosen: dict[str, nn.Module], data: Any) -> None:
+    def _replace(self, model: nn.Module, chosen: dict[str, nn.Module], data: Any, aside: Aside | None = None) -> None:
         with torch.no_grad():
             work = self.prepare(model, chosen, data)
             counts = Counter(id(weight) for module in chosen.values() if (weight := module._parameters.get("weight")) is not None)
@@ -101,6 +104,8 @@ class Compressor(Transform):
             for name in list(chosen):
                 module = chosen.pop(name)  # so that nobody but the model holds it
                 new = self.replacement(name, module, work).train(module.training)
+                if aside is not None:
+                    aside(new.buffers())
                 exchange(model, {module: new})
             self.finish(model)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +13,10 @@ from torch import nn
 
 from instar.anatomy.linear import Linear, is_linear
 from instar.compression import saved
-from instar.compression.compressor import Compressor
+from instar.compression.compressor import Aside, Compressor
 from instar.compression.pruning import cutting
-from instar.compression.pruning.masking import zeroed
+from instar.compression.pruning.layout import layout
+from instar.compression.pruning.masking import zeros
 from instar.data import pretrained
 from instar.errors import CheckpointError, DataError, TransformError
 from instar.gate.predictions import Cases
@@ -27,6 +27,7 @@ from instar.receipts.receipt import Receipt
 from instar.release import cases as standing
 from instar.release import gating, recording, writing
 from instar.release import kept as keeping
+from instar.release.aside import aside
 
 _BATCH, _LONGEST = 32, 256
 
@@ -72,7 +73,8 @@ def compress(
     as large as before: for whoever reads it with `transformers` alone. What a method does to activations, or to attention (hard
     attention of axformer), is not in there.
 
-    Memory is that of the model and of one layer, where the steps are `Compressor`s; a cut holds the weights twice for a moment.
+    Memory, where the steps are `Compressor`s: a few copies of the largest layer in float32, however many layers there are. The
+    rest are pages of files, which the system takes back when it needs them. A cut holds what is left of the weights.
     Raises TransformError, ModelError, DataError, OutputError; nothing is written then.
     """
     writing.vacant(Path(out))
@@ -87,17 +89,17 @@ def compress(
     progress("compressing")
     start = time.perf_counter()
     batches = None if data is None else _batches(model, tokenizer, kind, data)
-    done = [_step(step, model, batches) for step in steps]
-    seconds = time.perf_counter() - start
     with writing.version(out, source) as folder:
-        small = saved.save(model, folder / writing.SMALL, steps=done)
-        writing.accompany(source, small)
-        progress("looking at the compressed model")
-        found = keeping.compared(before, keeping.answers(model, tokenizer, kind, shown), kind)
-        del model
-        gc.collect()
-        progress("writing the plain weights")
-        _plain(source, kind, small, folder)
+        with aside(folder) as put:
+            done = [_step(step, model, batches, put) for step in steps]
+            seconds = time.perf_counter() - start
+            small = saved.save(model, folder / writing.SMALL, steps=done)
+            writing.accompany(source, small)
+            progress("looking at the compressed model")
+            found = keeping.compared(before, keeping.answers(model, tokenizer, kind, shown), kind)
+            del model
+            progress("writing the plain weights")
+            writing.weights(_plain(source, kind, small, put), folder)
         titles = [str(step["method"]) for step in done]
         settings = dict(done[0]["settings"]) if len(done) == 1 else {"steps": done}
         said = recording.record(
@@ -112,7 +114,7 @@ def compress(
     return Compressed(Path(out), small, said, *sizes, found, judged)
 
 
-def _step(step: Transform, model: nn.Module, data: Any) -> dict[str, Any]:
+def _step(step: Transform, model: nn.Module, data: Any, put: Aside) -> dict[str, Any]:
     """One step without a way back in memory: the model before lies on disk. What was done, for the manifest."""
     if cutting.standing(model):
         raise TransformError(
@@ -120,7 +122,7 @@ def _step(step: Transform, model: nn.Module, data: Any) -> dict[str, Any]:
             "keep the shapes (axformer:form=zeroed,top_k=0)."
         )
     if isinstance(step, Compressor):
-        step.consume(model, data)
+        step.consume(model, data, aside=put)
         return {"method": step.method, "settings": step.settings()}
     receipt: Receipt = step.apply(model, data)
     return {"method": receipt.facts.method, "settings": receipt.facts.settings}
@@ -147,12 +149,15 @@ def _batches(model: Any, tokenizer: Any, kind: str, data: Cases) -> list[dict[st
 
 
 @torch.no_grad()
-def _plain(source: Path, kind: str, small: Path, folder: Path) -> None:
-    """The weights that the compressed layers stand for, in the places and types of the model before."""
+def _plain(source: Path, kind: str, small: Path, put: Aside) -> Any:
+    """The model before, with the weights that the compressed layers stand for in the places and types of its own."""
     model, _ = pretrained.load(source, kind, "auto")
     if removed := saved.removed(small):
         soft = replace(removed, elements=tuple(element for element in removed.elements if element.kind != "hard"))
-        model.load_state_dict(zeroed(model, soft))
+        for name, value in zeros(layout(model, soft.group_size), soft).items():
+            parameter = model.get_parameter(name)
+            parameter.data = value
+            put([parameter])
     tied = {id(model.get_input_embeddings().weight)} if getattr(model.config, "tie_word_embeddings", False) else set()
     for name, layer in saved.layers(small):
         module = model.get_submodule(name)
@@ -161,8 +166,10 @@ def _plain(source: Path, kind: str, small: Path, folder: Path) -> None:
             parameter = getattr(module, own)
             if id(parameter) in tied and not isinstance(module, nn.Embedding):
                 continue  # a plain model has one table for both ends: that of the embedding
-            place = Linear(name, module).weight if own == "weight" and is_linear(module) else parameter
-            if place.shape != value.shape:
-                raise CheckpointError(f"{name}.{own} is {tuple(value.shape)} in {small}, {tuple(place.shape)} in {source}.")
-            place.copy_(value)
-    writing.weights(model, folder)
+            turned = own == "weight" and is_linear(module) and Linear(name, module).transposed
+            found = value.T if turned else value
+            if parameter.shape != found.shape:
+                raise CheckpointError(f"{name}.{own} is {tuple(found.shape)} in {small}, {tuple(parameter.shape)} in {source}.")
+            parameter.data = found.to(parameter.dtype).contiguous()
+            put([parameter])
+    return model
