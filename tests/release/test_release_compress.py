@@ -17,8 +17,10 @@ from instar import release
 from instar.compression import saved
 from instar.compression.axformer import Axformer
 from instar.compression.blockwise import Blockwise
+from instar.compression.gguf_blocks import GgufBlocks
 from instar.compression.int8 import Int8
 from instar.compression.magnitude_pruning import MagnitudePruning
+from instar.data import gguf_llama as reading
 from instar.data import pretrained
 from instar.data.topics import topics
 from instar.errors import CheckpointError, DataError, MissingExtraError, ModelError, OutputError, TransformError, UnknownNameError
@@ -180,6 +182,30 @@ def test_a_cut_classifier_and_its_zeros(encoder: Path, tmp_path: Path) -> None:
         compressing.compress(tmp_path / "source", [step], tmp_path / "more", data=wrong, gated=False)
 
 
+def test_a_llama_for_llama_cpp(tied: Path, tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained.folder("SmolLM2-135M-Instruct"))
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=True,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "source")
+    found = compressing.compress(tmp_path / "source", [GgufBlocks()], tmp_path / "next", gguf=True, gated=False)
+    assert found.gguf == found.small / "model.gguf"
+    held, packed = reading.read(found.gguf, heads=4, key_heads=2), saved.load(found.small)
+    assert torch.equal(held["model.embed_tokens.weight"], packed.model.embed_tokens.weight)
+    release.undo(tmp_path / "next")
+    assert not found.gguf.exists()  # it was of the version that went
+    with pytest.raises(ModelError, match="type llama; received gpt2"):
+        compressing.compress(tied, [GgufBlocks()], tmp_path / "other", gguf=True, gated=False)
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_gate_is_asked_of_the_small_model(encoder: Path, tmp_path: Path) -> None:
     asked = cases.search(topics(), 10, 0, documents=60)
     found = compressing.compress(encoder, [Int8()], tmp_path / "next", cases=asked)
@@ -206,6 +232,7 @@ MEMORY = """
 import sys, threading
 from pathlib import Path
 from instar.compression.blockwise import Blockwise
+from instar.compression.gguf_blocks import GgufBlocks
 from instar.compression.int8 import Int8
 from instar.release import compressing
 

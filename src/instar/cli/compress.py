@@ -34,6 +34,7 @@ def compress(
     choose: Annotated[
         str | None, typer.Option(help="Labelled items by which axformer and its kind choose; others than those of --data.")
     ] = None,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Also write OUT/small/model.gguf for llama.cpp (type llama).")] = False,
     gate: Annotated[bool, typer.Option(help="Judge the compressed model against the one before.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     quiet: Quiet = False,
@@ -48,6 +49,7 @@ def compress(
 
     Examples:  `instar compress all-MiniLM-L6-v2 -o small --method int8`
     ·  `instar compress my-model -o small --method blockwise:bits=4,block=32 --data questions.jsonl`
+    ·  `instar compress SmolLM2-135M-Instruct -o small --method gguf_blocks:type=Q8_0 --gguf`
     ·  `instar compress my-classifier -o cut --method axformer:policy=efficiency --choose valid.jsonl --data test.jsonl`
     """
     from instar import interfaces
@@ -65,6 +67,7 @@ def compress(
             out,
             data=chosen,
             cases=items,
+            gguf=gguf,
             gated=gate,
             command=shlex.join(["instar", *sys.argv[1:]]),
             progress=telling.begin,
@@ -81,6 +84,7 @@ def _plain(found: Compressed) -> dict[str, Any]:
     return {
         "folder": str(found.folder),
         "small": str(found.small),
+        "gguf": None if found.gguf is None else str(found.gguf),
         "receipt": found.receipt.json(),
         "bytes_before": found.bytes_before,
         "bytes_after": found.bytes_after,
@@ -100,6 +104,7 @@ def _say(found: Compressed) -> None:
         lines += [f"Gate: {found.gate.decision}. {found.gate.headline}", f"Page: {found.folder / 'gate' / 'page.html'}"]
     lines += [
         f"Compressed model: {found.small}.",
+        *([] if found.gguf is None else [f"For llama.cpp: {found.gguf}."]),
         f"The same weights as floats, for plain transformers: {found.folder}. Take it back: instar undo {found.folder}",
     ]
     typer.echo("\n".join(lines))

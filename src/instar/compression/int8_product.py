@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -12,17 +15,28 @@ from torch.utils.weak import WeakTensorKeyDictionary
 LARGEST = 127
 _PACKED = WeakTensorKeyDictionary()
 """Codes in oneDNN's own layout, with the version that they are of."""
+_KEPT = ContextVar("instar_int8_layouts_kept", default=True)
+
+
+@contextmanager
+def unpacked() -> Iterator[None]:
+    """Within, codes are multiplied as they are stored: slower for few rows, and nothing is kept beside them."""
+    token = _KEPT.set(False)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def scaled_product(q: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """scale_o · Σ_i q_t,i · p_o,i, float32 [T, O], of q [T, I] and codes p [O, I], both int8, and scale [O]; the sums are exact.
 
     On a CPU oneDNN scales while it multiplies; its layout of the codes is made once and kept beside them. Elsewhere, and while
-    the call is being compiled, `torch._int_mm`.
+    the call is being compiled, and where no layout is to be kept (`unpacked`), `torch._int_mm`.
     """
-    if q.device.type == "cpu" and not torch.compiler.is_compiling() and not codes.is_inference() and _onednn(*codes.shape):
-        return _fused(q, _packed(codes), scale)
-    return product(q, codes.t()).float().mul_(scale)
+    if torch.compiler.is_compiling() or not _KEPT.get() or codes.is_inference() or not _onednn(q.device.type, *codes.shape):
+        return product(q, codes.t()).float().mul_(scale)
+    return _fused(q, _packed(codes), scale)
 
 
 def product(q: Tensor, codes: Tensor) -> Tensor:
@@ -49,8 +63,10 @@ def exact_products(device: str, outputs: int, inputs: int) -> bool:
 
 
 @cache
-def _onednn(outputs: int, inputs: int) -> bool:
+def _onednn(device: str, outputs: int, inputs: int) -> bool:
     """Whether oneDNN's form is here and says the same: these operators are those of torch's own compiler."""
+    if device != "cpu":
+        return False
     codes = torch.full((outputs, inputs), LARGEST, dtype=torch.int8)
     try:
         held = torch.ops.onednn.qlinear_prepack(codes, None)

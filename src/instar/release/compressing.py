@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from instar.anatomy.linear import Linear, is_linear
-from instar.compression import saved
+from instar.compression import gguf_file, gguf_llama, int8_product, saved
 from instar.compression.compressor import Aside, Compressor
 from instar.compression.pruning import cutting
 from instar.compression.pruning.layout import layout
@@ -30,6 +30,7 @@ from instar.release import kept as keeping
 from instar.release.aside import aside
 
 _BATCH, _LONGEST = 32, 256
+GGUF = "model.gguf"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Compressed:
     """Plain weights, with receipt and gate."""
     small: Path
     """The compressed model: `instar.compression.load`, or wherever a model is named to `instar`."""
+    gguf: Path | None
+    """The same for llama.cpp, where it was asked for."""
     receipt: Facts
     bytes_before: int
     """Of the weights on disk."""
@@ -57,6 +60,7 @@ def compress(
     data: Cases | None = None,
     cases: Cases | None = None,
     texts: Sequence[str] | None = None,
+    gguf: bool = False,
     gated: bool = True,
     command: str = "",
     progress: Callable[[str], Any] = lambda name: None,
@@ -68,6 +72,7 @@ def compress(
         data: labelled items, other ones than the model learnt and the gate asks, for steps that choose by them.
         cases: what both versions are asked; by default `cases.of`.
         texts: on which the compressed model is held to the one before; by default English inside Python.
+        gguf: also write OUT/small/model.gguf, which llama.cpp runs (see `gguf_llama.place` for the models that it takes).
 
     OUT/small is the compressed model, and what the gate judges. OUT itself holds the weights that it stands for as plain floats,
     as large as before: for whoever reads it with `transformers` alone. What a method does to activations, or to attention (hard
@@ -84,6 +89,8 @@ def compress(
         cases = standing.of(source, 300 if kind == "encoder" else 100)
     shown = list(texts or keeping.texts())
     model, tokenizer = pretrained.load(source, kind, "auto")
+    if gguf:
+        gguf_llama.place(model, tokenizer)  # what cannot be written is said before the work
     progress("looking at the model as it is")
     before = keeping.answers(model, tokenizer, kind, shown)
     progress("compressing")
@@ -95,8 +102,11 @@ def compress(
             seconds = time.perf_counter() - start
             small = saved.save(model, folder / writing.SMALL, steps=done)
             writing.accompany(source, small)
+            if gguf:
+                gguf_file.write(model, small / GGUF, tokenizer=tokenizer)
             progress("looking at the compressed model")
-            found = keeping.compared(before, keeping.answers(model, tokenizer, kind, shown), kind)
+            with int8_product.unpacked():
+                found = keeping.compared(before, keeping.answers(model, tokenizer, kind, shown), kind)
             del model
             progress("writing the plain weights")
             writing.weights(_plain(source, kind, small, put), folder)
@@ -111,7 +121,7 @@ def compress(
         assert cases is not None
         judged = gating.gate(name, small, cases, folder=Path(out), command=command, progress=progress)
     sizes = sum(path.stat().st_size for path in pretrained.weights(source)), saved.nbytes(small)
-    return Compressed(Path(out), small, said, *sizes, found, judged)
+    return Compressed(Path(out), small, small / GGUF if gguf else None, said, *sizes, found, judged)
 
 
 def _step(step: Transform, model: nn.Module, data: Any, put: Aside) -> dict[str, Any]:
