@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import itertools
 import sys
 import tempfile
@@ -34,6 +35,7 @@ def aside(within: Path) -> Iterator[Callable[[Iterable[Tensor]], None]]:
             _give_back()
 
         yield put
+        gc.collect()  # a model that was read there may hold itself, and some systems remove no file in use
 
 
 def _give_back() -> None:

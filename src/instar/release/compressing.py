@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -94,10 +95,10 @@ def compress(
     progress("looking at the model as it is")
     before = keeping.answers(model, tokenizer, kind, shown)
     progress("compressing")
-    start = time.perf_counter()
     batches = None if data is None else _batches(model, tokenizer, kind, data)
     with writing.version(out, source) as folder:
         with aside(folder) as put:
+            start = time.perf_counter()
             done = [_step(step, model, batches, put) for step in steps]
             seconds = time.perf_counter() - start
             small = saved.save(model, folder / writing.SMALL, steps=done)
@@ -108,6 +109,7 @@ def compress(
             with int8_product.unpacked():
                 found = keeping.compared(before, keeping.answers(model, tokenizer, kind, shown), kind)
             del model
+            gc.collect()
             progress("writing the plain weights")
             writing.weights(_plain(source, kind, small, put), folder)
         titles = [str(step["method"]) for step in done]
