@@ -58,3 +58,22 @@ def test_a_ruined_version_fails_and_the_same_one_passes(tmp_path: Path) -> None:
     assert {p.name for p in (after / "gate").iterdir()} == {"old.jsonl", "new.jsonl", "result.json", "page.html"}
     release.undo(after)
     assert gating.gate(folder, after, asked).decision != "fail"
+
+
+def test_large_models_in_half_precision_are_asked_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        model, tokenizer = pretrained.load("all-MiniLM-L6-v2", layers=1)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    model.bfloat16().save_pretrained(tmp_path / "half")
+    tokenizer.save_pretrained(tmp_path / "half")
+    asked = cases.search(topics(), 20, seed=0, documents=40)
+    kinds = {}
+    for large in (gating.LARGE, 0):
+        monkeypatch.setattr(gating, "LARGE", large)
+        found = tmp_path / f"found{large}"
+        assert gating.gate(tmp_path / "half", tmp_path / "half", asked, folder=found).decision != "fail"
+        said = json.loads((found / "gate" / "result.json").read_text())
+        kinds[large] = json.dumps(said).count("bfloat16")
+    assert kinds[0] > 0
+    assert kinds[1 << 30] == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instar import files
+from instar.data import pretrained
 from instar.doors import opening
 from instar.doors.version import Progress
 from instar.gate import judge, page, reading
@@ -14,6 +15,9 @@ from instar.gate.policy import Policy
 from instar.gate.predictions import Cases
 from instar.gate.result import Result, as_json
 from instar.release.writing import GATE
+
+LARGE = 1 << 30
+"""Bytes of weights in a half precision from which both versions are asked in that precision: float32 would double them."""
 
 
 def gate(
@@ -31,13 +35,15 @@ def gate(
 ) -> Result:
     """Ask both versions the same cases, judge, and write `gate/`: record, page, answers.
 
-    settings: of both versions (such as `batch`). folder: in which it is written, by default the new version's. Raises what
-    running a version and judging raise; then nothing is written.
+    settings: of both versions (such as `batch`); their weights are loaded in float32, those of `LARGE` models as stored.
+    folder: in which it is written, by default the new version's. Raises what running a version and judging raise; then nothing
+    is written.
     """
+    both = {**_precision(before), **(settings or {})}
     found = opening.gather(
         str(before),
         str(after),
-        settings={"old": settings or {}, "new": settings or {}},
+        settings={"old": both, "new": both},
         cases=cases,
         task=task,
         metric=metric,
@@ -52,3 +58,10 @@ def gate(
     files.write(folder / "result.json", as_json(result))
     files.write(folder / "page.html", page.render(result))
     return result
+
+
+def _precision(before: str | Path) -> dict[str, str]:
+    folder = pretrained.folder(before)
+    stored = str(pretrained.stored_dtype(folder)).removeprefix("torch.")
+    large = sum(path.stat().st_size for path in pretrained.weights(folder)) >= LARGE
+    return {"dtype": stored} if large and stored in ("bfloat16", "float16") else {}
