@@ -15,9 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_editing import ARCHITECTURES, FACTS, MORE_FACTS, TOKENIZER, tiny
 
 from instar.editing import statistics, targets
-from instar.editing.layout import layout
+from instar.editing.above import Above
+from instar.editing.gelu import fused
+from instar.editing.layout import Part, Parts, layout
 from instar.editing.rows import pack, row
-from instar.editing.running import Above
+from instar.editing.shifted import Shifted
 from instar.editing.targets import Objective
 from instar.editing.writing import Subjects
 from instar.errors import EditError, ModelError
@@ -43,7 +45,7 @@ def test_running_from_a_block_up_is_running_the_whole_model(kind: str) -> None:
             logits, found = above.run(read={"h": (where.layers[2].block, "out")})
             torch.testing.assert_close(logits, whole[each, rows.at], rtol=1e-4, atol=1e-4)
             places = torch.tensor([4, 1, 7])
-            some, _ = above.run(places)
+            some, _ = above.take(places).run()
             narrow = rows.take(places)
             torch.testing.assert_close(some, whole[places[:, None], narrow.at], rtol=1e-4, atol=1e-4)
             _, short = above.run(read={"h": (where.layers[2].block, "out")}, until=where.layers[2])
@@ -51,28 +53,71 @@ def test_running_from_a_block_up_is_running_the_whole_model(kind: str) -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("layer", [0, 1, 3])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_what_stands_before_the_subject_need_not_run_again(kind: str) -> None:
+def test_what_a_shift_does_not_reach_need_not_run_again(kind: str, layer: int) -> None:
+    """Logits, their gradients and what the parts put out are those of whole rows, for all rows and for some."""
     model = tiny(kind, dtype=torch.float64)
     where = layout(model)
     rows = pack([row(TOKENIZER, f.prompt, f.subject, f.target, p) for f in FACTS for p in ("", *PREFIXES)], torch.device("cpu"))
-    block = where.layers[1].block
+    shifted, above = Shifted(model, where, rows, where.layers[layer], batch=4), Above(model, where, rows, layer, batch=4)
     places = torch.tensor([4, 1, 7])
-    for chosen in (None, places):
-        count = len(rows) if chosen is None else len(chosen)
-        found = []
-        for frozen in (False, True):
-            above = Above(model, where, rows, 1, batch=4, frozen=frozen)
-            shift = torch.full((count, 32), 0.1, dtype=torch.float64, requires_grad=True)
-            logits, read = above.run(chosen, change={block: above.at_subject(chosen, shift)}, read={"h": (block, "out")})
-            (gradient,) = torch.autograd.grad(
-                logits[rows.take(places).target >= 0 if chosen is not None else rows.target >= 0].sum(), shift
-            )
-            found.append((logits[:, 0], read["h"], gradient))
-        assert above.below is not None
-        assert above.rows.ids.shape[1] < rows.ids.shape[1]  # it was left out
-        for whole, cut in zip(*found, strict=True):
-            torch.testing.assert_close(cut, whole, rtol=1e-8, atol=1e-8)
+    parts: list[Part]
+    for some, whole in (
+        (shifted, above),
+        (shifted.take(places), above.take(places)),
+        (shifted.take(places[:1]), above.take(places[:1])),
+    ):
+        for parts in (["block"], ["attention", "ffn"]):
+            modules = {part: where.layers[layer].module(part) for part in parts}
+            shift = {part: torch.full((len(whole.rows), 32), 0.1, dtype=torch.float64, requires_grad=True) for part in parts}
+            change = {modules[part]: whole.at_subject(value) for part, value in shift.items()}
+            real = whole.rows.target >= 0
+            found = [one[real] for one in (some.run(shift), whole.run(change=change)[0])]
+            gradients = [torch.autograd.grad(one.square().sum(), list(shift.values())) for one in found]
+            torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-8)
+            torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-8, atol=1e-8)
+            outputs = whole.run(read={part: (module, "out") for part, module in modules.items()})[1]
+            torch.testing.assert_close(some.outputs(parts), {part: outputs[part] for part in parts}, rtol=1e-8, atol=1e-8)
+
+
+def test_a_model_without_keys_and_values_runs_whole_rows() -> None:
+    """It finds the same."""
+
+    class Plain(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            logits: Tensor = self.inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+            return logits
+
+    model = tiny("gpt2", dtype=torch.float64)
+    parts = Parts(
+        4,
+        lambda model, i: model.inner.transformer.h[i],  # type: ignore[union-attr, index, return-value]
+        lambda model, i: model.inner.transformer.h[i].attn.c_proj,  # type: ignore[union-attr, index, return-value]
+        lambda model, i: model.inner.transformer.h[i].mlp.c_proj,  # type: ignore[union-attr, index, return-value]
+    )
+    plain = Plain(model)
+    whole = targets.find(plain, layout(plain, parts), TOKENIZER, MORE_FACTS, PREFIXES, 1, QUICK)
+    cut = find(model, MORE_FACTS)
+    for part in QUICK.parts:
+        torch.testing.assert_close(whole.shift[part], cut.shift[part], rtol=1e-4, atol=1e-5)
+    assert whole.steps.tolist() == cut.steps.tolist()
+
+
+def test_a_gelu_written_out_is_the_fused_one() -> None:
+    model = tiny("gpt2", dtype=torch.float64)
+    ids = torch.arange(12).view(2, 6)
+    act = model.transformer.h[0].mlp.act  # type: ignore[union-attr, index]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        with fused(model):
+            assert "forward" in vars(act)
+            torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-10, atol=1e-10)
+        assert "forward" not in vars(act)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

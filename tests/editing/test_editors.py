@@ -16,6 +16,7 @@ from tiny_editing import ARCHITECTURES, FACTS, MORE_FACTS, TOKENIZER, tiny, worl
 
 from instar.checks.receipt import check_receipts
 from instar.editing import deltas, prefixes, statistics, targets
+from instar.editing.above import Above
 from instar.editing.ft import FineTune
 from instar.editing.ft_l import ConstrainedFineTune
 from instar.editing.layout import Parts, layout
@@ -23,7 +24,6 @@ from instar.editing.memit import MEMIT
 from instar.editing.pmet import PMET
 from instar.editing.rome import ROME
 from instar.editing.rows import pack, row
-from instar.editing.running import Above
 from instar.errors import EditError, ModelError, ShapeError
 from instar.interfaces import Fact
 from instar.receipt import fingerprint

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from instar.editing.above import Above
 from instar.editing.layout import Layout, Parts, layout
 from instar.editing.rows import Row, pack, row
-from instar.editing.running import Above, resting
+from instar.editing.running import resting
 from instar.interfaces import Fact
 from instar.items import Items
 

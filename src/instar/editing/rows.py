@@ -50,6 +50,22 @@ class Rows:
         width, answers = int(mask.sum(1).amax()), max(1, int((target >= 0).sum(1).amax()))
         return Rows(ids[:, :width], mask[:, :width], self.subject[places], at[:, :answers], target[:, :answers])
 
+    def from_subject(self) -> Rows:
+        """The rows without what stands before their subjects."""
+        lengths = self.mask.sum(1) - self.subject
+        columns = torch.arange(int(lengths.max()), device=self.ids.device)
+        places = (self.subject[:, None] + columns).clamp(max=self.ids.shape[1] - 1)
+        mask = (columns < lengths[:, None]).long()
+        at = (self.at - self.subject[:, None]).clamp(min=0)
+        return Rows(self.ids.gather(1, places), mask, torch.zeros_like(self.subject), at, self.target)
+
+    def to_subject(self) -> Rows:
+        """The rows without what stands after their subjects, and asked what follows there."""
+        width = int(self.subject.max()) + 1
+        mask = (torch.arange(width, device=self.ids.device) <= self.subject[:, None]).long()
+        at = self.subject[:, None]
+        return Rows(self.ids[:, :width], mask, self.subject, at, torch.full_like(at, -1))
+
 
 def row(tokenizer: Any, prompt: str, subject: str | None, target: str = "", prefix: str = "") -> Row:
     """`prefix + prompt + target` as tokens, found by the places of characters that the tokenizer gives.

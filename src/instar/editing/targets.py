@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from instar.editing.layout import Layout, Part
-from instar.editing.rows import Row, Rows, pack, row
-from instar.editing.running import Above, resting
+from instar.editing.gelu import fused
+from instar.editing.layout import Layer, Layout, Part
+from instar.editing.rows import Row, pack, row
+from instar.editing.running import resting
+from instar.editing.shifted import Shifted
 from instar.errors import ModelError, ShapeError
 from instar.interfaces import Fact, Monitor
 
@@ -79,24 +81,45 @@ def find(
     in common and Adam works on each number alone, so that the result is that of one at a time. A fact that is done leaves.
     monitor: called with (step, mean loss of the facts under way); True ends the search with what was found.
 
-    O(facts · (1 + prefixes) · steps) passes through the layers from `layer` up. Raises EditError, ModelError for a loss that is
-    not finite.
+    O(facts · (1 + prefixes) · steps) passes through the layers above `layer`, from the subject on. Raises EditError, ModelError
+    for a loss that is not finite.
     """
-    found = [
-        _Search(model, layout, tokenizer, facts[start : start + batch], prefixes, layer, objective).run(monitor)
-        for start in range(0, len(facts), batch)
-    ]
+    made = [prompts(tokenizer, fact, prefixes) for fact in facts]
+    kept = [row(tokenizer, f"{fact.subject} is a", fact.subject) for fact in facts]
+    with resting(model), fused(model):
+        batches = list(_alike(made, batch))
+        found = [
+            _Search(model, layout, [made[i] for i in some], [kept[i] for i in some], layout.layers[layer], objective).run(monitor)
+            for some in batches
+        ]
+    back = torch.tensor([i for some in batches for i in some]).argsort()
     return Targets(
-        {part: torch.cat([one.before[part] for one in found]) for part in objective.parts},
-        {part: torch.cat([one.shift[part] for one in found]) for part in objective.parts},
-        torch.cat([one.nll for one in found]),
-        torch.cat([one.steps for one in found]),
+        {part: torch.cat([one.before[part] for one in found])[back] for part in objective.parts},
+        {part: torch.cat([one.shift[part] for one in found])[back] for part in objective.parts},
+        torch.cat([one.nll for one in found])[back],
+        torch.cat([one.steps for one in found])[back],
     )
 
 
 def prompts(tokenizer: Any, fact: Fact, prefixes: Sequence[str]) -> list[Row]:
     """The bare prompt of a fact and those after prefixes, each with the target."""
     return [row(tokenizer, fact.prompt, fact.subject, fact.target, prefix) for prefix in ("", *prefixes)]
+
+
+def _alike(made: Sequence[Sequence[Row]], most: int) -> Iterator[list[int]]:
+    """Numbers of facts in batches of `most` or fewer, whose rows are nearly as long as each other: what is padded is wasted.
+
+    From the subject on first, and then up to it. A batch ends where a longer fact comes and it holds a quarter of `most`.
+    """
+    lengths = [(max(len(one.ids) - one.subject for one in rows), rows[0].subject) for rows in made]
+    some: list[int] = []
+    for i in sorted(range(len(made)), key=lengths.__getitem__):
+        if len(some) == most or (4 * len(some) >= most and lengths[i][0] > lengths[some[-1]][0]):
+            yield some
+            some = []
+        some.append(i)
+    if some:
+        yield some
 
 
 class _Search:
@@ -106,31 +129,21 @@ class _Search:
         self,
         model: nn.Module,
         layout: Layout,
-        tokenizer: Any,
-        facts: Sequence[Fact],
-        prefixes: Sequence[str],
-        layer: int,
+        made: Sequence[Sequence[Row]],
+        kept: Sequence[Row],
+        layer: Layer,
         objective: Objective,
     ) -> None:
-        self.model, self.objective, self.facts = model, objective, len(facts)
-        self.modules = {part: layout.layers[layer].module(part) for part in objective.parts}
-        self.prompts = len(prefixes) + 1
-        made: list[Row] = []
-        for fact in facts:
-            made += [*prompts(tokenizer, fact, prefixes), row(tokenizer, f"{fact.subject} is a", fact.subject)]
-        device = next(model.parameters()).device
-        rows: Rows = pack(made, device)
-        self.places = torch.arange(len(rows), device=device).view(len(facts), self.prompts + 1)
-        with resting(model):
-            self.above = Above(model, layout, rows, layer, frozen=True)
+        self.objective, self.facts, self.prompts = objective, len(made), len(made[0])
+        self.device = next(model.parameters()).device
+        self.said = Shifted(model, layout, pack([one for same in made for one in same], self.device), layer)
+        self.after = Shifted(model, layout, pack(kept, self.device).to_subject(), layer)
 
     def run(self, monitor: Monitor | None) -> Targets:
-        with resting(self.model):
-            return self._run(monitor)
-
-    def _run(self, monitor: Monitor | None) -> Targets:
-        aim, device = self.objective, self.places.device
-        reference, before = self._reference()
+        aim, device = self.objective, self.device
+        with torch.no_grad():
+            reference = self.after.run()[:, 0].float().log_softmax(-1)
+            before = {part: value[:: self.prompts].float() for part, value in self.said.outputs(aim.parts).items()}
         lengths = {part: value.norm(dim=1) for part, value in before.items()}
         shift = {part: torch.zeros_like(value) for part, value in before.items()}
         adam = {part: _Adam(value, aim.lr) for part, value in shift.items()}
@@ -139,7 +152,9 @@ class _Search:
         for step in range(aim.steps):
             delta = {part: shift[part][active].requires_grad_() for part in aim.parts}
             with torch.enable_grad():
-                nll, kl, right = self._terms(active, delta, reference)
+                nll, right = self._nll(delta)
+                after = self.after.run(delta)[:, 0].float().log_softmax(-1)
+                kl = (reference.exp() * (reference - after)).sum(-1)
                 decay = sum(delta[part].norm(dim=1) / lengths[part][active].square() for part in aim.parts)
                 factor = torch.where(right, 0.1, 1.0) if aim.easing else torch.ones_like(nll)
                 loss = aim.nll * factor * nll + aim.kl * kl + aim.decay * decay
@@ -153,40 +168,29 @@ class _Search:
             stop = monitor is not None and bool(monitor(step + 1, float(said.mean())))
             if stop or step + 1 == aim.steps or bool(done.all()):
                 break
-            grads = torch.autograd.grad(loss[~done].sum(), list(delta.values()))
-            active = active[~done]
+            grads = list(torch.autograd.grad(loss[~done].sum(), list(delta.values())))
+            if bool(done.any()):
+                left = (~done).nonzero()[:, 0]
+                active, reference, grads = active[left], reference[left], [grad[left] for grad in grads]
+                rows = (left[:, None] * self.prompts + torch.arange(self.prompts, device=device)).flatten()
+                self.said, self.after = self.said.take(rows), self.after.take(left)
             steps_of[active] += 1
             for part, grad in zip(aim.parts, grads, strict=True):
-                moved = adam[part].step(shift[part], grad[~done], active)
+                moved = adam[part].step(shift[part], grad, active)
                 longest = aim.clamp * lengths[part][active]
                 shift[part][active] = moved * (longest / moved.norm(dim=1).clamp(min=1e-30)).clamp(max=1.0)[:, None]
         return Targets(before, shift, nll_of, steps_of)
 
-    @torch.no_grad()
-    def _reference(self) -> tuple[Tensor, dict[Part, Tensor]]:
-        """Log-probabilities after the subject in "{subject} is a" [F, V], and outputs of the parts on the bare prompts [F, D]."""
-        kl_rows, bare = self.places[:, -1], self.places[:, 0]
-        logits, _ = self.above.run(kl_rows)
-        _, before = self.above.run(bare, read={part: (module, "out") for part, module in self.modules.items()})
-        return logits[:, 0].float().log_softmax(-1), {part: before[part].float() for part in self.modules}
-
-    def _terms(self, active: Tensor, delta: Mapping[Part, Tensor], reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """NLL, KL, and whether the target is the likeliest at every place; each [active]."""
-        places = self.places[active].flatten()
-        spread = {part: value.repeat_interleave(self.prompts + 1, dim=0) for part, value in delta.items()}
-        change = {self.modules[part]: self.above.at_subject(places, value) for part, value in spread.items()}
-        logits, _ = self.above.run(places, change=change)
-        logp = logits.float().log_softmax(-1).view(len(active), self.prompts + 1, *logits.shape[1:])
-        after = logp[:, -1, 0]
-        known = reference[active]
-        kl = (known.exp() * (known - after)).sum(-1)
-        logp = logp[:, :-1]
-        target = self.above.rows.target[places][:, : logp.shape[2]].view(len(active), self.prompts + 1, -1)[:, :-1]
+    def _nll(self, delta: Mapping[Part, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of each fact under way, and whether its target is the likeliest at every place."""
+        shift = {part: value.repeat_interleave(self.prompts, dim=0) for part, value in delta.items()}
+        logp = self.said.run(shift).float().log_softmax(-1)
+        target = self.said.target
         real = target >= 0
         each = -logp.gather(-1, target.clamp(min=0)[..., None])[..., 0]
-        nll = ((each * real).sum(-1) / real.sum(-1)).mean(-1)
-        right = ((logp.argmax(-1) == target) | ~real).flatten(1).all(1)
-        return nll, kl, right
+        nll = ((each * real).sum(-1) / real.sum(-1)).view(-1, self.prompts).mean(-1)
+        right = ((each <= -logp.amax(-1)) | ~real).view(len(nll), -1).all(1)
+        return nll, right
 
 
 class _Adam:

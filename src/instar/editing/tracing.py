@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from instar.bench.seeds import stream
 from instar.editing import targets
+from instar.editing.above import Above
 from instar.editing.facts import subject_end
 from instar.editing.layout import Layout, Parts, layout
 from instar.editing.rows import pack, row, tokens
-from instar.editing.running import Above, Change, on_output, resting
+from instar.editing.running import Change, on_output, resting
 from instar.editing.targets import Objective
 from instar.errors import EditError, ModelError
 from instar.interfaces import Fact

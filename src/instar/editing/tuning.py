@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from instar.editing.above import Above
 from instar.editing.layout import Layer, Layers, Layout, Parts
 from instar.editing.located import Located
 from instar.editing.rows import pack, row
-from instar.editing.running import Above, on_input, resting
+from instar.editing.running import on_input, resting
 from instar.editing.writing import add
 from instar.errors import ModelError, ShapeError
 from instar.interfaces import Fact, Monitor

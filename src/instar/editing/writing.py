@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from instar.anatomy import Linear
+from instar.editing.above import Above
 from instar.editing.layout import Layer, Layout, Part
 from instar.editing.rows import Row, pack
-from instar.editing.running import Above, resting
+from instar.editing.running import resting
 from instar.editing.spread import Spread, share, solve
 from instar.editing.statistics import Moments
 from instar.editing.targets import prompts
@@ -43,7 +44,7 @@ class Subjects:
         places = torch.arange(self.facts * self.prompts, device=self.above.rows.ids.device)
         with resting(self.model):
             for chosen in places.split(batch):
-                for name, value in self.above.run(chosen, read=wanted, until=top)[1].items():
+                for name, value in self.above.take(chosen).run(read=wanted, until=top)[1].items():
                     found[name].append(value.double())
         whole = {name: torch.cat(parts).view(self.facts, self.prompts, -1) for name, parts in found.items()}
         means = [whole[f"key {i}"] for i in range(len(keys))]
