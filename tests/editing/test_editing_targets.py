@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from tiny_editing import ARCHITECTURES, FACTS, MORE_FACTS, TOKENIZER, tiny
 from instar.editing import statistics, targets
 from instar.editing.above import Above
 from instar.editing.gelu import fused
+from instar.editing.grouped import together
 from instar.editing.layout import Part, Parts, layout
-from instar.editing.rows import pack, row
+from instar.editing.past import Past
+from instar.editing.rows import Row, pack, row
 from instar.editing.shifted import Shifted
 from instar.editing.targets import Objective
 from instar.editing.writing import Subjects
@@ -60,7 +63,9 @@ def test_what_a_shift_does_not_reach_need_not_run_again(kind: str, layer: int) -
     model = tiny(kind, dtype=torch.float64)
     where = layout(model)
     rows = pack([row(TOKENIZER, f.prompt, f.subject, f.target, p) for f in FACTS for p in ("", *PREFIXES)], torch.device("cpu"))
-    shifted, above = Shifted(model, where, rows, where.layers[layer], batch=4), Above(model, where, rows, layer, batch=4)
+    past = Past.of(model, where, rows, batch=4)
+    assert past is not None
+    shifted, above = Shifted(model, where, rows, where.layers[layer], past, batch=4), Above(model, where, rows, layer, batch=4)
     places = torch.tensor([4, 1, 7])
     parts: list[Part]
     for some, whole in (
@@ -106,6 +111,23 @@ def test_a_model_without_keys_and_values_runs_whole_rows() -> None:
     for part in QUICK.parts:
         torch.testing.assert_close(whole.shift[part], cut.shift[part], rtol=1e-4, atol=1e-5)
     assert whole.steps.tolist() == cut.steps.tolist()
+
+
+def test_groups_hold_what_fits_and_pad_little() -> None:
+    rng = random.Random(0)
+    tails = sorted(rng.randint(1, 12) for _ in range(60))
+    made = [[Row([1] * (3 + tail), 3, [3], [1])] * 4 for tail in tails]
+    for most in (1, 100, 300, 10**6):
+        sizes = together(made, most)
+        assert sum(sizes) == 4 * len(made)
+        assert all(size and size % 4 == 0 for size in sizes)
+        start = 0
+        for size in sizes:
+            inside = tails[start // 4 : (start + size) // 4]
+            assert size == 4 or size * inside[-1] <= most
+            before = inside.index(inside[-1])
+            assert 4 * (4 * before) * inside[max(0, before - 1)] < most or before == 0
+            start += size
 
 
 def test_a_gelu_written_out_is_the_fused_one() -> None:

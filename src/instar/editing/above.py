@@ -28,7 +28,7 @@ class Above:
     """
 
     def __init__(
-        self, model: nn.Module, layout: Layout, rows: Rows, first: int, batch: int = 256, *, past: Past | None = None
+        self, model: nn.Module, layout: Layout, rows: Rows, first: int, batch: int = 64, *, past: Past | None = None
     ) -> None:
         self.model, self.layout, self.rows = model, layout, rows
         self._skipped = [layer.block for layer in layout.layers[:first]]

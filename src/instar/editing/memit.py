@@ -42,7 +42,7 @@ class MEMIT(Spreading):
         decay: float = 0.5,
         seed: int = 0,
         texts: Sequence[str] | None = None,
-        batch: int = 32,
+        batch: int = 64,
         parts: Parts | None = None,
     ) -> None:
         self.layers, self.spread, self.penalty, self.prefixes = layers, spread, penalty, prefixes

@@ -32,7 +32,7 @@ class Past:
     """int64 [B]: tokens before the subject; beyond them the keys and values are padding."""
 
     @classmethod
-    def of(cls, model: nn.Module, layout: Layout, rows: Rows, batch: int) -> Past | None:
+    def of(cls, model: nn.Module, layout: Layout, rows: Rows, batch: int = 64) -> Past | None:
         """None where nothing stands before, or the model does not take keys and values with the places of what follows them.
 
         Rows that begin alike, as the prompts of one relation after one prefix do, run once.

@@ -62,7 +62,7 @@ class PMET(Spreading):
         decay: float = 0.5,
         seed: int = 0,
         texts: Sequence[str] | None = None,
-        batch: int = 32,
+        batch: int = 64,
         parts: Parts | None = None,
     ) -> None:
         if optimised not in _PARTS or write not in _PARTS or not set(_PARTS[write]) <= set(_PARTS[optimised]):

@@ -18,15 +18,17 @@ class Shifted:
     """Logits of rows under shifts of parts of `layer` at the subject, for weights that stay as they are.
 
     Nothing changes before the subject, nor below the layer, nor after the subject in the layer itself. So all that runs once,
-    here; each `run` computes the layer at the subject alone, and the layers above it from the subject on. A model that does not
-    take keys and values runs whole rows from the layer up.
+    here; each `run` computes the layer at the subject alone, and the layers above it from the subject on. Without a past, whole
+    rows run from the layer up.
+
+    Args:
+        past: of these rows, `Past.of`.
 
     Keeps 2 · L · B · S · D keys and values of S tokens before the subject, and B · U · D outputs of the layer after it.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, rows: Rows, layer: Layer, batch: int = 256) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, rows: Rows, layer: Layer, past: Past | None, batch: int = 64) -> None:
         self.layer = layer
-        past = Past.of(model, layout, rows, batch)
         rest = rows if past is None else rows.from_subject()
         apart = past is not None and rest.ids.shape[1] > 1
         self._at = Above(model, layout, rest.to_subject(), layer.index, batch, past=past) if apart else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from instar.editing.gelu import fused
+from instar.editing.grouped import Group, length, together
 from instar.editing.layout import Layer, Layout, Part
+from instar.editing.past import Past
 from instar.editing.rows import Row, pack, row
 from instar.editing.running import resting
 from instar.editing.shifted import Shifted
 from instar.errors import ModelError, ShapeError
 from instar.interfaces import Fact, Monitor
 
+_TOKENS = 1024
+"""In one pass: what they leave for the way back then stays in a core's own memory."""
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -72,7 +76,7 @@ def find(
     layer: int,
     objective: Objective,
     *,
-    batch: int = 32,
+    batch: int = 64,
     monitor: Monitor | None = None,
 ) -> Targets:
     """δ of every fact at the subject's last token in `layer`; the model stays as it is.
@@ -86,13 +90,15 @@ def find(
     """
     made = [prompts(tokenizer, fact, prefixes) for fact in facts]
     kept = [row(tokenizer, f"{fact.subject} is a", fact.subject) for fact in facts]
+    # Rows of like length run together, from the subject on and then up to it: what is padded is wasted.
+    order = sorted(range(len(facts)), key=lambda i: (length(made[i]), made[i][0].subject))
+    batches = [order[start : start + batch] for start in range(0, len(facts), batch)]
     with resting(model), fused(model):
-        batches = list(_alike(made, batch))
         found = [
             _Search(model, layout, [made[i] for i in some], [kept[i] for i in some], layout.layers[layer], objective).run(monitor)
             for some in batches
         ]
-    back = torch.tensor([i for some in batches for i in some]).argsort()
+    back = torch.tensor(order).argsort()
     return Targets(
         {part: torch.cat([one.before[part] for one in found])[back] for part in objective.parts},
         {part: torch.cat([one.shift[part] for one in found])[back] for part in objective.parts},
@@ -106,24 +112,8 @@ def prompts(tokenizer: Any, fact: Fact, prefixes: Sequence[str]) -> list[Row]:
     return [row(tokenizer, fact.prompt, fact.subject, fact.target, prefix) for prefix in ("", *prefixes)]
 
 
-def _alike(made: Sequence[Sequence[Row]], most: int) -> Iterator[list[int]]:
-    """Numbers of facts in batches of `most` or fewer, whose rows are nearly as long as each other: what is padded is wasted.
-
-    From the subject on first, and then up to it. A batch ends where a longer fact comes and it holds a quarter of `most`.
-    """
-    lengths = [(max(len(one.ids) - one.subject for one in rows), rows[0].subject) for rows in made]
-    some: list[int] = []
-    for i in sorted(range(len(made)), key=lengths.__getitem__):
-        if len(some) == most or (4 * len(some) >= most and lengths[i][0] > lengths[some[-1]][0]):
-            yield some
-            some = []
-        some.append(i)
-    if some:
-        yield some
-
-
 class _Search:
-    """One batch of facts: F of them, P prompts each, and one more for the KL."""
+    """One batch of facts: F of them in groups, P prompts each, and one more for the KL."""
 
     def __init__(
         self,
@@ -134,63 +124,74 @@ class _Search:
         layer: Layer,
         objective: Objective,
     ) -> None:
-        self.objective, self.facts, self.prompts = objective, len(made), len(made[0])
+        self.objective, self.facts = objective, len(made)
         self.device = next(model.parameters()).device
-        self.said = Shifted(model, layout, pack([one for same in made for one in same], self.device), layer)
-        self.after = Shifted(model, layout, pack(kept, self.device).to_subject(), layer)
+        after = pack(kept, self.device).to_subject()
+        self.after = Shifted(model, layout, after, layer, Past.of(model, layout, after))
+        rows = pack([one for same in made for one in same], self.device)
+        past = Past.of(model, layout, rows)
+        groups = together(made, _TOKENS if self.device.type == "cpu" else 16 * _TOKENS)
+        self.groups = [
+            Group(Shifted(model, layout, rows.take(places), layer, past and past.take(places)), len(made[0]))
+            for places in torch.arange(len(rows), device=self.device).split(groups)
+        ]
 
     def run(self, monitor: Monitor | None) -> Targets:
         aim, device = self.objective, self.device
         with torch.no_grad():
             reference = self.after.run()[:, 0].float().log_softmax(-1)
-            before = {part: value[:: self.prompts].float() for part, value in self.said.outputs(aim.parts).items()}
+            outputs = [group.outputs(aim.parts) for group in self.groups]
+        before = {part: torch.cat([one[part] for one in outputs]) for part in aim.parts}
         lengths = {part: value.norm(dim=1) for part, value in before.items()}
         shift = {part: torch.zeros_like(value) for part, value in before.items()}
         adam = {part: _Adam(value, aim.lr) for part, value in shift.items()}
         nll_of, steps_of = torch.zeros(self.facts, device=device), torch.zeros(self.facts, dtype=torch.int64, device=device)
         active = torch.arange(self.facts, device=device)
         for step in range(aim.steps):
+            last = step + 1 == aim.steps
             delta = {part: shift[part][active].requires_grad_() for part in aim.parts}
             with torch.enable_grad():
-                nll, right = self._nll(delta)
                 after = self.after.run(delta)[:, 0].float().log_softmax(-1)
                 kl = (reference.exp() * (reference - after)).sum(-1)
                 decay = sum(delta[part].norm(dim=1) / lengths[part][active].square() for part in aim.parts)
-                factor = torch.where(right, 0.1, 1.0) if aim.easing else torch.ones_like(nll)
-                loss = aim.nll * factor * nll + aim.kl * kl + aim.decay * decay
-            said = loss.detach()
+                held = aim.kl * kl + aim.decay * decay
+            grads = [] if last else list(torch.autograd.grad(held.sum(), list(delta.values())))
+            counts = [len(group) for group in self.groups]
+            shares = zip(*(value.detach().split(counts) for value in delta.values()), strict=True)
+            terms = [
+                group.nll(dict(zip(aim.parts, share, strict=True)), 0.1 if aim.easing else 1.0, gradient=not last)
+                for group, share in zip(self.groups, shares, strict=True)
+            ]
+            nll, right, eased = (torch.cat(one) for one in zip(*(term[:3] for term in terms), strict=True))
+            said = held.detach() + aim.nll * eased
             if not bool(said.isfinite().all()):
                 raise ModelError(f"The loss of a fact is {float(said[~said.isfinite()][0])}: the model's weights are not finite.")
-            nll_of[active] = nll.detach()
+            nll_of[active] = nll
             done = said < aim.enough
             if aim.easing:
                 done |= right & (kl.detach() <= 0.01)
             stop = monitor is not None and bool(monitor(step + 1, float(said.mean())))
-            if stop or step + 1 == aim.steps or bool(done.all()):
+            if stop or last or bool(done.all()):
                 break
-            grads = list(torch.autograd.grad(loss[~done].sum(), list(delta.values())))
+            grads = [
+                g + aim.nll * torch.cat(of) for g, of in zip(grads, zip(*(term[3] for term in terms), strict=True), strict=True)
+            ]
             if bool(done.any()):
                 left = (~done).nonzero()[:, 0]
-                active, reference, grads = active[left], reference[left], [grad[left] for grad in grads]
-                rows = (left[:, None] * self.prompts + torch.arange(self.prompts, device=device)).flatten()
-                self.said, self.after = self.said.take(rows), self.after.take(left)
+                active, reference, grads, self.after = (
+                    active[left],
+                    reference[left],
+                    [g[left] for g in grads],
+                    self.after.take(left),
+                )
+                kept = zip(self.groups, (~done).split(counts), strict=True)
+                self.groups = [group.take(some.nonzero()[:, 0]) for group, some in kept if bool(some.any())]
             steps_of[active] += 1
             for part, grad in zip(aim.parts, grads, strict=True):
                 moved = adam[part].step(shift[part], grad, active)
                 longest = aim.clamp * lengths[part][active]
                 shift[part][active] = moved * (longest / moved.norm(dim=1).clamp(min=1e-30)).clamp(max=1.0)[:, None]
         return Targets(before, shift, nll_of, steps_of)
-
-    def _nll(self, delta: Mapping[Part, Tensor]) -> tuple[Tensor, Tensor]:
-        """Of each fact under way, and whether its target is the likeliest at every place."""
-        shift = {part: value.repeat_interleave(self.prompts, dim=0) for part, value in delta.items()}
-        logp = self.said.run(shift).float().log_softmax(-1)
-        target = self.said.target
-        real = target >= 0
-        each = -logp.gather(-1, target.clamp(min=0)[..., None])[..., 0]
-        nll = ((each * real).sum(-1) / real.sum(-1)).view(-1, self.prompts).mean(-1)
-        right = ((each <= -logp.amax(-1)) | ~real).view(len(nll), -1).all(1)
-        return nll, right
 
 
 class _Adam:

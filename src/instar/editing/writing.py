@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from instar.anatomy import Linear
 from instar.editing.above import Above
+from instar.editing.gelu import fused
 from instar.editing.layout import Layer, Layout, Part
 from instar.editing.rows import Row, pack
 from instar.editing.running import resting
@@ -35,14 +36,14 @@ class Subjects:
 
     @torch.no_grad()
     def read(
-        self, keys: Sequence[Linear], top: Layer, values: Sequence[Part], batch: int = 512
+        self, keys: Sequence[Linear], top: Layer, values: Sequence[Part], batch: int = 64
     ) -> tuple[list[Tensor], list[Tensor]]:
         """k of some linear layers, ½ bare prompt + ½ mean over prefixes [in, N], and outputs of parts of `top` there [D, N]."""
         wanted: dict[str, tuple[nn.Module, str]] = {f"key {i}": (linear.module, "in") for i, linear in enumerate(keys)}
         wanted |= {f"value {part}": (top.module(part), "out") for part in values}
         found: dict[str, list[Tensor]] = {name: [] for name in wanted}
         places = torch.arange(self.facts * self.prompts, device=self.above.rows.ids.device)
-        with resting(self.model):
+        with resting(self.model), fused(self.model):
             for chosen in places.split(batch):
                 for name, value in self.above.take(chosen).run(read=wanted, until=top)[1].items():
                     found[name].append(value.double())
