@@ -35,7 +35,7 @@ class Past:
     def of(cls, model: nn.Module, layout: Layout, rows: Rows, batch: int = 64) -> Past | None:
         """None where nothing stands before, or the model does not take keys and values with the places of what follows them.
 
-        Rows that begin alike, as the prompts of one relation after one prefix do, run once.
+        Rows that are alike before the subject's last token run once.
         """
         known = inspect.signature(model.forward).parameters
         longest, name = int(rows.subject.max()), next((one for one in _CACHES if one in known), None)

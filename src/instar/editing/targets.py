@@ -173,17 +173,12 @@ class _Search:
             stop = monitor is not None and bool(monitor(step + 1, float(said.mean())))
             if stop or last or bool(done.all()):
                 break
-            grads = [
-                g + aim.nll * torch.cat(of) for g, of in zip(grads, zip(*(term[3] for term in terms), strict=True), strict=True)
-            ]
+            mine = [torch.cat(of) for of in zip(*(term[3] for term in terms), strict=True)]
+            grads = [held_by + aim.nll * of for held_by, of in zip(grads, mine, strict=True)]
             if bool(done.any()):
                 left = (~done).nonzero()[:, 0]
-                active, reference, grads, self.after = (
-                    active[left],
-                    reference[left],
-                    [g[left] for g in grads],
-                    self.after.take(left),
-                )
+                active, reference, grads = active[left], reference[left], [grad[left] for grad in grads]
+                self.after = self.after.take(left)
                 kept = zip(self.groups, (~done).split(counts), strict=True)
                 self.groups = [group.take(some.nonzero()[:, 0]) for group, some in kept if bool(some.any())]
             steps_of[active] += 1
