@@ -47,13 +47,14 @@ class Int8Linear(Stored):
     @staticmethod
     def parts_of(weight: Tensor, columns: Tensor) -> dict[str, Tensor]:
         """codes int8 [O, I] and scale [O, 1] of a weight [O, I] without `columns` [C]; and those, exact [C, O]."""
-        rest = weight.detach().float().index_fill(1, columns, 0)
-        return {**WEIGHTS.encode(rest), "columns": columns, "exact": weight.detach().float()[:, columns].T.contiguous()}
+        given = weight.detach()
+        rest = given.index_fill(1, columns, 0) if len(columns) else given
+        return {**WEIGHTS.encode(rest), "columns": columns, "exact": given[:, columns].T.float().contiguous()}
 
     @property
     def weight(self) -> Tensor:
         """[O, I] in float32."""
-        return super().weight.index_copy(1, self.columns, self.exact.T)
+        return super().weight.index_copy_(1, self.columns, self.exact.T)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.in_features
