@@ -124,6 +124,13 @@ class Decoder(nn.Module):
         self, tokens: Tensor, state: State = None, *, mask: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Logits [B, T, vocabulary] of tokens [B, T], and the state after them; `state`, `mask`, `reset` as in `Mixer`."""
+        x, state = self.features(tokens, state, mask=mask, reset=reset)
+        return self.logits(x), state
+
+    def features(
+        self, tokens: Tensor, state: State = None, *, mask: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """What the head reads, [B, T, D], and the state: `forward` for those who need the logits of few places."""
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ShapeError(f"A decoder expects integer tokens [B, T]; received {tuple(tokens.shape)} of {tokens.dtype}.")
         state = self.init_state(tokens.shape[0]) if state is None else state
@@ -135,9 +142,11 @@ class Decoder(nn.Module):
         for block, layer in zip(self.blocks, state["layers"], strict=True):
             x, layer = block(x, layer, mask, reset)
             layers.append(layer)
-        x = self.norm(x)
-        logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
-        return logits, {"position": position, "layers": tuple(layers)}
+        return self.norm(x), {"position": position, "layers": tuple(layers)}
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head: features [B, T, D] -> [B, T, vocabulary]."""
+        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
 
     def stream(self, prompts: Tensor, **settings: Any) -> Iterator[Tensor]:
         """New tokens [B], one step at a time; arguments as `generate`."""
