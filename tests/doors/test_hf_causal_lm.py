@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instar import catalogue, state
-from instar.errors import CheckpointError, ModelError, ShapeError, UnknownNameError
+from instar.errors import CheckpointError, MissingExtraError, ModelError, ShapeError, UnknownNameError
 from instar.models import checkpoint
 from instar.models.decoder import Decoder
 
@@ -238,6 +240,9 @@ def test_to_our_folder_and_back(tmp_path: Path) -> None:
     assert torch.equal(InstarForCausalLM.from_pretrained(tmp_path / "theirs")(x).logits, model(x).logits)
     with pytest.raises(CheckpointError, match="callable"):
         InstarForCausalLM.from_decoder(Decoder(V, 16, 1, catalogue.get("gru"), heads=1))
+    again.decoder.config = None  # as after a swap of its mixers
+    with pytest.raises(CheckpointError, match="replaced"):
+        again.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -251,6 +256,13 @@ def test_more_tokens(tied: bool, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert torch.equal(InstarForCausalLM.from_pretrained(tmp_path)(x).logits, model(x).logits)
     assert model.decoder.config["vocabulary"] == V + 3
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "instar.doors.hf_causal_lm_config")
+    with pytest.raises(MissingExtraError, match=r"instar\[models\]"):
+        importlib.import_module("instar.doors.hf_causal_lm_config")
 
 
 def test_a_mixer_that_looks_ahead_is_refused() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instar import catalogue, extras
+from instar import extras
+from instar.doors.hf_causal_lm_config import MODEL_TYPE, InstarConfig, build, require_causal
 from instar.doors.hf_state_cache import StateCache
 from instar.errors import CheckpointError, ModelError, ShapeError
 from instar.models.decoder import Decoder
@@ -22,48 +23,10 @@ from instar.models.decoder import Decoder
 transformers: Any = extras.require("transformers", "models")
 outputs: Any = extras.require("transformers.modeling_outputs", "models")
 
-MODEL_TYPE = "instar"
 IGNORED = -100
 """A label that counts nothing."""
 _CACHE = "cache" if "cache" in outputs.CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # its name changed
 _SAID = {"output_attentions": "attention weights", "output_hidden_states": "hidden states"}
-
-
-class InstarConfig(transformers.PretrainedConfig):
-    """What an `InstarForCausalLM` is.
-
-    Args:
-        vocab_size, hidden_size, num_hidden_layers, num_attention_heads: of the `Decoder` vocabulary, width, depth and heads.
-        mixer: an address of the catalogue, such as "gla" or "gla:no_gate". mixer_arguments: further arguments of the mixer.
-        intermediate_size: of the SwiGLU; 0 means 8/3 of hidden_size rounded up to a multiple of 64.
-        tie_word_embeddings: whether the head is the embedding. use_cache: whether states are returned.
-        pad_token_id, bos_token_id, eos_token_id: as everywhere in `transformers`.
-    """
-
-    model_type = MODEL_TYPE
-
-    def __init__(
-        self,
-        vocab_size: int = 257,
-        hidden_size: int = 128,
-        num_hidden_layers: int = 2,
-        num_attention_heads: int = 4,
-        mixer: str = "softmax",
-        mixer_arguments: dict[str, Any] | None = None,
-        intermediate_size: int = 0,
-        tie_word_embeddings: bool = True,
-        use_cache: bool = True,
-        pad_token_id: int | None = None,
-        bos_token_id: int | None = None,
-        eos_token_id: int | list[int] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.vocab_size, self.hidden_size = vocab_size, hidden_size
-        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
-        self.mixer, self.mixer_arguments = mixer, dict(mixer_arguments or {})
-        self.intermediate_size, self.use_cache, self.tie_word_embeddings = intermediate_size, use_cache, tie_word_embeddings
-        self.pad_token_id, self.bos_token_id, self.eos_token_id = pad_token_id, bos_token_id, eos_token_id
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 
 class InstarForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin):
@@ -100,9 +63,7 @@ class InstarForCausalLM(transformers.PreTrainedModel, transformers.GenerationMix
 
         Raises CheckpointError for a decoder that was built from a callable, which no configuration can say.
         """
-        said = decoder.config
-        if said is None:
-            raise CheckpointError("This decoder was built from a callable; give the mixer by its address.")
+        said = _address(decoder)
         config = InstarConfig(
             vocab_size=said["vocabulary"],
             hidden_size=said["width"],
@@ -170,12 +131,17 @@ class InstarForCausalLM(transformers.PreTrainedModel, transformers.GenerationMix
         for name, what in _SAID.items():
             if given.get(name) or getattr(self.config, name, False):
                 raise ModelError(f"InstarForCausalLM returns no {what}; leave out {name}=True.")
-        known = {*_SAID, "num_items_in_batch", "shift_labels"}
+        known = {*_SAID, "num_items_in_batch", "shift_labels", "cache_position"}  # the last: columns, from older `generate`
         if unknown := [name for name, value in given.items() if value is not None and name not in known]:
             raise ModelError(
                 f"InstarForCausalLM does not take {', '.join(sorted(unknown))}: it counts positions from attention_mask, and "
                 "takes input_ids, attention_mask, labels and cache."
             )
+
+    def save_pretrained(self, *args: Any, **given: Any) -> Any:
+        """As every model of `transformers`. Raises CheckpointError for mixers that no configuration can say."""
+        _address(self.decoder)
+        return super().save_pretrained(*args, **given)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding, which is the head as well where they are tied."""
@@ -217,31 +183,10 @@ class InstarForCausalLM(transformers.PreTrainedModel, transformers.GenerationMix
             self._hollow = False
 
 
-def build(config: InstarConfig) -> Decoder:
-    """The decoder that a configuration describes."""
-    return Decoder(
-        config.vocab_size,
-        config.hidden_size,
-        config.num_hidden_layers,
-        config.mixer,
-        heads=config.num_attention_heads,
-        mixer_arguments=config.mixer_arguments,
-        hidden=config.intermediate_size,
-        tied=config.tie_word_embeddings,
-    )
-
-
-def require_causal(mixer: str) -> None:
-    """Raise ModelError for a mixer that looks ahead, by its card; UnknownNameError for none."""
-    card = catalogue.parse(mixer).card
-    if card.interface != "Mixer":
-        raise ModelError(f"'{mixer}' is no mixer; `instar list --family mixers` names them.")
-    if not card.capability("causal") or card.capability("lookahead"):
-        known = [slug for slug, one in catalogue.methods().items() if one.interface == "Mixer" and one.capability("causal")]
-        raise ModelError(
-            f"'{mixer}' is not causal: its outputs depend on later tokens, which a language model must not see. "
-            f"Causal mixers: {', '.join(known)}."
-        )
+def _address(decoder: Decoder) -> dict[str, Any]:
+    if decoder.config is None:
+        raise CheckpointError("This decoder has no address: it was built from a callable, or its mixers were replaced.")
+    return decoder.config
 
 
 def real(attention_mask: Tensor | None, tokens: Tensor, cache: StateCache | None) -> Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from instar import extras
@@ -50,6 +51,8 @@ class StateLayer(cache_utils.CacheLayerMixin):
         """-1: there is no limit."""
         return -1
 
+    get_max_cache_shape = get_max_length  # its former name
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns of a mask over what was read and `query_length` tokens more, and where it starts."""
         return self.get_seq_length() + query_length, 0
@@ -83,6 +86,28 @@ class StateLayer(cache_utils.CacheLayerMixin):
         raise ModelError("This cache holds states of mixers, not keys and values: it serves InstarForCausalLM alone.")
 
     lazy_initialization = update
+
+
+class ColumnLayer(StateLayer):
+    """The state of a mixer among layers of keys and values: its length counts columns as theirs do, padding included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.columns = 0
+
+    def advance(self, state: State, B: int, T: int, mask: Tensor | None, device: torch.device) -> None:
+        """Hold the state after T more columns, of which those in `mask` [B, T] are real."""
+        before = torch.zeros(B, dtype=torch.int64, device=device) if self.position is None else self.position
+        self.write(state, before + (T if mask is None else mask.sum(1)))
+        self.columns += T
+
+    def get_seq_length(self) -> int:
+        """Columns."""
+        return self.columns
+
+    def reset(self) -> None:
+        super().reset()
+        self.columns = 0
 
 
 class StateCache(cache_utils.Cache):

@@ -31,7 +31,9 @@ _TYPES: dict[str, type] = {
 def save(model: Decoder, folder: Path) -> None:
     """Write both files, each at once; the weights first, so that a new folder has a config only when it is whole."""
     if model.config is None:
-        raise CheckpointError("This decoder was built from a callable; give the mixer by its address to save it.")
+        raise CheckpointError(
+            "This decoder has no address, which alone is saved: it was built from a callable, or its mixers were replaced."
+        )
     files.folder(folder)
     checkpoint.write(folder / WEIGHTS, model.state_dict())
     files.write_json(folder / CONFIG, {"format": _FORMAT, **model.config})

@@ -1,0 +1,224 @@
+"""Attention replaced by mixers: softmax for softmax is the oracle; padding, caches, beams, undo, distillation, refusals."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from instar.checks.receipt import check_receipts
+from instar.doors.replacing import replace_attention, trained
+from instar.doors.swap_report import swap_report
+from instar.errors import CheckpointError, DataError, ModelError, ShapeError, UnknownNameError
+from instar.models.decoder import Decoder
+from instar.receipt import fingerprint
+
+transformers = pytest.importorskip("transformers")
+
+TAKEN = ["gla", "gla:no_gate", "linear_attention", "softmax1", "sinks", "clipped_softmax", "gated_softmax"]
+TOKENS = torch.randint(1, 50, (3, 12), generator=torch.Generator().manual_seed(0))
+MASK = torch.ones_like(TOKENS)
+MASK[0, :4] = MASK[1, :1] = MASK[2, :2] = 0  # one column is padding in every row
+
+
+def livelier(model: nn.Module) -> Any:
+    """With attention that is far from uniform, and biases that are not 0."""
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in ("attn", "mixer")):
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def llama(attention: str = "sdpa", **settings: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(
+        **{**sizes, "num_key_value_heads": 2, "max_position_embeddings": 64, **settings}, attn_implementation=attention
+    )
+    return livelier(transformers.LlamaForCausalLM(config))
+
+
+def gpt2(attention: str = "sdpa", **settings: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 0, "eos_token_id": 0}
+    return livelier(transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**sizes, **settings}, attn_implementation=attention)))
+
+
+def decoder(mixer: str = "softmax", **arguments: Any) -> Any:
+    torch.manual_seed(0)
+    return livelier(Decoder(50, 32, 2, mixer, heads=4, mixer_arguments=arguments))
+
+
+def generated(model: Any, **settings: Any) -> Tensor:
+    return model.generate(
+        input_ids=TOKENS, attention_mask=MASK, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None, **settings
+    )
+
+
+@pytest.mark.parametrize("layers", [None, [0], [1]])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("build", [llama, gpt2])
+@torch.no_grad()
+def test_softmax_for_softmax_changes_nothing(build: Any, attention: str, layers: list[int] | None) -> None:
+    model = build(attention)
+    plain, padded = model(TOKENS).logits, model(input_ids=TOKENS, attention_mask=MASK).logits
+    greedy, beams = generated(model), generated(model, num_beams=3)
+    receipt = replace_attention(model, "softmax", layers=layers)
+    torch.testing.assert_close(model(TOKENS).logits, plain, rtol=0, atol=1e-5)
+    real = MASK.bool()
+    torch.testing.assert_close(model(input_ids=TOKENS, attention_mask=MASK).logits[real], padded[real], rtol=0, atol=1e-5)
+    assert torch.equal(generated(model), greedy)
+    assert torch.equal(generated(model, num_beams=3), beams)
+    receipt.undo()
+    assert torch.equal(model(TOKENS).logits, plain)
+
+
+@pytest.mark.parametrize("mixer", TAKEN)
+@pytest.mark.parametrize("build", [llama, gpt2])
+@torch.no_grad()
+def test_padding_and_caches_change_nothing_in_a_swapped_model(build: Any, mixer: str) -> None:
+    model = build()
+    before = model(TOKENS).logits
+    replace_attention(model, mixer, layers=[0])
+    whole = model(TOKENS).logits
+    assert not torch.allclose(whole, before, atol=1e-4)
+    first = model(TOKENS[:, :5], use_cache=True)
+    second = model(TOKENS[:, 5:], cache=first.cache)
+    torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole, rtol=0, atol=1e-5)
+    found = generated(model)
+    for i, row in enumerate(TOKENS):
+        alone = model.generate(row[MASK[i].bool()][None], max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
+        assert torch.equal(found[i, -6:], alone[0, -6:])
+    assert torch.equal(generated(model, use_cache=False), found)
+    with pytest.raises(ValueError, match="stateful"):
+        model.generate(TOKENS[:1], assistant_model=build(), max_new_tokens=2, do_sample=False)
+
+
+@torch.no_grad()
+def test_shared_keys_are_repeated_where_the_mixer_has_none() -> None:
+    shared, own = llama(), llama(num_key_value_heads=4)
+    for block, other in zip(shared.model.layers, own.model.layers, strict=True):
+        for key in ("k_proj", "v_proj"):
+            rows = getattr(block.self_attn, key).weight.unflatten(0, (2, 8))
+            getattr(other.self_attn, key).weight.copy_(rows.repeat_interleave(2, 0).flatten(0, 1))
+    rest = {key: value for key, value in shared.state_dict().items() if "k_proj" not in key and "v_proj" not in key}
+    own.load_state_dict(rest, strict=False)
+    replace_attention(shared, "linear_attention")
+    replace_attention(own, "linear_attention")
+    torch.testing.assert_close(shared(TOKENS).logits, own(TOKENS).logits)
+
+
+@torch.no_grad()
+def test_our_decoder(tmp_path: Any) -> None:
+    for arguments in ({}, {"kv_heads": 2, "bias": True}, {"rope": False}, {"rope_base": 500.0}):
+        model = decoder(**arguments)
+        mask = MASK.bool()
+        plain, padded = model(TOKENS)[0], model(TOKENS, mask=mask)[0]
+        receipt = replace_attention(model, "softmax")
+        torch.testing.assert_close(model(TOKENS)[0], plain, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(TOKENS, mask=mask)[0][mask], padded[mask], rtol=0, atol=1e-5)
+        with pytest.raises(CheckpointError):
+            model.save_pretrained(tmp_path)
+        receipt.undo()
+        assert torch.equal(model(TOKENS)[0], plain)
+        model.save_pretrained(tmp_path)
+    model = decoder("linear_attention")
+    replace_attention(model, "gla", layers=[1])
+    assert model.generate(TOKENS, max_new_tokens=3).shape == (3, 3)
+    with pytest.raises(ModelError, match="GRU, has no q_proj"):
+        replace_attention(decoder("gru"), "softmax")
+
+
+@pytest.mark.parametrize("build", [llama, gpt2, decoder])
+def test_the_receipt_keeps_its_contract(build: Any) -> None:
+    def update(model: nn.Module) -> Any:
+        torch.manual_seed(1)
+        return replace_attention(model, "gated_softmax", layers=[1])
+
+    bad = [outcome for outcome in check_receipts(build, update) if outcome.status != "passed"]
+    assert not bad, bad
+
+
+@pytest.mark.parametrize("build", [llama, gpt2, decoder])
+def test_a_swap_report_leaves_the_model_alone(build: Any) -> None:
+    model = build().train()
+    base = fingerprint(model)
+    draws = torch.randint(1, 50, (12, 3, 12), generator=torch.Generator().manual_seed(1))
+    batches = [{"input_ids": tokens, "attention_mask": MASK} for tokens in draws]
+    same = swap_report(model, "softmax", batches, steps=0)
+    assert len(same.layers) == 2
+    assert all(one.before < 1e-5 and one.after == one.before for one in same.layers)
+    assert same.loss_before == pytest.approx(same.loss, abs=1e-5)
+    torch.manual_seed(2)
+    report = swap_report(model, "gla", batches, steps=60, lr=5e-3, layers=[1])
+    (only,) = report.layers
+    assert only.after < 0.95 * only.before
+    assert report.loss == same.loss != report.loss_before != report.loss_after
+    assert fingerprint(model) == base
+    assert all(module.training for module in model.modules())
+    assert f"{only.after:.3g}" in str(report)
+    receipt = report.place(model)
+    assert model.get_submodule(only.path).training
+    receipt.undo()
+    assert fingerprint(model) == base
+
+
+def test_the_error_of_a_layer_is_that_of_its_output() -> None:
+    model = llama()
+    report = swap_report(model, "softmax1", [{"input_ids": TOKENS}] * 2, steps=0, layers=[0])
+    seen: list[Tensor] = []
+    hook = model.model.layers[0].self_attn.register_forward_hook(lambda module, given, found: seen.append(found[0]))
+    with torch.no_grad():
+        model(TOKENS)
+        swapped = copy.deepcopy(model)
+        replace_attention(swapped, "softmax1", layers=[0])
+        swapped.model.layers[0].self_attn.register_forward_hook(lambda module, given, found: seen.append(found[0]))
+        swapped(TOKENS)
+    hook.remove()
+    want = (seen[1] - seen[0]).norm() / seen[0].norm()
+    assert report.layers[0].before == pytest.approx(float(want), rel=1e-4)
+
+
+@torch.no_grad()
+def test_what_cannot_be_mapped_is_refused() -> None:
+    model = llama()
+    for name, knobs, error, said in (
+        ("gru", {}, ModelError, "no linear layer q_proj.*q_proj, k_proj, v_proj, o_proj"),
+        ("aaren", {}, ModelError, "no linear layer q_proj"),
+        ("gla", {"expand_k": 0.5}, ModelError, r"\[16, 32\].*\[32, 32\].*choose knobs"),
+        ("gla", {"nothing": 1}, UnknownNameError, "knob of gla"),
+        ("lora", {}, ModelError, "no causal mixer"),
+        ("glaa", {}, UnknownNameError, "gla"),
+        ("gla", {"layers": [2]}, UnknownNameError, "layer"),
+    ):
+        with pytest.raises(error, match=said):
+            replace_attention(model, name, **knobs)
+    with pytest.raises(ModelError, match="scores by"):
+        trained(gpt2(scale_attn_by_inverse_layer_idx=True))
+    with pytest.raises(ModelError, match="64 wide together and the model 32"):
+        trained(llama(head_dim=16))
+    with pytest.raises(ModelError, match="type 'linear'"):
+        trained(llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}))
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    with pytest.raises(ModelError, match="is a MistralAttention"):
+        trained(transformers.MistralForCausalLM(transformers.MistralConfig(**sizes, num_key_value_heads=2)))
+    cache = model(TOKENS[:, :4], use_cache=True).cache
+    replace_attention(model, "gla")
+    with pytest.raises(ModelError, match="replaced already"):
+        replace_attention(model, "softmax")
+    with pytest.raises(ModelError, match="holds keys and values"):
+        model(TOKENS[:, 4:], cache=cache)
+    with pytest.raises(ModelError, match=r"is a StaticLayer.* empty DynamicLayer"):
+        generated(model, cache_implementation="static")
+    packed = torch.cat([torch.arange(6), torch.arange(6)]).expand(3, -1)
+    with pytest.raises(ModelError, match="packed rows"):
+        model(input_ids=TOKENS, position_ids=packed, use_cache=False)
+    with pytest.raises(ModelError, match="start again"):
+        model(input_ids=TOKENS, position_ids=packed)
+    with pytest.raises(DataError, match="received 1"):
+        swap_report(llama(), "gla", [{"input_ids": TOKENS}])
+    with pytest.raises(ShapeError, match="steps"):
+        swap_report(llama(), "gla", [{"input_ids": TOKENS}] * 2, steps=-1)
