@@ -76,6 +76,26 @@ def test_softmax_for_softmax_changes_nothing(build: Any, attention: str, layers:
     assert torch.equal(model(TOKENS).logits, plain)
 
 
+@torch.no_grad()
+def test_biases_and_other_wavelengths_are_kept() -> None:
+    for settings in ({"attention_bias": True}, {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}):
+        model = llama(**settings)
+        want = model(TOKENS).logits
+        replace_attention(model, "softmax")
+        torch.testing.assert_close(model(TOKENS).logits, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [llama, gpt2, decoder])
+@torch.no_grad()
+def test_the_same_swap_takes_the_saved_tensors(build: Any) -> None:
+    model, again = build(), build()
+    replace_attention(model, "gla", layers=[1])
+    replace_attention(again, "gla", layers=[1])
+    again.load_state_dict(model.state_dict())
+    outputs = [one(TOKENS)[0] for one in (model, again)]
+    assert torch.equal(*outputs)
+
+
 @pytest.mark.parametrize("mixer", TAKEN)
 @pytest.mark.parametrize("build", [llama, gpt2])
 @torch.no_grad()
