@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from instar.kernels.chunks import join, ones, split
 from instar.kernels.gated_linear_pairs import pairs, pairs_backward
 
 
@@ -47,7 +48,7 @@ class ChunkedGatedLinear(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         B, T, H, K = q.shape
         V, N = v.shape[-1], -(-T // chunk)
-        q, k, v = _split(q, N, chunk) * scale, _split(k, N, chunk), _split(v, N, chunk)
+        q, k, v = split(q, N, chunk) * scale, split(k, N, chunk), split(v, N, chunk)
         segments = None if reset is None else _Segments(reset, H, N, chunk)
         A: Tensor | None = None  # e^b
         R: Tensor | None = None  # what turns k into the keys of the state: e^{-b} (factorised) or e^{b_C - b}
@@ -55,12 +56,12 @@ class ChunkedGatedLinear(torch.autograd.Function):
         if g is None:
             P = torch.bmm(q, k.mT)
         elif factorised:
-            A = torch.matmul(_ones(chunk, q), _split(g, N, chunk)).exp_()
+            A = torch.matmul(ones(chunk, q), split(g, N, chunk)).exp_()
             R = A.reciprocal()
             q, k = q * A, k * R  # from here on with their powers
             P = torch.bmm(q, k.mT)
         else:
-            alpha = _split(g, N, chunk).exp()
+            alpha = split(g, N, chunk).exp()
             P, A, R = pairs(q, k, alpha)
         _see(P, segments)
         queries = _times(q, None if factorised else A)
@@ -80,7 +81,7 @@ class ChunkedGatedLinear(torch.autograd.Function):
         o = torch.baddbmm(torch.bmm(P, v), queries, states[:-1].view(-1, K, V))  # FLOP counters do not see baddbmm_
         ctx.save_for_backward(q, k, v, alpha, A, R, P, states, reset)
         ctx.scale, ctx.factorised, ctx.shape = scale, factorised, (B, T, H)
-        return _join(o, B, T, H), states[N].view(B, H, K, V).clone()
+        return join(o, B, T, H), states[N].view(B, H, K, V).clone()
 
     @staticmethod
     @once_differentiable
@@ -90,7 +91,7 @@ class ChunkedGatedLinear(torch.autograd.Function):
         factorised = ctx.factorised
         M, C, K = q.shape
         V, N = v.shape[-1], states.shape[0] - 1
-        do = _split(do, N, C)
+        do = split(do, N, C)
         segments = None if reset is None else _Segments(reset, H, N, C)
         queries = _times(q, None if factorised else A)
         keys = _times(k, None if factorised else R)
@@ -127,13 +128,13 @@ class ChunkedGatedLinear(torch.autograd.Function):
             end = (after * d_after).sum(-1).unsqueeze(1)
             if A.shape[-1] == 1:
                 D, end = D.sum(-1, keepdim=True), end.sum(-1, keepdim=True)
-            dg = torch.matmul(_ones(C, q).mT, D).add_(end)
+            dg = torch.matmul(ones(C, q).mT, D).add_(end)
             if alpha is not None:
                 dg.masked_fill_(alpha == 0, 0.0)  # a gate of -inf: what is left is rounding
-            dg = _join(dg, B, T, H)
+            dg = join(dg, B, T, H)
         dq = dq * ctx.scale
         d_first = d_states[0].view(B, H, K, V).clone()
-        return _join(dq, B, T, H), _join(dk, B, T, H), _join(dv, B, T, H), dg, d_first, None, None, None, None
+        return join(dq, B, T, H), join(dk, B, T, H), join(dv, B, T, H), dg, d_first, None, None, None, None
 
 
 class _Segments:
@@ -153,28 +154,8 @@ class _Segments:
         """[M, 1, 1]: the state before passes through."""
 
 
-def _split(x: Tensor, N: int, C: int) -> Tensor:
-    """[B, T, H, X] to [N · B · H, C, X], with zeros after the last token."""
-    B, T, H, X = x.shape
-    if T != N * C:
-        x = F.pad(x.reshape(B, T, H * X), (0, 0, 0, N * C - T))  # in 3 axes, lest pad keep a channels-last layout
-    return x.reshape(B, N, C, H, X).permute(1, 0, 3, 2, 4).reshape(N * B * H, C, X)
-
-
-def _join(x: Tensor, B: int, T: int, H: int) -> Tensor:
-    """The inverse of `_split`."""
-    M, C, X = x.shape
-    N = M // (B * H)
-    return x.view(N, B, H, C, X).permute(1, 0, 3, 2, 4).reshape(B, N * C, H, X)[:, :T]
-
-
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:
     return x if factor is None else x * factor
-
-
-def _ones(C: int, like: Tensor) -> Tensor:
-    """Lower triangle of ones: a cumulative sum as a matrix product, several times faster than `cumsum` over rows."""
-    return torch.ones(C, C, dtype=like.dtype, device=like.device).tril_()
 
 
 def _see(P: Tensor, segments: _Segments | None) -> None:

@@ -38,6 +38,16 @@ def pairs_backward(dP: Tensor, q: Tensor, k: Tensor, alpha: Tensor, dq: Tensor, 
         _half(dk, s, 0).addcmul_(torch.bmm(d_square.mT, later.flatten(0, 1)).view_as(earlier), Z_early)
 
 
+def decays(alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Γ [M, C, C] with Γ_ij = Π_{j<l≤i} α_l (1 at i = j, 0 above), A and Z [M, C, 1], from α [M, C, 1]: pairs of gates alone."""
+    decay = alpha.new_zeros(alpha.shape[0], alpha.shape[1], alpha.shape[1])
+    decay.diagonal(0, 1, 2).fill_(1.0)
+    A, Z = alpha.clone(), torch.ones_like(alpha)
+    for s, A_late, Z_early in _levels(A, Z):
+        _square(decay, s).copy_(A_late * Z_early.mT)
+    return decay, A, Z
+
+
 def _levels(A: Tensor, Z: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(s, A of the later halves, Z of the earlier ones) for halves of s = 1, 2, 4, … tokens; A and Z grow in place."""
     s = 1
