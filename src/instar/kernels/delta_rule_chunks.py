@@ -59,7 +59,8 @@ class ChunkedDeltaRule(torch.autograd.Function):
         P, L = pairs[:, :C], pairs[:, C:]
         identity = torch.eye(C, dtype=q.dtype, device=q.device).expand(L.shape)
         inverse = torch.linalg.solve_triangular(L, identity, upper=False, unitriangular=True)
-        readers, keys = _both(X, A), k if Z is None else k * Z
+        readers = X if A is None else (X.view(-1, 2, C, K) * A.unsqueeze(1)).flatten(1, 2)
+        keys = k if Z is None else k * Z
         U, W = torch.bmm(inverse, v * beta), torch.bmm(inverse, readers[:, C:])
         states = q.new_empty(N + 1, B * H, K, V)
         states[0] = state.reshape(B * H, K, V)
@@ -81,23 +82,27 @@ class ChunkedDeltaRule(torch.autograd.Function):
         keys = k if Z is None else k * Z
         d_states = torch.empty_like(states)  # of the state before chunk n; the last one of the final state
         d_states[N] = d_state.reshape(B * H, K, V)
-        d_states[:-1].view(M, K, V).copy_(torch.bmm(_both(X, A)[:, :C].mT, do))
+        q = X[:, :C]
+        d_states[:-1].view(M, K, V).copy_(torch.bmm((q if A is None else q * A).mT, do))
         dU = torch.bmm(P.mT, do)
         for n in reversed(range(N)):
             at = slice(n * B * H, (n + 1) * B * H)
             after = d_states[n + 1]
-            dU[at] = torch.baddbmm(dU[at], keys[at], after)
-            kept = d_states[n].add_(after) if A is None else d_states[n].addcmul_(after, A[at, -1:])
-            d_states[n] = torch.baddbmm(kept, W[at].mT, dU[at], alpha=-1.0)
+            dU[at].baddbmm_(keys[at], after)
+            before = d_states[n].add_(after) if A is None else d_states[n].addcmul_(after, A[at, -1:])
+            before.baddbmm_(W[at].mT, dU[at], alpha=-1.0)
         d_after = d_states[1:].view(M, K, V)
         dV = torch.bmm(inverse.mT, dU)  # of β v, and of -1 · all that is subtracted from it
         dY = torch.cat([do, -dV], dim=1)
         d_pairs = torch.bmm(dY, U.mT)
         _see(d_pairs, decay)
         d_pairs[:, C:].diagonal(0, 1, 2).zero_()
-        dX = torch.bmm(d_pairs, k) + _both(torch.bmm(dY, states[:-1].view(M, K, V).mT), A)
-        dk = torch.bmm(U, d_after.mT)
-        dk = torch.baddbmm(dk if Z is None else dk * Z, d_pairs.mT, X)
+        dX, dk = torch.bmm(dY, states[:-1].view(M, K, V).mT), torch.bmm(U, d_after.mT)
+        if A is not None and Z is not None:
+            dX.view(M, 2, C, K).mul_(A.unsqueeze(1))
+            dk.mul_(Z)
+        dX.baddbmm_(d_pairs, k)
+        dk.baddbmm_(d_pairs.mT, X)
         dg: Tensor | None = None
         if alpha is not None and ctx.needs_input_grad[4]:
             D = (X * dX).view(M, 2, C, K).sum(dim=(1, 3)) - (k * dk).sum(-1)
@@ -106,7 +111,7 @@ class ChunkedDeltaRule(torch.autograd.Function):
             dg = join(dg.masked_fill_(alpha == 0, 0.0), B, T, H)  # a gate of -inf: what is left is rounding
         dq, d_write = dX[:, :C] * ctx.scale, dX[:, C:]
         d_beta = ((k * d_write).sum(-1) + (v * dV).sum(-1)).unsqueeze(-1)
-        found = (join(x, B, T, H) for x in (dq, dk + beta * d_write, beta * dV, d_beta))
+        found = (join(x, B, T, H) for x in (dq, dk.addcmul_(beta, d_write), beta * dV, d_beta))
         return *found, dg, d_states[0].view(B, H, K, V).clone(), None, None
 
 
@@ -117,8 +122,3 @@ def _see(pairs: Tensor, decay: Tensor | None) -> None:
         pairs.view(M, 2, C, C).tril_()
     else:
         pairs.view(M, 2, C, C).mul_(decay.unsqueeze(1))
-
-
-def _both(X: Tensor, A: Tensor | None) -> Tensor:
-    """A ∘ both halves of X [M, 2C, ·]."""
-    return X if A is None else (X.unflatten(1, (2, -1)) * A.unsqueeze(1)).flatten(1, 2)
