@@ -108,7 +108,7 @@ class Softmax(Mixer):
         plain = mask is None and reset is None
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # whatever stands in the padding, even NaN, ends here
-        positions, position = _positions(state.position, T, mask, reset)
+        positions, position = count_positions(state.position, T, mask, reset)
         q, k, v = self._project(x, positions)
         compiling = torch.compiler.is_compiling()
         past = state.keys.shape[2] if compiling else int(state.length[0])  # compiled: unfilled columns are invalid ones
@@ -176,7 +176,7 @@ class Softmax(Mixer):
         """The weights [B, H, T, T] over a whole sequence, for those who look at them. Arguments as `forward`."""
         B, T, _ = x.shape
         x = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
-        q, k, _ = self._project(x, _positions(torch.zeros(B, dtype=torch.int64, device=x.device), T, mask, reset)[0])
+        q, k, _ = self._project(x, count_positions(torch.zeros(B, dtype=torch.int64, device=x.device), T, mask, reset)[0])
         return self.weigh(scores(q, k, _visible(x.new_zeros(B, 0, dtype=torch.bool), T, mask, reset)))
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,7 +202,7 @@ def rotate(tensors: tuple[Tensor, ...], positions: Tensor, base: float) -> tuple
     return tuple(turned)
 
 
-def _positions(position: Tensor, T: int, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+def count_positions(position: Tensor, T: int, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     """Positions [B, T] of the new tokens, and the number of real tokens [B] since the last reset after them."""
     if mask is None:
         before = position.unsqueeze(1) + torch.arange(T, device=position.device)
