@@ -210,6 +210,8 @@ class ProblemCard:
     tasks: list[str]
     metrics: list[Metric]
     path: Path = field(metadata={"given": True})
+    causal: bool = False
+    """Whether later tokens are the answers, so that a method tagged `bidirectional` would read them and is refused."""
     advice: bool = False
     """Whether a user's budget is the real scale here, so that the page may recommend in words."""
     caution: str = ""

@@ -14,7 +14,9 @@ from instar import catalogue, state
 from instar.errors import CheckpointError, ShapeError, UnknownNameError
 from instar.models.decoder import Decoder
 
-MIXERS = [slug for slug, card in catalogue.methods().items() if card.interface == "Mixer"]
+MIXERS = [
+    slug for slug, card in catalogue.methods().items() if card.interface == "Mixer" and not card.capability("bidirectional")
+]
 V = 50
 
 

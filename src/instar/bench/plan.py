@@ -254,6 +254,8 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
         method = address.card
         if method.interface not in card.accepts:
             raise PlanError(f"{card.slug} compares {', '.join(card.accepts)}; {address} is a {method.interface or method.kind}.")
+        if card.causal and method.capability("bidirectional"):
+            raise PlanError(f"{address} is bidirectional: it would read the later tokens that {card.slug} asks for.")
         cls = catalogue.load(method)
         known = _parameters(cls)
         arguments = {**known, **address.arguments}

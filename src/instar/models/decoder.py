@@ -64,7 +64,8 @@ class Decoder(nn.Module):
         tied: whether the head is the embedding.
 
     Shapes: tokens int64 [B, T] -> logits [B, T, vocabulary]; state {"position": int64 [B], "layers": one state a block}.
-    Raises ShapeError, UnknownNameError. Sources: Vaswani et al. 2017 (sinusoids), Xiong et al. 2020 (pre-norm, 2002.04745).
+    Raises ShapeError, also for a mixer whose card says `bidirectional`, and UnknownNameError. Sources: Vaswani et al. 2017
+    (sinusoids), Xiong et al. 2020 (pre-norm, 2002.04745).
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head = None if tied else nn.Linear(width, vocabulary, bias=False)
         card = catalogue.of(type(self.mixer))
+        if card is not None and card.capability("bidirectional"):
+            raise ShapeError(f"A decoder predicts the next token; {card.slug} is bidirectional and would read it.")
         hosted = card is None or card.capability("positions") == "host"
         # The sinusoid starts with the variance of the embeddings, or it would drown them.
         self.amplitude = nn.Parameter(torch.tensor(0.02 * 2**0.5)) if hosted else None
