@@ -160,6 +160,7 @@ def test_the_timing_pass_is_interleaved_and_complete(tmp_path: Path) -> None:
     [
         ({"methods": ("grus",)}, UnknownNameError, "gru"),
         ({"methods": ()}, PlanError, "only the baseline|Only the baseline"),
+        ({"methods": ("linformer",)}, PlanError, "bidirectional"),
         ({"budget": "1e-9s"}, BudgetError, "Cannot read"),
         ({"budget": "0.00001s"}, BudgetError, "one step"),
         ({"budget": "1tok"}, BudgetError, "one step"),

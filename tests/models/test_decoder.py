@@ -76,6 +76,11 @@ def test_padded_batches_generate_what_single_prompts_do(mixer: str) -> None:
     assert torch.equal(model.generate(padded, max_new_tokens=6, mask=mask), torch.cat(single))
 
 
+def test_a_mixer_that_reads_later_tokens_is_refused() -> None:
+    with pytest.raises(ShapeError, match="linformer is bidirectional"):
+        make("linformer")
+
+
 def test_generation_is_repeatable_and_stops() -> None:
     model, x = make("gru"), tokens(2, 4)
     draws = [
