@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instar.errors import ShapeError
+from instar.mixers.projecting import Projecting
 from instar.mixers.whole_sequence import WholeSequence
 
 
-class BigBird(WholeSequence):
+class BigBird(Projecting, WholeSequence):
     r"""o_i = Σ_{j ∈ A(i)} softmax_j(⟨q_i, k_j⟩ / √K) v_j, where A is a set of blocks of b tokens.
 
     A block sees itself and its two neighbours, the first and the last block of the sequence, and r others at random, which

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.mixers.projecting import Projecting
 from instar.mixers.whole_sequence import WholeSequence
 
 Sharing = Literal["none", "headwise", "key_value"]
 
 
-class Linformer(WholeSequence):
+class Linformer(Projecting, WholeSequence):
     r"""O = softmax(Q (E K)ᵀ / √K) (F V), with E and F [rank, max_len] learned: linear in the length, for a bounded length.
 
     Args:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from instar.errors import ShapeError
 from instar.kernels.window_attention import window_attention
+from instar.mixers.projecting import Projecting
 from instar.mixers.whole_sequence import WholeSequence
 
 
-class Longformer(WholeSequence):
+class Longformer(Projecting, WholeSequence):
     r"""o_i = Σ_{j ∈ W(i)} softmax_j(⟨q_i, k_j⟩ / √K) v_j with W(i) = {j : |i − j| ≤ w/2} ∪ G, and for i ∈ G all tokens.
 
     G are the first tokens of each sequence (as [CLS] is). Their rows have projections of their own, W_q', W_k', W_v', which

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from instar.errors import ShapeError
 from instar.kernels.pseudo_inverse import pseudo_inverse
+from instar.mixers.projecting import Projecting
 from instar.mixers.whole_sequence import WholeSequence
 
 
-class Nystromformer(WholeSequence):
+class Nystromformer(Projecting, WholeSequence):
     r"""O = F A⁺ (B V) + conv(V), with Q̃, K̃ the means of m segments of the queries and keys and
 
         F = softmax(Q K̃ᵀ / √K),   A = softmax(Q̃ K̃ᵀ / √K),   B = softmax(Q̃ Kᵀ / √K)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from instar.errors import ShapeError
-from instar.mixers.projecting import Projecting
+from instar.interfaces import Mixer
 from instar.mixers.softmax import count_positions
 
 
-class WholeSequence(Projecting):
+class WholeSequence(Mixer):
     """A mixer that needs its whole sequence at once: it has no state, and `forward` gives each sequence a row of its own.
 
     A method says what it does to rows of sequences, padded on the right, in `mix`, and to one sequence without padding in
