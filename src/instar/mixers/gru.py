@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from instar.errors import ShapeError
 from instar.interfaces import Mixer
+from instar.kernels.packed_recurrence import packed_recurrence
 
 
 class GRUState(NamedTuple):
@@ -70,7 +71,8 @@ class GRU(Mixer):
             return y, GRUState(h[0].to(state.hidden.dtype))
         if torch.compiler.is_compiling():  # the number of segments is data
             return self.reference(x, state, mask=mask, reset=reset)
-        return self._packed(x, state, mask, reset)
+        y, (hidden,) = packed_recurrence(self._unit, x, (state.hidden.to(x.dtype),), mask, reset)
+        return y, GRUState(hidden.to(state.hidden.dtype))
 
     def reference(
         self, x: Tensor, state: GRUState | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
@@ -93,31 +95,7 @@ class GRU(Mixer):
             y.append(h)
         return (torch.stack(y, dim=1).to(x.dtype) if y else x), GRUState(h)
 
-    def _packed(self, x: Tensor, state: GRUState, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, GRUState]:
-        """Each segment's real tokens become one sequence of a packed batch (longest first, all first tokens, all second…)."""
-        B, T, D = x.shape
-        real = torch.ones(B, T, dtype=torch.bool, device=x.device) if mask is None else mask
-        segment = torch.zeros_like(real, dtype=torch.int64) if reset is None else reset.to(torch.int64).cumsum(1)
-        name = segment + torch.arange(B, device=x.device).unsqueeze(1) * (T + 1)
-        token = real.flatten().nonzero().squeeze(1)
-        h = state.hidden.to(x.dtype)
-        y = x.new_zeros(B * T, D)
-        if token.numel():
-            _, row, lengths = name.flatten()[token].unique_consecutive(return_inverse=True, return_counts=True)
-            first = lengths.cumsum(0) - lengths
-            step = torch.arange(token.numel(), device=x.device) - first[row]
-            longest_first = lengths.argsort(descending=True)
-            order = (step * lengths.numel() + longest_first.argsort()[row]).argsort()
-            packed, sizes = token[order], torch.bincount(step).cpu()
-            begin = token[first][longest_first]  # the first token of each sequence
-            start = h[begin // T].masked_fill((segment.flatten()[begin] > 0).unsqueeze(1), 0.0)
-            data = x.flatten(0, 1)[packed]
-            out, _ = torch.gru(data, sizes, start.unsqueeze(0), self.weights, True, 1, 0.0, self.training, False)
-            y = y.to(out.dtype).index_copy(0, packed, out)
-        y = y.unflatten(0, (B, T))
-        alive = real & (segment == segment[:, -1:])
-        last = torch.where(alive, torch.arange(T, device=x.device), -1).amax(1)
-        kept = h.masked_fill((segment[:, -1] > 0).unsqueeze(1), 0.0)  # what a row without new tokens ends with
-        end = y[torch.arange(B, device=x.device), last.clamp(min=0)]
-        hidden = torch.where((last >= 0).unsqueeze(1), end, kept.to(end.dtype))
-        return y, GRUState(hidden.to(state.hidden.dtype))
+    def _unit(self, data: Tensor, sizes: Tensor, start: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor]]:
+        """torch's fused unit over a packed batch."""
+        out, hidden = torch.gru(data, sizes, start[0].unsqueeze(0), self.weights, True, 1, 0.0, self.training, False)
+        return out, (hidden[0],)
