@@ -48,22 +48,25 @@ def lsh_attention(q: Tensor, v: Tensor, bucket: Tensor, lengths: Tensor, chunk: 
         index = before[:, None, None, :, None, None].expand(*part.shape)
         return torch.cat([part, part.gather(3, index)], dim=4)
 
-    # Which pairs meet, in this round and in how many of all: by bucket and chunk of every round.
-    home = sort(torch.cat([bucket, sorted_at // m], dim=1).permute(0, 2, 3, 1).unsqueeze(1))
-    own, other = home.unsqueeze(5), beside(home).unsqueeze(4)
-    own_chunk, other_chunk = own[..., rounds:], other[..., rounds:]
-    chunk_before = torch.where(own_chunk > 0, own_chunk - 1, last.view(-1, 1, 1, 1, 1, 1, 1))
-    near = (own_chunk == other_chunk) | (chunk_before == other_chunk)
-    met = (own[..., :rounds] == other[..., :rounds]) & near
-    here = met[:, torch.arange(rounds), ..., torch.arange(rounds)].movedim(0, 1)
+    # Which pairs meet, in this round and in how many of all: names for bucket and chunk of a token, and bucket and chunk before.
+    chunk_of = sorted_at // m
+    chunk_before = torch.where(chunk_of > 0, chunk_of - 1, last.view(-1, 1, 1, 1))
+    names = torch.stack([bucket * n + chunk_of, bucket * n + chunk_before], dim=-1).to(torch.int32)
+    meetings, here = torch.zeros((), device=q.device), []
+    for r in range(rounds):
+        own = sort(names[:, r : r + 1])
+        other = beside(own[..., :1]).mT
+        met = (own[..., :1] == other) | (own[..., 1:] == other)
+        meetings = meetings + met
+        here.append(met[:, r])
     twice = (before == at)[:, None, None, :, None, None] & (torch.arange(2 * m, device=q.device) >= m)  # a chunk before itself
     token = sort(place.expand(order.shape).unsqueeze(-1))
     itself = token == beside(token).mT
 
     queries = sort(q)
     scores = queries @ beside(F.normalize(queries, dim=-1)).mT * q.shape[-1] ** -0.5
-    scores = scores.masked_fill(itself, SELF) - met.sum(-1).clamp(min=1).to(scores.dtype).log()
-    scores = scores.masked_fill(~here | twice, torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill(itself, SELF) - meetings.clamp(min=1).to(scores.dtype).log()
+    scores = scores.masked_fill(~torch.stack(here, dim=1) | twice, torch.finfo(scores.dtype).min)
     total = scores.logsumexp(-1, keepdim=True)
     read = (scores - total).exp() @ beside(sort(v))
     joint = torch.cat([read, total], dim=-1).flatten(3, 4)
