@@ -25,7 +25,7 @@ transformers = pytest.importorskip("transformers")
 from instar.doors.hf_causal_lm import InstarConfig, InstarForCausalLM, register  # noqa: E402
 from instar.doors.hf_state_cache import StateCache  # noqa: E402
 
-MIXERS = [slug for slug, card in catalogue.methods().items() if card.interface == "Mixer"]
+MIXERS = [slug for slug, card in catalogue.methods().items() if card.interface == "Mixer" and card.capability("causal")]
 SEVERAL = ["softmax", "gla", "aaren", "gru", "linear_attention"]
 V = 20
 
