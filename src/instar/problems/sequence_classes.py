@@ -149,7 +149,7 @@ class SequenceClassesProblem(Problem):
         self.tokens_per_step = round(self.batch * float(train.lengths.mean()))
         facts = {
             **{"name": name, "item": item, "train_items": len(train), "valid_items": len(valid), "test_items": len(test)},
-            **{"classes": self.classes, "mean_length": round(float(train.lengths.mean()), 1), "longest": self.length},
+            **{"classes": self.classes, "mean_tokens": round(float(train.lengths.mean()), 1), "most_tokens": self.length},
             "accuracy_of_the_majority_class": round(float((test.labels == most).mean()), 4),
         }
         parts: list[NDArray[Any]] = []
