@@ -20,7 +20,7 @@ from instar.errors import ShapeError
 from instar.interfaces import Data, Mixer
 from instar.problems import sequence_classes
 from instar.problems.listops import ListopsProblem
-from instar.problems.sequence_classes import Classifier
+from instar.problems.sequence_classes import SequenceClassifier
 
 SMALL = {
     **{"tree_depth": 4, "args": 3, "shortest": 8, "longest": 30, "train_items": 300, "valid_items": 40, "test_items": 77},
@@ -59,7 +59,7 @@ def data(problem: ListopsProblem) -> Data:
     return problem.load(0)
 
 
-def subject(problem: ListopsProblem, data: Data, address: str) -> Classifier:
+def subject(problem: ListopsProblem, data: Data, address: str) -> SequenceClassifier:
     if address == "both sides":
         card: Card = catalogue.minimal(Neighbours, catalogue.method("gru").path)
         torch.manual_seed(0)

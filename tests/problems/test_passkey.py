@@ -76,8 +76,10 @@ def test_looking_up_finds_all_that_it_can_see(problem: PasskeyProblem) -> None:
     around = {word: int(factor * problem.length) - FRAME for word, factor in LENGTHS.items()}
     for word in LENGTHS:
         for depth in DEPTHS:
-            assert blind[f"exact_match@{word}_{depth}"].value == float(round(depth / 100 * around[word]) + 1 >= 70)
-        assert blind[f"bits_per_byte@{word}"].value == pytest.approx(math.log2(257), rel=1e-5)  # nothing of it shows in the bits
+            assert blind[f"exact_match_{word}@{depth}"].value == float(round(depth / 100 * around[word]) + 1 >= 70)
+        assert blind[f"bits_per_byte@{module.CONDITIONS[word]}"].value == pytest.approx(
+            math.log2(257), rel=1e-5
+        )  # nothing of it shows in the bits
 
 
 def test_one_wrong_digit_is_a_lost_key(problem: PasskeyProblem) -> None:
@@ -94,19 +96,19 @@ def test_greedy_decoding_agrees(problem: PasskeyProblem) -> None:
     data = problem.load(0)
     model = lift(problem, "softmax", {}, data, 0)
     problem.fit(model, data.train, steps=10, seed=0)
-    given = data.test["T_50"].bytes.clone()
+    given = data.test["full@50"].bytes.clone()
     prompt = torch.cat([torch.full((len(given), 1), 256), given[:, :-5]], 1)
     written = model.generate(prompt, max_new_tokens=5)
     given[:, -5:] = written  # rows whose answer is what the model writes: each is a hit, and with one digit changed none is
-    cell = {"T_50": module.Rows(given, data.test["T_50"].text)}
+    cell = {"full@50": module.Rows(given, data.test["full@50"].text)}
     assert _cell(problem, model, cell) == [1.0] * len(given)
     given[:, -3] = (given[:, -3] + 1) % 256
     assert _cell(problem, model, cell) == [0.0] * len(given)
 
 
 def _cell(problem: PasskeyProblem, model: nn.Module, cell: dict[str, module.Rows]) -> list[float]:
-    full = {f"{word}_0": cell["T_50"] for word in LENGTHS}
-    return list(problem.evaluate(model, full | cell)["exact_match@T_50"].totals)  # type: ignore[arg-type]
+    full = {f"{word}@0": cell["full@50"] for word in LENGTHS}
+    return list(problem.evaluate(model, full | cell)["exact_match_full@50"].totals)  # type: ignore[arg-type]
 
 
 def test_every_row_is_scored_at_any_batch_size(problem: PasskeyProblem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,10 +116,10 @@ def test_every_row_is_scored_at_any_batch_size(problem: PasskeyProblem, monkeypa
     model = lift(problem, "gru", {}, data, 0)
     found = problem.evaluate(model, data.test)
     assert set(found) == {m.id for m in catalogue.problem("passkey").metrics if m.kind == "quality"}
-    cells = [items for name, items in found.items() if name.startswith("exact_match@")]
+    cells = [items for name, items in found.items() if name.startswith("exact_match_")]
     assert sum(len(items.weights) for items in cells) == data.facts["test_items"] == 3 * 15
     for word, factor in LENGTHS.items():
-        assert list(found[f"bits_per_byte@{word}"].weights) == [float(int(factor * 128) - FRAME)] * 15
+        assert list(found[f"bits_per_byte@{module.CONDITIONS[word]}"].weights) == [float(int(factor * 128) - FRAME)] * 15
     monkeypatch.setattr(module, "_EVALUATION_ROWS", 2)
     for name, items in problem.evaluate(model, data.test).items():
         np.testing.assert_allclose(items.totals, found[name].totals, rtol=1e-4)

@@ -9,7 +9,7 @@ from instar.bench.seeds import stream
 from instar.data import listops
 from instar.errors import ShapeError
 from instar.interfaces import Data
-from instar.problems.sequence_classes import Labelled, SequenceClassesProblem
+from instar.problems.sequence_classes import SequenceClassesProblem, Sequences
 
 
 class ListopsProblem(SequenceClassesProblem):
@@ -75,5 +75,5 @@ class ListopsProblem(SequenceClassesProblem):
             generator=stream(0, "listops"),
         )
         ends = list(itertools.accumulate(self.sizes, initial=0))
-        train, valid, test = (Labelled(rows[a:b], values[a:b]) for a, b in itertools.pairwise(ends))
+        train, valid, test = (Sequences(rows[a:b], values[a:b]) for a, b in itertools.pairwise(ends))
         return self.splits("generated lists", "sequence", train, valid, test)

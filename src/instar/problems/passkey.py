@@ -30,7 +30,9 @@ TOLD, ASKED = b"\nThe key is %s.\n", b"\nThe key is "
 DIGITS = 5
 FRAME = len(TOLD) - 2 + len(ASKED) + 2 * DIGITS
 """Bytes of a row that are no text: the key as it is told, the question, and the answer."""
-LENGTHS = {"T/2": 0.5, "T": 1.0, "2T": 2.0}
+LENGTHS = {"half": 0.5, "full": 1.0, "double": 2.0}
+"""Of rows, over T."""
+CONDITIONS = {"half": "T/2", "full": "T", "double": "2T"}
 DEPTHS = (0, 25, 50, 75, 100)
 _EVALUATION_ROWS = 50
 
@@ -100,7 +102,7 @@ class PasskeyProblem(Problem):
         for (word, factor), depth in itertools.product(LENGTHS.items(), DEPTHS):
             generator = stream(0, f"{name}/{word}/{depth}")
             depths = torch.full((self.test_rows,), depth / 100, dtype=torch.float64)
-            found[f"{word}_{depth}"] = rows(text, int(factor * self.length), depths, generator)
+            found[f"{word}@{depth}"] = rows(text, int(factor * self.length), depths, generator)
         return found
 
     def decoder(self, build: Build, data: Data, seed: int) -> Subject:
@@ -147,16 +149,16 @@ class PasskeyProblem(Problem):
         weights: dict[str, list[float]] = {word: [] for word in LENGTHS}
         with evaluating(subject):
             for cell, given in split.items():
-                word, right[cell] = cell.partition("_")[0], []
+                word, right[cell] = cell.partition("@")[0], []
                 for part, text in zip(given.bytes.split(_EVALUATION_ROWS), given.text.split(_EVALUATION_ROWS), strict=True):
                     nats, hit = _ask(subject, part)
                     right[cell] += hit[:, -DIGITS:].all(1).double().tolist()
                     bits[word] += ((nats.cpu() * text).double().sum(1) / math.log(2)).tolist()
                     weights[word] += text.double().sum(1).tolist()
-        trained = [value for cell, values in right.items() if not cell.startswith("2T") for value in values]
+        trained = [value for cell, values in right.items() if not cell.startswith("double") for value in values]
         found = {"exact_match": Items(trained, [1.0] * len(trained))}
-        found |= {f"bits_per_byte@{word}": Items(bits[word], weights[word]) for word in LENGTHS}
-        return found | {f"exact_match@{cell}": Items(values, [1.0] * len(values)) for cell, values in right.items()}
+        found |= {f"bits_per_byte@{CONDITIONS[word]}": Items(bits[word], weights[word]) for word in LENGTHS}
+        return found | {f"exact_match_{cell}": Items(values, [1.0] * len(values)) for cell, values in right.items()}
 
     def costs(self, subject: Subject) -> dict[str, float]:
         """Closed forms at T bytes: training is counted as three forward passes."""

@@ -9,7 +9,7 @@ from instar.bench.seeds import stream
 from instar.data.images import images
 from instar.errors import DataError
 from instar.interfaces import Data
-from instar.problems.sequence_classes import Labelled, SequenceClassesProblem
+from instar.problems.sequence_classes import SequenceClassesProblem, Sequences
 
 _MOST = 2000  # test items
 _LEAST = 20
@@ -64,7 +64,7 @@ class PixelsProblem(SequenceClassesProblem):
         order = torch.randperm(count, generator=stream(0, "pixels")).numpy()
         test, valid = min(_MOST, count // 5), min(_MOST // 2, count // 10)
         splits = [
-            Labelled(list(rows[part]), found.labels[part])
+            Sequences(list(rows[part]), found.labels[part])
             for part in (order[test + valid :], order[test : test + valid], order[:test])
         ]
         return self.splits(found.name, "image", *splits)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from instar import catalogue
 from instar.bench.fit import Precision, fit
 from instar.bench.seeds import stream
 from instar.catalogue import Build
@@ -28,8 +27,8 @@ _POOLED = 16  # batches of training that are cut from sequences sorted by length
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Sequences of tokens, each with its class."""
+class Sequences:
+    """Rows of tokens, each with its class."""
 
     rows: Sequence[NDArray[np.uint8]]
     labels: NDArray[np.int64]
@@ -53,7 +52,7 @@ class Labelled:
         return tokens, None if bool(real.all()) else real, torch.from_numpy(self.labels[list(chosen)])
 
 
-class Classifier(nn.Module):
+class SequenceClassifier(nn.Module):
     r"""logits = W · mean over real tokens of RMSNorm(block_L(… block_1(E[tokens] + positions))) + b.
 
     Blocks and positions are the decoder's. The mean is read for every mixer: whether it reads one side or both, each real token
@@ -73,8 +72,7 @@ class Classifier(nn.Module):
         self.blocks = nn.ModuleList(Block(build(width, heads=heads), width, hidden) for _ in range(depth))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, classes)
-        card = catalogue.of(build.cls)
-        hosted = card is None or card.capability("positions") == "host"
+        hosted = build.card.capability("positions") == "host"
         self.amplitude = nn.Parameter(torch.tensor(0.02 * 2**0.5)) if hosted else None
         own: list[nn.Module] = [self.embedding, self.head]
         own += [layer for block in self.blocks for layer in block.feed.children()]  # type: ignore[union-attr]
@@ -142,7 +140,7 @@ class SequenceClassesProblem(Problem):
         self.width, self.depth, self.heads, self.lr, self.precision = width, depth, heads, lr, precision
         self.tokens_per_step = batch * length
 
-    def splits(self, name: str, item: str, train: Labelled, valid: Labelled, test: Labelled) -> Data:
+    def splits(self, name: str, item: str, train: Sequences, valid: Sequences, test: Sequences) -> Data:
         """The splits with their facts: among them the floor, the share of test items in the class that training has most of."""
         most = int(np.bincount(train.labels, minlength=self.classes).argmax())
         self.length = max(int(part.lengths.max()) for part in (train, valid, test))
@@ -157,16 +155,16 @@ class SequenceClassesProblem(Problem):
             parts += [*part.rows, part.labels]
         return Data(train, valid, test, digest(parts), facts)
 
-    def classifier(self, build: Build, data: Data, seed: int) -> Classifier:
+    def classifier(self, build: Build, data: Data, seed: int) -> SequenceClassifier:
         """The mixer in a small classifier."""
-        return Classifier(
+        return SequenceClassifier(
             build, vocabulary=self.vocabulary, classes=self.classes, width=self.width, depth=self.depth, heads=self.heads
         )
 
     def fit(
         self,
-        subject: Classifier,
-        train: Labelled,
+        subject: SequenceClassifier,
+        train: Sequences,
         *,
         steps: int,
         seed: int,
@@ -201,7 +199,7 @@ class SequenceClassesProblem(Problem):
             checkpoint=checkpoint,
         )
 
-    def evaluate(self, subject: Classifier, split: Labelled) -> dict[str, Items]:
+    def evaluate(self, subject: SequenceClassifier, split: Sequences) -> dict[str, Items]:
         """Right or wrong, sequence by sequence."""
         right = torch.zeros(len(split), dtype=torch.float64)
         by_length = np.argsort(split.lengths, kind="stable")
@@ -213,7 +211,7 @@ class SequenceClassesProblem(Problem):
                 right[chosen] = (logits.argmax(1) == labels).double().cpu()
         return {"accuracy": Items(right.tolist(), [1.0] * len(split))}
 
-    def costs(self, subject: Classifier) -> dict[str, float]:
+    def costs(self, subject: SequenceClassifier) -> dict[str, float]:
         """Closed forms at the longest sequence: training is counted as three forward passes."""
         forward, cost = subject.forward_flops(self.length), subject.layer_cost(self.length)
         if forward is None or cost is None:
