@@ -47,7 +47,7 @@ class Int8Linear(Stored):
     @staticmethod
     def parts_of(weight: Tensor, columns: Tensor) -> dict[str, Tensor]:
         """codes int8 [O, I] and scale [O, 1] of a weight [O, I] without `columns` [C]; and those, exact [C, O]."""
-        given = weight.detach()
+        given = weight.detach().contiguous()  # that of a Conv1D is a transposed view
         rest = given.index_fill(1, columns, 0) if len(columns) else given
         return {**WEIGHTS.encode(rest), "columns": columns, "exact": given[:, columns].T.float().contiguous()}
 

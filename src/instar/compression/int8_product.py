@@ -82,7 +82,7 @@ def _onednn(device: str, outputs: int, inputs: int) -> bool:
 def _packed(codes: Tensor) -> Tensor:
     kept: tuple[int, Tensor] | None = _PACKED.get(codes)
     if kept is None or kept[0] != codes._version:
-        kept = codes._version, torch.ops.onednn.qlinear_prepack(codes, None)
+        kept = codes._version, torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)  # it does not look at strides
         _PACKED[codes] = kept
     return kept[1]
 
