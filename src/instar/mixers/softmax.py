@@ -58,8 +58,9 @@ class Softmax(Mixer):
     Shapes: x [B, T, D] -> [B, T, D]; state `SoftmaxState`. Raises ShapeError. O(T² D + T D²) time, O(T) state.
     Differs from the papers: no dropout on the attention weights; outputs at padding mean nothing (pads attend to themselves).
 
-    Other attentions derive from this class and say how scores become weights (`weigh`, and `read` for the fast form) or what
-    becomes of a head's output (`emit`); cache, positions, padding and packing are the same for all.
+    Other attentions derive from this class and say how scores become weights (`weigh`, and `read` for the fast form), what
+    becomes of a query before it is scored (`settle`) or of a head's output (`emit`); cache, positions, padding and packing are
+    the same for all.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Softmax(Mixer):
         valid = _valid(state.valid[:, :past], T, mask, reset)
         keys, values, state = _append(state, past, q, k, v, valid, torch.tensor(after, device=x.device))
         keys, values = (part.repeat_interleave(self.heads // self.kv_heads, dim=1) for part in (keys, values))
+        q = self.settle(q, keys, (M == 0).unsqueeze(1).to(q.device))
         products = torch.einsum("bhtk,bhck->bhtc", q, keys) * self.head_width**-0.5
         weights = self.weigh(products + M.to(products).unsqueeze(1))
         return self.o_proj(self.emit(x, torch.einsum("bhtc,bhck->bthk", weights, values)).flatten(2)), state
@@ -163,6 +165,10 @@ class Softmax(Mixer):
         """
         shared = self.kv_heads != self.heads
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=attend, is_causal=causal, enable_gqa=shared)
+
+    def settle(self, q: Tensor, keys: Tensor, attend: Tensor) -> Tensor:
+        """The queries with which columns are weighed, for `reference` and `attention`; arguments as `read`."""
+        return q
 
     def weigh(self, scores: Tensor) -> Tensor:
         """The weights [B, H, T, C] of scores, which are −∞ at columns that are not seen."""
@@ -177,7 +183,8 @@ class Softmax(Mixer):
         B, T, _ = x.shape
         x = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
         q, k, _ = self._project(x, count_positions(torch.zeros(B, dtype=torch.int64, device=x.device), T, mask, reset)[0])
-        return self.weigh(scores(q, k, _visible(x.new_zeros(B, 0, dtype=torch.bool), T, mask, reset)))
+        attend = _visible(x.new_zeros(B, 0, dtype=torch.bool), T, mask, reset)
+        return self.weigh(scores(self.settle(q, k, attend), k, attend))
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, K], keys and values [B, Hkv, T, K], the first two rotated."""
