@@ -50,6 +50,10 @@ class Hopfield(nn.Module):
     head; bias patterns are added; static inputs of several heads keep samples apart; β, n and eps are in the state dict.
     """
 
+    norm_stored_pattern: nn.LayerNorm | None
+    norm_state_pattern: nn.LayerNorm | None
+    norm_pattern_projection: nn.LayerNorm | None
+
     def __init__(
         self,
         input_size: int | None = None,
@@ -140,10 +144,10 @@ class Hopfield(nn.Module):
     @classmethod
     def pure(cls, beta: float = 1.0, *, num_heads: int = 1, update_steps_max: int | None = None, **more: Any) -> Hopfield:
         """The network alone: o = softmax(β ξ Yᵀ) P after the updates of ξ; no parameters, patterns of any size."""
-        off = {f"normalize_{name}": False for name in ("stored_pattern", "state_pattern", "pattern_projection")}
-        static = {f"{name}_as_static": True for name in ("stored_pattern", "state_pattern", "pattern_projection")}
-        given = {"scaling": beta, "num_heads": num_heads, "update_steps_max": update_steps_max, "disable_out_projection": True}
-        return cls(**off, **static, **given, **more)
+        given: dict[str, Any] = {"scaling": beta, "num_heads": num_heads, "update_steps_max": update_steps_max}
+        for name in ("stored_pattern", "state_pattern", "pattern_projection"):
+            given |= {f"normalize_{name}": False, f"{name}_as_static": True}
+        return cls(**given, disable_out_projection=True, **more)
 
     def forward(
         self, input: Three, stored_pattern_padding_mask: Tensor | None = None, association_mask: Tensor | None = None

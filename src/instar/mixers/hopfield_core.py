@@ -24,6 +24,16 @@ class HopfieldCore(nn.Module):
     and eps beside the parameters, in float64; one without them, such as the authors', loads and leaves them as they are.
     """
 
+    in_proj_weight: nn.Parameter | None
+    q_proj_weight: nn.Parameter | None
+    k_proj_weight: nn.Parameter | None
+    v_proj_weight: nn.Parameter | None
+    in_proj_bias: nn.Parameter | None
+    bias_k: nn.Parameter | None
+    bias_v: nn.Parameter | None
+    p_norm_weight: nn.Parameter | None
+    p_norm_bias: nn.Parameter | None
+
     def __init__(
         self,
         state_size: int | None,
@@ -128,7 +138,7 @@ class HopfieldCore(nn.Module):
             v = self._split(projection, weights[2], biases[2])
         if self.normalize:
             q, k = (F.layer_norm(t, t.shape[-1:], self.p_norm_weight, self.p_norm_bias, self.normalize_eps) for t in (q, k))
-        if self.bias_k is not None:
+        if self.bias_k is not None and self.bias_v is not None:
             k, v = (
                 torch.cat([t, self._heads(extra).to(t).expand(len(t), -1, -1, -1)], 2)
                 for t, extra in ((k, self.bias_k), (v, self.bias_v))
@@ -178,7 +188,7 @@ class HopfieldCore(nn.Module):
             0 if fixed else self.heads * size
             for fixed, size in zip(static, (self.width, self.width, self.value_width), strict=True)
         ]
-        weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
+        weights: list[Tensor | None] = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
         if self.in_proj_weight is not None:
             weights = [None if fixed else part for fixed, part in zip(static, self.in_proj_weight.split(rows), strict=True)]
         if self.in_proj_bias is None:
