@@ -147,26 +147,35 @@ def _blocks(u: Tensor, log_z: Tensor, b: Tensor, c: Tensor, starts: Tensor) -> t
 
 def _read(weights: Tensor, log_z: Tensor, T: int) -> Tensor:
     """2 Re Σ_n w_n z_n^l for l < T: weights complex [D, M, N] -> [D, M, T]."""
-    coarse, fine = _powers(log_z, T)
-    D, M, N = weights.shape
-    left = weights.unsqueeze(2) * coarse.unsqueeze(1)  # [D, M, A, N]
-    left = torch.cat([left.real, -left.imag], dim=-1).reshape(D, -1, 2 * N)
-    right = torch.cat([fine.real, fine.imag], dim=-1)  # [D, C, 2N]
-    return 2 * torch.bmm(left, right.mT).view(D, M, -1)[..., :T]
+    D, M, _ = weights.shape
+    coarse, fine = _powers(log_z, T, M)
+    left = (weights.unsqueeze(2) * coarse.unsqueeze(1)).conj().resolve_conj()  # [D, M, A, N]: Re w z is w̄ · z of pairs
+    return 2 * torch.bmm(_pairs(left).flatten(1, 2), _pairs(fine).mT).view(D, M, -1)[..., :T]
 
 
 def _write(v: Tensor, log_z: Tensor) -> Tensor:
     """Σ_l z^{T-1-l} v_l: v real [D, M, T] -> complex [D, M, N]."""
     D, M, T = v.shape
-    coarse, fine = (part.flip(1) for part in _powers(log_z, T))
-    A, C, N = coarse.shape[1], *fine.shape[1:]
+    coarse, fine = (part.flip(1) for part in _powers(log_z, T, M))
+    A, C = coarse.shape[1], fine.shape[1]
     v = F.pad(v, (A * C - T, 0)).reshape(D, M * A, C)
-    found = torch.bmm(v, torch.cat([fine.real, fine.imag], dim=-1)).view(D, M, A, 2 * N)
-    return (torch.complex(found[..., :N], found[..., N:]) * coarse.unsqueeze(1)).sum(2)
+    return (torch.view_as_complex(torch.bmm(v, _pairs(fine)).view(D, M, A, -1, 2)) * coarse.unsqueeze(1)).sum(2)
 
 
-def _powers(log_z: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    """z^{C a} [D, A, N] and z^j [D, C, N], whose products are all powers below A C, at least T and least so."""
-    C = 1 << (T.bit_length() // 2)
-    steps = torch.arange(max(C, -(-T // C)), device=log_z.device, dtype=log_z.real.dtype).unsqueeze(1)
-    return (log_z.unsqueeze(1) * (C * steps[: -(-T // C)])).exp(), (log_z.unsqueeze(1) * steps[:C]).exp()
+def _pairs(z: Tensor) -> Tensor:
+    """Complex [..., N] as real [..., 2 N]."""
+    return torch.view_as_real(z).flatten(-2)
+
+
+def _powers(log_z: Tensor, T: int, M: int) -> tuple[Tensor, Tensor]:
+    """z^{C a} [D, A, N] and z^j [D, C, N], whose products are all powers below A C, at least T.
+
+    C powers and, for each of M rows, A products: C near √(M T) is the least work.
+    """
+    C = min(1 << ((M * T).bit_length() // 2), 1 << (T - 1).bit_length())
+    A = -(-T // C)
+    steps = torch.arange(max(A, C), device=log_z.device, dtype=log_z.real.dtype).unsqueeze(1)
+    exponents = torch.cat([C * steps[:A], steps[:C]])
+    size, angle = (log_z.real.unsqueeze(1) * exponents).exp(), log_z.imag.unsqueeze(1) * exponents
+    powers = torch.complex(size * angle.cos(), size * angle.sin())  # 30 times faster than torch's complex exp
+    return powers[:, :A], powers[:, A:]
