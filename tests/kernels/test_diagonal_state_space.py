@@ -89,14 +89,15 @@ def test_nothing_wraps_round_to_the_beginning() -> None:
 
 
 def test_an_earlier_sequence_reaches_nothing_behind_a_restart() -> None:
-    """Not even by rounding: enormous inputs before the reset leave every later bit as it was."""
+    """Not even by rounding: enormous inputs, overflow or NaN before the reset leave every later bit as it was."""
     inputs, reset = draw(40), torch.zeros(B, 40, dtype=torch.bool)
     reset[:, 21] = True
     y, x = diagonal_state_space(**inputs, reset=reset)
-    inputs["u"][:, :21] *= 1e200
-    other, after = diagonal_state_space(**inputs, reset=reset)
-    assert torch.equal(y[:, 21:], other[:, 21:])
-    assert torch.equal(x, after)
+    for value in (1e200, 1e308, float("nan")):
+        inputs["u"][:, :21] = value
+        other, after = diagonal_state_space(**inputs, reset=reset)
+        assert torch.equal(y[:, 21:], other[:, 21:])
+        assert torch.equal(x, after)
 
 
 def test_float32_stays_near_float64_over_many_tokens() -> None:

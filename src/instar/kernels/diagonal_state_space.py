@@ -69,8 +69,7 @@ def diagonal_state_space(
     rows = RightAligned(u, mask, reset)
     inputs = rows.x.permute(2, 0, 1)  # [D, B, T]
     if form == "blocks" or rows.segment is not None:
-        start_flags = torch.zeros(B, T, dtype=torch.bool, device=u.device) if rows.segment is None else rows.starts()
-        y, x = _blocks(inputs, log_z, b, c, start_flags)
+        y, x = _blocks(inputs, log_z, b, c, rows.starts())
     else:
         y, x = _convolution(inputs, log_z, b, c)
     y, free = y.permute(1, 2, 0), None
@@ -134,14 +133,14 @@ def _blocks(u: Tensor, log_z: Tensor, b: Tensor, c: Tensor, starts: Tensor) -> t
     y = torch.zeros_like(u)
     for k in range(most + 1):
         here = begun == k
-        y = y + torch.bmm(u * here, taps) * here
-    own = b.unsqueeze(1) * _write(u * (begun == begun[:, -1:]), log_z)
+        y = torch.where(here, torch.bmm(u.masked_fill(~here, 0.0), taps), y)  # what overflowed elsewhere stays there
+    own = b.unsqueeze(1) * _write(u.masked_fill(begun != begun[:, -1:], 0.0), log_z)
     through = (begun[:, -1] == 0).view(B, n_blocks, 1)
     z, before = (log_z * size).exp().unsqueeze(1), [own.new_zeros(D, B, own.shape[-1])]
     for written, passes in zip(own.view(D, B, n_blocks, -1).unbind(2), through.unbind(1), strict=True):
         before.append(written + torch.where(passes, z * before[-1], torch.zeros_like(written)))
     read = torch.stack(before[:-1], dim=2).flatten(1, 2) * (c * log_z.exp()).unsqueeze(1)
-    y = y + _read(read, log_z, size) * (begun == 0)
+    y = y + _read(read, log_z, size).masked_fill(begun > 0, 0.0)
     return y.reshape(D, B, -1)[..., lack:], before[-1]
 
 

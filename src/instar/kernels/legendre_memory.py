@@ -126,7 +126,7 @@ def legendre_memory(
     m = _fourier(rows.x, memory) if form == "fourier" else _blocks(rows, squares, taps, state)
     kept = None  # rows without a real token
     if state is not None and rows.count is not None:
-        kept = state * (rows.count == 0).view(B, 1, 1)
+        kept = state.masked_fill((rows.count > 0).view(B, 1, 1), 0.0)
     return rows.back(m.flatten(2)).view(m.shape), rows.end(m[:, -1], kept)
 
 
@@ -166,19 +166,19 @@ def _blocks(rows: RightAligned, squares: Tensor, taps: Tensor, state: Tensor | N
     if rows.segment is not None:
         begun = F.pad(rows.starts(), (lack, 0)).view(B * n_blocks, size).to(torch.int64).cumsum(1)
         same = F.pad(begun, (size - 1, 0), value=-1).unfold(1, size, 1) == begun.unsqueeze(-1)
-        windows = windows * same.unsqueeze(2)
+        windows = windows.masked_fill(~same.unsqueeze(2), 0.0)
     m = (windows @ taps[:size].flip(0)).view(B, n_blocks, size, H, order)
     if state is not None:
         m = m + _first(rows, squares, state, size, lack).view(m.shape)
     step, before = squares[size.bit_length() - 1].mT, [m.new_zeros(B, H, order)]
-    through = None if begun is None else (begun[:, -1] == 0).view(B, n_blocks, 1, 1)
+    stops = None if begun is None else (begun[:, -1] > 0).view(B, n_blocks, 1, 1)
     for k, own in enumerate(m[:, :, -1].unbind(1)):
         passed = before[-1] @ step
-        before.append(own + (passed if through is None else passed * through[:, k]))
+        before.append(own + (passed if stops is None else passed.masked_fill(stops[:, k], 0.0)))
     earlier = _respond(torch.stack(before[:-1], dim=1).flatten(0, 2) @ squares[0].mT, squares, size)
     earlier = earlier.view(B, n_blocks, H, size, order).transpose(2, 3)
     if begun is not None:
-        earlier = earlier * (begun == 0).view(B, n_blocks, size, 1, 1)
+        earlier = earlier.masked_fill((begun > 0).view(B, n_blocks, size, 1, 1), 0.0)
     return (m + earlier).view(B, -1, H, order)[:, lack:]
 
 
@@ -194,7 +194,7 @@ def _first(rows: RightAligned, squares: Tensor, state: Tensor, size: int, lack: 
     response = _respond(state.flatten(0, 1) @ squares[0].mT, squares, size).view(B, -1, size, state.shape[-1])
     response = response.transpose(1, 2).flatten(2)
     index = place.clamp(0, size - 1).unsqueeze(-1).expand(-1, -1, response.shape[-1])
-    return response.gather(1, index) * here.unsqueeze(-1)
+    return response.gather(1, index).masked_fill(~here.unsqueeze(-1), 0.0)
 
 
 def _respond(m: Tensor, squares: Tensor, T: int) -> Tensor:

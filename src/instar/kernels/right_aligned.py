@@ -35,8 +35,9 @@ class RightAligned:
             self.segment = None if self.segment is None else self.segment.gather(1, self._order)
 
     def starts(self) -> Tensor:
-        """bool [B, T]: columns with another sequence than the one before; of rows with resets."""
-        assert self.segment is not None
+        """bool [B, T]: columns with another sequence than the one before."""
+        if self.segment is None:
+            return torch.zeros(self.x.shape[:2], dtype=torch.bool, device=self.x.device)
         return torch.cat([self.segment[:, :1] > 0, self.segment[:, 1:] != self.segment[:, :-1]], dim=1)
 
     def free(self, response: Tensor) -> Tensor:
@@ -45,15 +46,16 @@ class RightAligned:
         if self.count is not None:
             place = torch.arange(T, device=response.device) - (T - self.count).unsqueeze(1)
             found = response.gather(1, place.clamp(min=0).unsqueeze(-1).expand(B, T, D))
-            response = found * (place >= 0).unsqueeze(-1)
-        return response if self.segment is None else response * (self.segment == 0).unsqueeze(-1)
+            response = found.masked_fill((place < 0).unsqueeze(-1), 0.0)
+        return response if self.segment is None else response.masked_fill((self.segment > 0).unsqueeze(-1), 0.0)
 
     def end(self, driven: Tensor, free: Tensor | None) -> Tensor:
         """The state after the row [B, ...]: what its last sequence wrote, and what is left of the state before the row."""
         if self.segment is not None:
             shape = (-1, *[1] * (driven.dim() - 1))
-            driven = driven * (self.segment[:, -1] == self._last).view(shape)  # a reset may follow the last real token
-            free = None if free is None else free * (self._last == 0).view(shape)
+            over = self.segment[:, -1] != self._last  # a reset after the last real token
+            driven = driven.masked_fill(over.view(shape), 0.0)
+            free = None if free is None else free.masked_fill((self._last > 0).view(shape), 0.0)
         return driven if free is None else driven + free
 
     def back(self, y: Tensor) -> Tensor:
@@ -61,4 +63,5 @@ class RightAligned:
         if self._order is None or self.count is None:
             return y
         real = torch.arange(y.shape[1], device=y.device) >= (y.shape[1] - self.count).unsqueeze(1)
-        return torch.zeros_like(y).scatter(1, self._order.unsqueeze(-1).expand_as(y), y * real.unsqueeze(-1))
+        y = y.masked_fill(~real.unsqueeze(-1), 0.0)
+        return torch.zeros_like(y).scatter(1, self._order.unsqueeze(-1).expand_as(y), y)
