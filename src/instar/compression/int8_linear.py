@@ -94,17 +94,25 @@ class Int8Linear(Stored):
 
 def quantised(x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q int8 [T, I] (anything in `columns`), s [T, 1], and x of `columns` [T, C]. A NaN in a row makes its s NaN."""
+    at_once = _ROWS * torch.get_num_threads()
+    if len(x) <= at_once:
+        q, steps = _rounded(x, columns, x.abs())
+        return q.to(torch.int8), steps, x[:, columns]
     q, steps = torch.empty_like(x, dtype=torch.int8), x.new_empty(len(x), 1)
-    held = x.new_empty(min(len(x), _ROWS * torch.get_num_threads()), x.shape[1])
-    for start in range(0, len(x), len(held)):
-        here = slice(start, start + len(held))
-        part, step = x[here], steps[here]
-        between = torch.abs(part, out=held[: len(part)])
-        if len(columns):
-            between.index_fill_(1, columns, 0)
-        torch.amax(between, 1, keepdim=True, out=step).clamp_(min=_TINY).mul_(1 / LARGEST)
-        q[here] = torch.mul(part, step.reciprocal(), out=between).round_()
+    between = x.new_empty(at_once, x.shape[1])
+    for start in range(0, len(x), at_once):
+        here = slice(start, start + at_once)
+        part = x[here]
+        q[here], steps[here] = _rounded(part, columns, torch.abs(part, out=between[: len(part)]))
     return q, steps, x[:, columns]
+
+
+def _rounded(x: Tensor, columns: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """q, still as floats, and s of x, whose absolute values `size` are overwritten."""
+    if len(columns):
+        size.index_fill_(1, columns, 0)
+    steps = size.amax(1, keepdim=True).clamp_(min=_TINY).mul_(1 / LARGEST)
+    return torch.mul(x, steps.reciprocal(), out=size).round_(), steps
 
 
 _LAST = threading.local()

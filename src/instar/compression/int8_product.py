@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 LARGEST = 127
 _PACKED = WeakTensorKeyDictionary()
-"""Codes in oneDNN's own layout, with the version that they are of."""
+"""What oneDNN multiplies by, with the version of the codes that it is of."""
 _KEPT = ContextVar("instar_int8_layouts_kept", default=True)
 
 
@@ -67,28 +67,30 @@ def _onednn(device: str, outputs: int, inputs: int) -> bool:
     """Whether oneDNN's form is here and says the same: these operators are those of torch's own compiler."""
     if device != "cpu":
         return False
-    codes = torch.full((outputs, inputs), LARGEST, dtype=torch.int8)
+    codes, zeros = torch.full((outputs, inputs), LARGEST, dtype=torch.int8), torch.zeros(outputs, dtype=torch.int64)
     try:
         held = torch.ops.onednn.qlinear_prepack(codes, None)
         for value in (-128, LARGEST):
             q = torch.full((17, inputs), value, dtype=torch.int8)
-            if not bool((_fused(q, held, torch.ones(outputs)) == float(value * LARGEST * inputs)).all()):
+            if not bool((_fused(q, (held, zeros), torch.ones(outputs)) == float(value * LARGEST * inputs)).all()):
                 return False
     except (RuntimeError, NotImplementedError, AttributeError):
         return False
     return True
 
 
-def _packed(codes: Tensor) -> Tensor:
-    kept: tuple[int, Tensor] | None = _PACKED.get(codes)
+def _packed(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes in oneDNN's layout, and zero points of 0."""
+    kept: tuple[int, Tensor, Tensor] | None = _PACKED.get(codes)
     if kept is None or kept[0] != codes._version:
-        kept = codes._version, torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)  # it does not look at strides
+        held = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)  # it does not look at strides
+        kept = codes._version, held, torch.zeros(len(codes), dtype=torch.int64)
         _PACKED[codes] = kept
-    return kept[1]
+    return kept[1:]
 
 
-def _fused(q: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
-    zeros = torch.zeros(len(scale), dtype=torch.int64)
+def _fused(q: Tensor, packed: tuple[Tensor, Tensor], scale: Tensor) -> Tensor:
+    held, zeros = packed
     return torch.ops.onednn.qlinear_pointwise(
-        q, 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        q, 1.0, 0, held, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )  # fmt: skip

@@ -79,12 +79,12 @@ class Reformer(WholeSequence):
         meet = torch.zeros(self.heads, L, L, dtype=torch.bool)
         for r in range(self.rounds):
             for h in range(self.heads):
-                order = sorted(range(L), key=lambda i: (int(bucket[r, h, i]), i))
+                own = bucket[r, h].tolist()
+                order = sorted(range(L), key=lambda i: (own[i], i))
                 chunks = [order[begin : begin + self.chunk] for begin in range(0, L, self.chunk)]
                 for c, members in enumerate(chunks):
                     for i in members:
-                        for j in members + chunks[c - 1]:
-                            meet[h, i, j] |= bool(bucket[r, h, i] == bucket[r, h, j])
+                        meet[h, i, [j for j in members + chunks[c - 1] if own[i] == own[j]]] = True
         scores = q @ F.normalize(q, dim=-1).mT * self.head_width**-0.5
         scores = scores.masked_fill(torch.eye(L, dtype=torch.bool, device=x.device), SELF)
         y = torch.softmax(scores.masked_fill(~meet.to(x.device), -torch.inf), dim=-1) @ v
