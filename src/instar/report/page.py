@@ -115,7 +115,7 @@ def _lengths(group: Group, family: scaling.Family) -> dict[str, Any]:
     rows = []
     for row in group.rows:
         cells = [row.cells.get(m.id) for m in family.members]
-        word = words.crossing(crossings[row.address], family, base) if row.address in crossings else ""
+        word = scaling.in_words(crossings[row.address], family.over, base) if row.address in crossings else ""
         rows.append((row.address, [units.quantity(c.value.value, family.first.unit) if c else "missing" for c in cells], word))
     heads = [units.number(x, 6) for x in family.lengths or []]
     return {"title": units.sentence(family.title), "over": family.over, "heads": heads, "rows": rows, "base": base}

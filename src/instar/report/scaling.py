@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from instar.bench.summary import Group, Row
 from instar.cards import Metric
+from instar.report import units
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,19 @@ def crossings(group: Group, family: Family) -> dict[str, Crossing]:
         return {}
     found = {row.address: crossing(line(row, family), line(base, family)) for row in group.rows if row is not base}
     return {address: c for address, c in found.items() if c is not None}
+
+
+def in_words(found: Crossing, over: str, base: str) -> str:
+    """How a line of costs lies against the baseline, in words."""
+    span = f"from {units.number(found.shortest, 6)} to {units.number(found.longest, 6)}"
+    if found.same:
+        return f"the same as {base} at every {over} {span}"
+    if not found.at:
+        return f"{'below' if found.below_first else 'above'} {base} at every {over} measured ({span})"
+    places = [units.number(x, 2) if x < 100 else f"{round(x, 1 - math.floor(math.log10(x))):.0f}" for x in found.at]
+    if len(places) == 1:
+        return f"{'above' if found.below_first else 'below'} {base} from a {over} of about {places[0]} on"
+    return f"crossing {base} at a {over} of about {', '.join(places[:-1])} and {places[-1]}"
 
 
 def _shared(texts: Sequence[str]) -> str:

@@ -228,7 +228,7 @@ def _costs(group: Group, row: Row) -> list[str]:
         family = families.get(metric.id.partition("@")[0])
         found = scaling.crossings(group, family).get(row.address) if family else None
         if family and found:
-            text += f"; {crossing(found, family, base.address)}"
+            text += f"; {scaling.in_words(found, family.over, base.address)}"
         said.append(text + ("; measured on a busy machine." if cell.busy else "."))
     if same:
         said.append(f"The same as {base.address}: {_list(same)}.")
@@ -244,19 +244,6 @@ def _ratio(cell: Cell, base: str) -> str:
     return text + (
         ", undecided" if cell.verdict == "undecided" else ", equal within the margin" if cell.verdict.startswith("equal") else ""
     )
-
-
-def crossing(found: scaling.Crossing, family: scaling.Family, base: str) -> str:
-    """How a line of costs lies against the baseline, in words."""
-    span = f"from {units.number(found.shortest, 6)} to {units.number(found.longest, 6)}"
-    if found.same:
-        return f"the same as {base} at every {family.over} {span}"
-    if not found.at:
-        return f"{'below' if found.below_first else 'above'} {base} at every {family.over} measured ({span})"
-    places = [units.number(x, 2) if x < 100 else f"{round(x, 1 - math.floor(math.log10(x))):.0f}" for x in found.at]
-    if len(places) == 1:
-        return f"{'above' if found.below_first else 'below'} {base} from a {family.over} of about {places[0]} on"
-    return f"crossing {base} at a {family.over} of about {_list(places)}"
 
 
 def _properties(group: Group, row: Row) -> list[str]:

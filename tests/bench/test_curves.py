@@ -1,0 +1,95 @@
+"""Costs by length: counted bytes are what closed forms say, records are found again, and a failure ends a curve with its reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from instar import catalogue
+from instar.bench import curves
+from instar.bench.curves import Curve
+from instar.bench.record import Store
+from instar.cli.app import app
+from instar.errors import PlanError, UnknownNameError
+from instar.mixers.softmax import Softmax
+
+
+class _Square(nn.Module):
+    """y = (W x)², of which autograd keeps x and W x."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return self.linear(x).square(), None
+
+
+def test_saved_bytes_are_those_of_the_tensors_that_backward_needs() -> None:
+    x = torch.randn(1, 10, 8)
+    assert curves.saved_bytes(_Square(8), x) == 2 * x.numel() * 4
+
+
+def test_saved_bytes_of_a_quadratic_mixer_grow_with_the_square() -> None:
+    def saved(address: str, length: int) -> int:
+        return curves.saved_bytes(catalogue.get(address)(32, heads=2), torch.randn(1, length, 32))
+
+    assert saved("clipped_softmax", 512) / saved("clipped_softmax", 256) > 3
+    assert saved("gla", 512) / saved("gla", 256) == pytest.approx(2, rel=0.05)
+
+
+def test_points_agree_with_the_card_and_are_found_again(tmp_path: Path) -> None:
+    layer = curves.Layer(width=32, heads=2)
+    (curve,) = curves.measure(["softmax"], tmp_path, lengths=[16, 32], layer=layer)
+    for length in (16, 32):
+        card = catalogue.Build(catalogue.method("softmax"), Softmax, {}).cost(length, 32, heads=2)
+        assert card is not None
+        assert curve.points[length]["state_bytes"] == card[1]
+        assert curve.points[length].keys() == curves.FIGURES.keys()
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.json")}
+    again = curves.measure(["softmax"], tmp_path, lengths=[16, 32], layer=layer)
+    assert again == [curve] == curves.load(list(Store(tmp_path).all()))
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.json")}
+
+
+def test_a_point_without_time_enough_ends_its_curve_with_the_reason(tmp_path: Path) -> None:
+    (curve,) = curves.measure(["softmax"], tmp_path, lengths=[16, 4096], layer=curves.Layer(32, 2), seconds=0.001)
+    assert curve.points == {}
+    assert "timeout" in curve.ended
+    assert [one["spec"]["length"] for one in Store(tmp_path).all()] == [16]
+
+
+def test_slope_is_the_exponent() -> None:
+    points = {n: {"train_seconds": 3e-6 * n**1.5} for n in (256, 512, 2048)}
+    assert curves.slope(Curve("made", points), "train_seconds") == pytest.approx(1.5)
+    assert curves.slope(Curve("made", {256: {"train_seconds": 1.0}}), "train_seconds") is None
+
+
+@pytest.mark.parametrize("lengths", [[], [0, 4], [8, 4], [4, 4]])
+def test_lengths_that_make_no_curve_are_refused(tmp_path: Path, lengths: list[int]) -> None:
+    with pytest.raises(PlanError, match="rising"):
+        curves.measure(["softmax"], tmp_path, lengths=lengths)
+
+
+def test_only_mixers_have_costs_by_length(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="mixers"):
+        curves.measure(["lora"], tmp_path)
+    with pytest.raises(UnknownNameError):
+        curves.measure(["softmaks"], tmp_path)
+
+
+def test_the_command_prints_and_gives_json(tmp_path: Path) -> None:
+    line = ["costs", "gla", "--lengths", "16,64", "--width", "32", "--heads", "2", "--out", str(tmp_path / "costs")]
+    shown = CliRunner().invoke(app, line)
+    assert shown.exit_code == 0, shown.output
+    assert "Bytes of state" in shown.output
+    found = json.loads(CliRunner().invoke(app, [*line, "--json"]).output)
+    assert [curve["address"] for curve in found["curves"]] == ["softmax", "gla"]
+    assert found["curves"][1]["points"]["16"]["state_bytes"] == found["curves"][1]["points"]["64"]["state_bytes"]
+    wrong = CliRunner().invoke(app, ["costs", "gla", "--lengths", "16,many"])
+    assert wrong.exit_code != 0
