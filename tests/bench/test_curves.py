@@ -1,4 +1,4 @@
-"""Costs by length: counted bytes are what closed forms say, records are found again, and a failure ends a curve with its reason."""
+"""Costs by length: counted bytes are what closed forms say, records are found again, a failure ends a curve with its reason."""
 
 from __future__ import annotations
 
