@@ -231,19 +231,26 @@ class ProblemCard:
 
 
 T = TypeVar("T", Card, ProblemCard)
+S = TypeVar("S")
 
 
 def read(path: Path, schema: type[T]) -> T:
     """Read a card from its file and validate it. Raises CardError."""
+    card = typed(path, schema)
+    _check(card)
+    return card
+
+
+def typed(path: Path, schema: type[S]) -> S:
+    """A TOML file as a dataclass with a field `path`: keys and types are held to its fields, at any depth. Raises CardError."""
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CardError(f"{path}: is not TOML: {error}") from error
-    card = _build(table, schema, path, "", {"path": path})
-    _check(card)
-    return card
+    found: S = _build(table, schema, path, "", {"path": path})
+    return found
 
 
 def _build(table: Any, schema: type, path: Path, prefix: str, given: dict[str, Any]) -> Any:

@@ -6,7 +6,6 @@ no other; nothing else runs beside it. A method that failed at a length is not t
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from instar import catalogue, files, state
-from instar.bench import environment, record, run
-from instar.bench import statistics as fits
+from instar.bench import environment, record, run, statistics
 from instar.bench.compare import Listener, Silence
 from instar.bench.executor import Executor, Job, LocalExecutor, Outcome
 from instar.bench.record import Record, Store
@@ -163,7 +161,7 @@ def _record(store: Store, address: str, length: int, layer: Layer, seconds: floa
 
 
 def point(address: str, length: int, layer: Layer, progress: Callable[[int, float], None]) -> dict[str, Any]:
-    """One method at one length, in a process of its own: the median of each figure, and the rounds of the times."""
+    """One method at one length, in a process of its own: each figure, of times the shortest round, and all rounds."""
     torch.set_num_threads(1)
     parsed = catalogue.parse(address)
     build = catalogue.Build(parsed.card, catalogue.load(parsed.card), parsed.arguments)
@@ -185,7 +183,7 @@ def point(address: str, length: int, layer: Layer, progress: Callable[[int, floa
     figures["saved_bytes"] = float(saved_bytes(mixer, x))
     rounds["train_seconds"] = _timed(lambda: _train(mixer, x))
     progress(1, 0.0)
-    return {"figures": figures | {name: statistics.median(found) for name, found in rounds.items()}, "rounds": rounds}
+    return {"figures": figures | {name: min(found) for name, found in rounds.items()}, "rounds": rounds}
 
 
 def saved_bytes(mixer: nn.Module, x: Tensor) -> int:
@@ -228,4 +226,4 @@ def _timed(call: Callable[[], object]) -> list[float]:
 def slope(curve: Curve, figure: str) -> float | None:
     """d log value / d log length, one straight line through all points; None for fewer than two."""
     line = [(x, y) for x, y in curve.line(figure) if y > 0]
-    return None if len(line) < 2 else fits.slope([x for x, _ in line], [[y for _, y in line]]).value
+    return None if len(line) < 2 else statistics.slope([x for x, _ in line], [[y for _, y in line]]).value

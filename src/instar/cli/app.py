@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import instar
-from instar.cli import adapt, browse, compress, costs, edit, encoder, gate, history, judge, undo
+from instar.cli import adapt, browse, compress, costs, edit, encoder, gate, history, judge, suite, undo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +36,7 @@ def root(
 browse.register(app)
 judge.register(app)
 costs.register(app)
+suite.register(app)
 history.register(app)
 adapt.register(app)
 compress.register(app)

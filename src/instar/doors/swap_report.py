@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from instar.doors.replacing import Trained, mixer_for, place, trained
 from instar.doors.swapped import real_tokens
 from instar.errors import DataError, DivergedError, ShapeError
-from instar.interfaces import Mixer
+from instar.interfaces import Mixer, Monitor
 from instar.models.decoder import Decoder
 from instar.receipt import Receipt
 
@@ -106,10 +106,17 @@ def swap_report(
 
 
 def distil(
-    model: nn.Module, chosen: Sequence[Trained], mixers: Mapping[str, Mixer], batches: Sequence[Batch], steps: int, lr: float
+    model: nn.Module,
+    chosen: Sequence[Trained],
+    mixers: Mapping[str, Mixer],
+    batches: Sequence[Batch],
+    steps: int,
+    lr: float,
+    monitor: Monitor | None = None,
 ) -> None:
-    """Train the mixers, which stand outside of the model, on what its attention does."""
-    optimiser = torch.optim.AdamW([p for mixer in mixers.values() for p in mixer.parameters()], lr=lr, weight_decay=0.0)
+    """Train the mixers of the chosen layers, which stand outside of the model, on what its attention does."""
+    learning = [p for one in chosen for p in mixers[one.path].parameters()]
+    optimiser = torch.optim.AdamW(learning, lr=lr, weight_decay=0.0)
     for step in range(steps):
         seen = observe(model, chosen, batches[step % len(batches)])
         with torch.enable_grad():
@@ -119,6 +126,8 @@ def distil(
         optimiser.zero_grad()
         total.backward()
         optimiser.step()
+        if monitor is not None and monitor(step + 1, float(total.detach())):
+            return
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,46 +100,48 @@ def frontier(points: Sequence[tuple[float, float]], x_direction: str, y_directio
 
 
 def cost_against_length(group: Group, styles: Styles, prefix: str, family: Family) -> Plot:
-    """A cost at every length, log-log, with the crossings of the baseline's line."""
-    lines = {row.address: [(x, y) for x, y in scaling.line(row, family) if y > 0] for row in group.rows}
+    """A cost of a group at every length."""
+    lines = {row.address: scaling.line(row, family) for row in group.rows}
+    base = group.baseline.address if group.baseline else ""
+    return against_length(lines, base, family.first, units.sentence(family.title), styles, f"{prefix}-{family.name}")
+
+
+def against_length(
+    given: Mapping[str, Sequence[tuple[float, float]]], base: str, metric: Metric, title: str, styles: Styles, name: str
+) -> Plot:
+    """Lines of a cost by length, log-log, with the crossings of the baseline's line."""
+    lines = {address: [(x, y) for x, y in points if y > 0] for address, points in given.items()}
     lines = {address: points for address, points in lines.items() if points}
-    crossings = scaling.crossings(group, family)
-    base = group.baseline
+    reference = lines.get(base, [])
+    crossings = {a: c for a, points in lines.items() if a != base and (c := scaling.crossing(points, reference)) is not None}
+    over = metric.over or "condition"
 
     def paint(figure: Any, axes: Any) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         for address, points in lines.items():
-            dashed = (0, (5, 2)) if base and address == base.address else "-"
             axes.plot(
                 *zip(*points, strict=True),
                 marker=styles.marker(address),
                 ms=5,
                 mew=0,
                 lw=1.8,
-                ls=dashed,
+                ls=(0, (5, 2)) if address == base else "-",
                 color=styles.colour(address),
             )
-        reference = lines.get(base.address, []) if base else []
         for address, crossing in crossings.items():
             for x in crossing.at:
                 y = math.exp(np.interp(math.log(x), *np.log(np.array(reference)).T))
                 axes.plot(x, y, "o", ms=10, mew=1.4, mfc="none", color=styles.colour(address), zorder=5)
-        ticks.length_ticks(axes, family.lengths or [])
-        ticks.log_ticks(axes, "y", family.first.unit, [y for points in lines.values() for _, y in points])
-        axes.set_xlabel(family.over)
-        axes.set_ylabel(f"{units.sentence(family.title)} ({ticks.better(family.first)})")
+        ticks.length_ticks(axes, sorted({x for points in lines.values() for x, _ in points}))
+        ticks.log_ticks(axes, "y", metric.unit, [y for points in lines.values() for _, y in points])
+        axes.set_xlabel(over)
+        axes.set_ylabel(f"{title} ({ticks.better(metric)})")
         labels.at_ends(figure, axes, styles, [(a, *points[-1]) for a, points in lines.items()])
 
     rows = [[address, x, y] for address, points in lines.items() for x, y in points]
     note = "Both axes are logarithmic. Rings mark where a line crosses the baseline's (dashed)."
-    return draw(
-        f"{prefix}-{family.name}",
-        units.sentence(family.title),
-        note,
-        sheet(["method", family.over, family.first.unit], rows),
-        paint,
-    )
+    return draw(name, title, note, sheet(["method", over, metric.unit], rows), paint)
 
 
 def learning(group: Group, styles: Styles, prefix: str) -> Plot | None:

@@ -1,0 +1,167 @@
+"""The answer of a suite: what may be used for each class of task, what each method costs at the length asked for, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instar import files
+from instar.bench.curves import FIGURES, slope
+from instar.bench.suite import Findings
+from instar.report import advice, columns, figures, scaling, shell, units
+from instar.report.plots import Plot, Styles
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Everything that page and terminal say."""
+
+    found: Findings
+    verdicts: list[advice.Verdict]
+    misled: list[advice.Misled]
+    tasks: dict[str, str]
+    """Class of tasks -> which methods stand for it, in one sentence."""
+    missing: list[str]
+    """Parts of the question that have no records yet."""
+
+
+def answer(found: Findings) -> Answer:
+    """The answer of what was measured."""
+    parts = found.suite.chosen(causal=found.question.causal, how=found.question.how)
+    verdicts = advice.verdicts(found)
+    tasks: dict[str, list[Any]] = {}
+    for part in parts:
+        if part.id in found.groups:
+            tasks.setdefault(part.task, []).append(part)
+    said = {task: _of_task(found, members, verdicts) for task, members in tasks.items()}
+    return Answer(found, verdicts, advice.misled(found), said, [p.title for p in parts if p.id not in found.groups])
+
+
+def limits(found: Findings) -> str:
+    """The question in words."""
+    q = found.question
+    words = [
+        f"{units.number(q.length, 6)} tokens",
+        f"{q.layers} layers of width {q.width}",
+        "causal" if q.causal else "two-sided",
+    ]
+    words += [f"at most {units.quantity(q.memory, 'B')}"] if q.memory < float("inf") else ["any memory"]
+    words += [f"at most {units.quantity(q.latency, 's')}"] if q.latency < float("inf") else ["any latency"]
+    return ", ".join([*words, "trained from scratch" if q.how == "scratch" else "swapped into a trained model"])
+
+
+def table(said: Answer) -> Table:
+    """A method a line, a part a column."""
+    from rich import box
+    from rich.table import Table
+
+    parts = [p for p in said.found.suite.parts if p.id in said.found.groups]
+    result = Table(title=limits(said.found), box=box.SIMPLE_HEAD, title_justify="left")
+    for head in ("", *(f"{p.title}\n({p.task})" for p in parts), "reading", "state"):
+        result.add_column(head, justify="left" if head == "" else "right")
+    for verdict in said.verdicts:
+        cells = [_cell(said.found, part, verdict.address) for part in parts]
+        texts = ["" if c is None else " ".join(t for t in (c.value, c.glyph) if t) or "missing" for c in cells]
+        result.add_row(f"{verdict.address}{' (out)' if verdict.out else ''}", *texts, *_costs(said.found, verdict.address))
+    return result
+
+
+def sentences(said: Answer) -> list[str]:
+    """The answer, line by line."""
+    lines = [f"For {task} tasks: {text}" for task, text in said.tasks.items()]
+    lines += [f"Perplexity alone would mislead: {one.text}" for one in said.misled]
+    lines += [f"Not measured yet: {', '.join(said.missing)}."] if said.missing else []
+    for verdict in said.verdicts:
+        lines += [f"{verdict.address}: {one.text}" for one in verdict.said]
+    return lines
+
+
+def write(said: Answer, path: Path) -> None:
+    """The page. Raises OutputError."""
+    found = said.found
+    styles = Styles.of([curve.address for curve in found.curves])
+    parts = [p for p in found.suite.parts if p.id in found.groups]
+    lines = [
+        {
+            "address": v.address,
+            "slot": styles.slot(v.address),
+            "out": v.out,
+            "cells": [_cell(found, part, v.address) for part in parts],
+            "costs": _costs(found, v.address),
+            "said": v.said,
+        }
+        for v in said.verdicts
+    ]
+    files.write(
+        path,
+        shell.page(
+            "suite.html", suite=found.suite, limits=limits(found), parts=parts, lines=lines, tasks=said.tasks, misled=said.misled,
+            missing=said.missing, plots=_plots(found, styles), crossings=_crossings(found),
+        ),
+    )  # fmt: skip
+
+
+def _of_task(found: Findings, parts: list[Any], verdicts: list[advice.Verdict]) -> str:
+    """Which of those within the limits are shown to be no worse than the baseline at every part of a class of tasks."""
+    good, open_, bad = [], [], []
+    for verdict in verdicts:
+        cells = [cell for part in parts if (cell := advice.cell_of(found, part, verdict.address)) is not None]
+        if verdict.out or not cells or verdict.address == found.suite.baseline:
+            continue
+        words = {cell.verdict for cell in cells if cell.difference is not None}
+        if "worse" in words:
+            bad.append(verdict.address)
+        elif words <= {"better", "equal within the margin"}:
+            good.append(verdict.address)
+        else:
+            open_.append(verdict.address)
+    base = found.suite.baseline
+    text = f"no worse than {base}: {', '.join(good)}" if good else f"nothing within the limits is shown to be as good as {base}"
+    text += f"; undecided: {', '.join(open_)}" if open_ else ""
+    return f"{text}; worse: {', '.join(bad)}." if bad else f"{text}."
+
+
+def _cell(found: Findings, part: Any, address: str) -> columns.Text | None:
+    group = found.groups[part.id]
+    row = next((row for row in group.rows if row.address == address), None)
+    return columns.text(group, row, part.metric) if row else None
+
+
+def _costs(found: Findings, address: str) -> list[str]:
+    """Reading and state at the length of the question, all layers."""
+    curve = next(c for c in found.curves if c.address == address)
+    at = curve.points.get(found.question.length, {})
+    named = (("forward_seconds", "s"), ("state_bytes", "B"))
+    return [units.quantity(found.question.layers * at[name], unit) if name in at else "none" for name, unit in named]
+
+
+def _plots(found: Findings, styles: Styles) -> list[Plot]:
+    drawn = []
+    for name, metric in FIGURES.items():
+        lines = {curve.address: curve.line(name) for curve in found.curves}
+        if any(len(points) > 1 for points in lines.values()):
+            title = units.sentence(metric.title)
+            drawn.append(figures.against_length(lines, found.suite.baseline, metric, title, styles, f"costs-{name}"))
+    return drawn
+
+
+def _crossings(found: Findings) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """By figure: (method, slope, how it lies against the baseline)."""
+    base = next((c for c in found.curves if c.address == found.suite.baseline), None)
+    result = []
+    for name, metric in FIGURES.items():
+        rows = []
+        for curve in found.curves:
+            steep = slope(curve, name)
+            if steep is None:
+                continue
+            where = scaling.crossing(curve.line(name), base.line(name)) if base and base is not curve else None
+            word = scaling.in_words(where, metric.over or "", base.address) if where and base else ""
+            rows.append((curve.address, f"{round(steep, 2) + 0.0:.2f}", word))
+        if rows:
+            result.append((units.sentence(metric.title), rows))
+    return result
