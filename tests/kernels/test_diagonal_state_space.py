@@ -100,6 +100,21 @@ def test_an_earlier_sequence_reaches_nothing_behind_a_restart() -> None:
         assert torch.equal(x, after)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_reaches_nothing_before_it(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the recurrence, and by transforms, across their parts, and in blocks."""
+    monkeypatch.setattr(kernels, "PART", 32)
+    inputs, spoilt = draw(80), 50
+    clean, _ = diagonal_state_space(**inputs)
+    inputs["u"][:, spoilt, 1] = value
+    y, x = diagonal_state_space(**inputs, form="recurrent")
+    for form in ("convolution", "blocks"):
+        got, last = diagonal_state_space(**inputs, form=form)
+        assert torch.equal(got.isnan(), ~y.isfinite())
+        assert torch.equal(last.isnan(), ~x.isfinite())
+        torch.testing.assert_close(got[:, :spoilt], clean[:, :spoilt], rtol=1e-9, atol=1e-9)
+
+
 def test_float32_stays_near_float64_over_many_tokens() -> None:
     inputs = draw(5000, fade=0.01)
     want = diagonal_state_space(**inputs, form="recurrent")[0]

@@ -48,6 +48,7 @@ def diagonal_state_space(
         mask: bool [B, T], False leaves a token out. reset: bool [B, T], True drops the state before that token, exactly.
         form: "recurrent" token by token; "convolution" by Fourier transforms of PART tokens, which takes no resets; "blocks" of
             BLOCK tokens; "auto" the first for one token, the third with resets, else the second. Equal but for rounding.
+    A number that is not finite spoils its channel from its token to the end of its sequence, in every form.
 
     Returns y [B, T, D] and x after the last token. Raises ShapeError.
     O(T D (log PART + N)) time by convolution, O(T D (R BLOCK + N)) in blocks of at most R starts; O(T D) memory to train.
@@ -67,18 +68,21 @@ def diagonal_state_space(
         start = b.new_zeros(B, *b.shape) if state is None else state
         return recurrent(u, log_z, b, c, start, mask, reset)
     rows = RightAligned(u, mask, reset)
+    spoilt = rows.contain()
     inputs = rows.x.permute(2, 0, 1)  # [D, B, T]
     if form == "blocks" or rows.segment is not None:
         y, x = _blocks(inputs, log_z, b, c, rows.starts())
     else:
         y, x = _convolution(inputs, log_z, b, c)
-    y, free = y.permute(1, 2, 0), None
+    y, x, free = y.permute(1, 2, 0), x.transpose(0, 1), None
+    if spoilt is not None:
+        y, x = y.masked_fill(spoilt, torch.nan), x.masked_fill(spoilt[:, -1:].mT, torch.nan)
     if state is not None:
         before = state.transpose(0, 1)  # [D, B, N]
         y = y + rows.free(_read(before * (c * log_z.exp()).unsqueeze(1), log_z, T).permute(1, 2, 0))
         past = torch.full((B,), T, device=u.device) if rows.count is None else rows.count
         free = state * (log_z * past.view(B, 1, 1)).exp()
-    return rows.back(y), rows.end(x.transpose(0, 1), free)
+    return rows.back(y), rows.end(x, free)
 
 
 def recurrent(

@@ -40,6 +40,20 @@ class RightAligned:
             return torch.zeros(self.x.shape[:2], dtype=torch.bool, device=self.x.device)
         return torch.cat([self.segment[:, :1] > 0, self.segment[:, 1:] != self.segment[:, :-1]], dim=1)
 
+    def contain(self) -> Tensor | None:
+        """Put zeros for NaN and infinities in `x`, which transforms and products would carry to tokens before them.
+
+        Returns bool [B, T, D], True from such a number to the end of its sequence, where a recurrence would have none that
+        is finite; None where there is no such number.
+        """
+        bad = ~self.x.isfinite()
+        if not torch.compiler.is_compiling() and not bool(bad.any()):
+            return None
+        self.x = self.x.masked_fill(bad, 0.0)
+        column = torch.arange(1, bad.shape[1] + 1, device=bad.device).view(1, -1, 1)
+        begin = (column * self.starts().unsqueeze(-1)).cummax(1).values
+        return (column * bad).cummax(1).values >= begin.clamp(min=1)
+
     def free(self, response: Tensor) -> Tensor:
         """What the state before the row adds to each column: its response [B, T, D] after 0, 1, … tokens, while it lives."""
         B, T, D = response.shape
