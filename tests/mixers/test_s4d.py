@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from instar import cards, formula
 from instar import state as states
 from instar.errors import ShapeError
-from instar.mixers.s4d import S4D, S4DState, eigenvalues
+from instar.mixers.s4d import S4D, eigenvalues
+from instar.mixers.state_space import StateSpaceState
 
 B, T, D = 2, 60, 3
 CARD = cards.read(Path(__file__).parents[2] / "src/instar/mixers/s4d.toml", cards.Card)
@@ -138,7 +139,7 @@ def test_channels_meet_only_in_the_output() -> None:
 def test_forward_equals_reference_with_a_state_padding_and_packing() -> None:
     layer, x = make()
     mask, reset = torch.rand(B, T) > 0.3, torch.rand(B, T) < 0.1
-    start = S4DState(torch.randn(B, D, 4, 2, dtype=torch.float64))
+    start = StateSpaceState(torch.randn(B, D, 4, 2, dtype=torch.float64))
     found = []
     for function in (layer.forward, layer.reference):
         y, state = function(x, start, mask=mask, reset=reset)

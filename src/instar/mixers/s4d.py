@@ -6,15 +6,15 @@ Gu, Gupta, Goel, Ré 2022, "On the Parameterization and Initialization of Diagon
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from instar.errors import ShapeError
-from instar.interfaces import Mixer
-from instar.kernels.diagonal_state_space import Form, diagonal_state_space
+from instar.kernels.diagonal_state_space import diagonal_state_space
+from instar.mixers import hippo
+from instar.mixers.state_space import StateSpace
 
 Start = Literal["lin", "inv", "legs", "real"]
 Discretisation = Literal["zoh", "bilinear"]
@@ -22,14 +22,7 @@ FAINTEST = -80.0
 """Least log |z|: a factor of zero has no logarithm."""
 
 
-class S4DState(NamedTuple):
-    """What is kept between calls: its size does not grow."""
-
-    x: Tensor
-    """[B, D, N / 2, 2]: real and imaginary parts, float32 (float64 in a float64 module)."""
-
-
-class S4D(Mixer):
+class S4D(StateSpace):
     r"""x'(t) = λ x(t) + u(t),  y(t) = 2 Re Σ_n C_n x_n(t) + D u(t) for each channel,  out = GLU(W GELU(y) + b), discretised:
 
         x_t = z x_{t-1} + B̄ u_t,   zero-order hold: z = e^{Δλ}, B̄ = (e^{Δλ} - 1) / λ
@@ -45,7 +38,7 @@ class S4D(Mixer):
             normal part of HiPPO-LegS with positive imaginary part; "real" -(n + 1).
         discretisation: "zoh" or "bilinear". dt_min, dt_max: Δ starts log-uniform between them, for each channel.
 
-    Shapes: x [B, T, D] -> [B, T, D]; state `S4DState`. Raises ShapeError.
+    Shapes: x [B, T, D] -> [B, T, D]; state `StateSpaceState`. Raises ShapeError.
     O(T D (D + N + log T)) time, with the log of at most 16384 tokens; O(N D) state.
     Differs from the paper's layer: no dropout; under "real" λ may become complex in training, as in the authors' code.
     """
@@ -61,30 +54,13 @@ class S4D(Mixer):
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
     ) -> None:
-        super().__init__()
-        if width < 1 or heads < 1 or state_size < 2 or state_size % 2:
-            raise ShapeError(
-                "width and heads must be positive and state_size positive and even; "
-                f"received width={width}, heads={heads}, state_size={state_size}."
-            )
+        if state_size < 2 or state_size % 2:
+            raise ShapeError(f"state_size must be positive and even; received state_size={state_size}.")
         if init not in get_args(Start) or discretisation not in get_args(Discretisation):
             known = f"init is one of {', '.join(get_args(Start))} and discretisation one of {', '.join(get_args(Discretisation))}"
             raise ShapeError(f"{known}; received '{init}' and '{discretisation}'.")
-        if not 0 < dt_min <= dt_max:
-            raise ShapeError(f"dt_min and dt_max must be positive, in this order; received {dt_min} and {dt_max}.")
-        self.width, self.heads, self.state_size, self.discretisation = width, heads, state_size, discretisation
-        rates = eigenvalues(init, state_size // 2).expand(width, -1)
-        self.log_dt = nn.Parameter(torch.rand(width) * math.log(dt_max / dt_min) + math.log(dt_min))
-        self.log_A_real = nn.Parameter((-rates.real).log().to(self.log_dt.dtype))
-        self.A_imag = nn.Parameter(rates.imag.to(self.log_dt.dtype).clone())
-        self.C = nn.Parameter(torch.randn(width, state_size // 2, 2) * math.sqrt(0.5))  # complex, of variance 1
-        self.D = nn.Parameter(torch.randn(width))
-        self.output_linear = nn.Linear(width, 2 * width)
-
-    def init_state(self, batch: int) -> S4DState:
-        """Zeros."""
-        kind = torch.promote_types(self.C.dtype, torch.float32)
-        return S4DState(self.C.new_zeros(batch, self.width, self.state_size // 2, 2, dtype=kind))
+        super().__init__(width, heads, eigenvalues(init, state_size // 2), dt_min, dt_max)
+        self.discretisation = discretisation
 
     def discretise(self) -> tuple[Tensor, Tensor]:
         """log z and B̄, complex [D, N / 2]; worked out in float64, as small steps lose what is added to 1."""
@@ -101,31 +77,13 @@ class S4D(Mixer):
         kind = torch.complex128 if self.C.dtype == torch.float64 else torch.complex64
         return log_z.to(kind), b.to(kind)
 
-    def forward(
-        self, x: Tensor, state: S4DState | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, S4DState]:
-        """By Fourier transforms; with resets in blocks; one token by the recurrence. See `Mixer.forward`."""
-        return self._run("auto", x, state, mask, reset)
+    def respond(self, u: Tensor, c: Tensor, x: Tensor | None, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+        return diagonal_state_space(u, *self.discretise(), c, state=x, mask=mask, reset=reset)
 
-    def reference(
-        self, x: Tensor, state: S4DState | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, S4DState]:
-        """Token by token: `diagonal_state_space.recurrent`."""
-        return self._run("recurrent", x, state, mask, reset)
-
-    def _run(
-        self, form: Form, x: Tensor, state: S4DState | None, mask: Tensor | None, reset: Tensor | None
-    ) -> tuple[Tensor, S4DState]:
-        if mask is not None:
-            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # whatever stands in the padding, even NaN, ends here
-        log_z, b = self.discretise()
-        kind = b.real.dtype
-        with torch.autocast(x.device.type, enabled=False):
-            u, before = x.to(kind), None if state is None else torch.view_as_complex(state.x.to(kind).contiguous())
-            c = torch.view_as_complex(self.C.to(kind))
-            y, after = diagonal_state_space(u, log_z, b, c, state=before, mask=mask, reset=reset, form=form)
-            y = F.gelu(y + self.D.to(kind) * u)
-        return F.glu(self.output_linear(y.to(self.output_linear.weight.dtype))), S4DState(torch.view_as_real(after))
+    def respond_reference(
+        self, u: Tensor, c: Tensor, x: Tensor | None, mask: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return diagonal_state_space(u, *self.discretise(), c, state=x, mask=mask, reset=reset, form="recurrent")
 
 
 def eigenvalues(init: Start, n_pairs: int) -> Tensor:
@@ -137,8 +95,6 @@ def eigenvalues(init: Start, n_pairs: int) -> Tensor:
         imaginary = math.pi * n
     elif init == "inv":
         imaginary = N / math.pi * (N / (2 * n + 1) - 1)
-    else:  # A + P Pᵀ is -1/2 plus a skew matrix S, and -i S is Hermitian
-        root = (2 * torch.arange(N, dtype=torch.float64) + 1).sqrt()
-        lower = torch.outer(root, root).tril(-1) / 2
-        imaginary = torch.linalg.eigvalsh(1j * (lower - lower.mT))[n_pairs:]
+    else:
+        imaginary = hippo.normal_plus_low_rank(N)[0].imag
     return torch.complex(torch.full_like(n, -0.5), imaginary)
