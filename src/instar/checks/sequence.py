@@ -12,6 +12,8 @@ from instar.state import clone, index_select, leaves
 
 LONG = 150
 """Crosses chunks of 16, 32, 64 and 128 tokens."""
+DRAWS = 16
+"""Rows in which a change may show: a method that chooses among tokens may leave out the changed one."""
 
 
 def ragged(batch: int, tokens: int) -> Tensor:
@@ -146,20 +148,20 @@ def check_causality(subject: Subject) -> None:
 def check_mixing(subject: Subject) -> None:
     """The mixer moves information: a changed first token shows in later outputs, and so does a carried state."""
     mixer, T = subject.build(), subject.tokens(8)
-    x = subject.x(1, T)
-    changed = torch.cat([subject.x(1, 1), x[:, 1:]], dim=1)
+    x = subject.x(DRAWS, T)
+    changed = torch.cat([subject.x(DRAWS, 1), x[:, 1:]], dim=1)
     with torch.no_grad():
         if torch.equal(mixer(x)[0][:, 1:], mixer(changed)[0][:, 1:]):
             raise ContractError("Changing the first token changes no later output; nothing moves between positions.")
-        if subject.streaming and torch.equal(mixer(x)[0], mixer(x, subject.warm(mixer, 1))[0]):
+        if subject.streaming and torch.equal(mixer(x)[0], mixer(x, subject.warm(mixer, DRAWS))[0]):
             raise ContractError("The output is the same with and without a state; forward ignores the state it is given.")
 
 
 def check_future(subject: Subject) -> None:
     """A bidirectional mixer reads both sides; otherwise its tag should be `causal`."""
     mixer, T = subject.build(), subject.tokens(8)
-    x = subject.x(1, T)
-    changed = torch.cat([x[:, :-1], subject.x(1, 1)], dim=1)
+    x = subject.x(DRAWS, T)
+    changed = torch.cat([x[:, :-1], subject.x(DRAWS, 1)], dim=1)
     with torch.no_grad():
         if torch.equal(mixer(x)[0][:, :-1], mixer(changed)[0][:, :-1]):
             raise ContractError("Tagged bidirectional, but the last token reaches no earlier output; tag it causal.")
