@@ -53,22 +53,24 @@ class Sequences:
 
 
 class SequenceClassifier(nn.Module):
-    r"""logits = W · mean over real tokens of RMSNorm(block_L(… block_1(E[tokens] + positions))) + b.
+    r"""logits = W · mean over real tokens of RMSNorm(block_L(… block_1(E(tokens) + positions))) + b.
 
     Blocks and positions are the decoder's. The mean is read for every mixer: whether it reads one side or both, each real token
     counts, and padding does not.
 
     Args:
-        build: makes the mixer. vocabulary: tokens. classes: what is told apart. width: D. depth: blocks. heads: of the mixer.
+        build: makes the mixer. embedding: E, what makes D numbers of each token; its `weight` is drawn here. classes: what is
+            told apart. width: D. depth: blocks. heads: of the mixer.
 
-    Shapes: tokens int64 [B, T], mask bool [B, T] (True where real; every row has one) -> logits [B, classes].
+    Shapes: tokens [B, T] or [B, T, …], as E takes them, mask bool [B, T] (True where real; every row has one) -> logits
+    [B, classes].
     """
 
-    def __init__(self, build: Build, *, vocabulary: int, classes: int, width: int, depth: int, heads: int) -> None:
+    def __init__(self, build: Build, embedding: nn.Module, *, classes: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
         self.build, self.width, self.depth, self.heads = build, width, depth, heads
         hidden = -(-8 * width // (3 * 64)) * 64
-        self.embedding = nn.Embedding(vocabulary, width)
+        self.embedding = embedding
         self.blocks = nn.ModuleList(Block(build(width, heads=heads), width, hidden) for _ in range(depth))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, classes)
@@ -81,6 +83,10 @@ class SequenceClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.head(self.pooled(tokens, mask))
+
+    def pooled(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the head reads, [B, D]."""
         x = self.embedding(tokens)
         if self.amplitude is not None:
             where, _ = positions(tokens.new_zeros(len(tokens)), tokens.shape[1], mask, None)
@@ -89,8 +95,8 @@ class SequenceClassifier(nn.Module):
             x, _ = block(x, None, mask, None)
         x = self.norm(x)
         if mask is None:
-            return self.head(x.mean(1))
-        return self.head(x.masked_fill(~mask.unsqueeze(-1), 0.0).sum(1) / mask.sum(1, keepdim=True))
+            return x.mean(1)
+        return x.masked_fill(~mask.unsqueeze(-1), 0.0).sum(1) / mask.sum(1, keepdim=True)
 
     def layer_cost(self, tokens: int) -> tuple[float, float] | None:
         """Forward FLOPs and state bytes of one mixer layer over one sequence."""
@@ -158,8 +164,12 @@ class SequenceClassesProblem(Problem):
     def classifier(self, build: Build, data: Data, seed: int) -> SequenceClassifier:
         """The mixer in a small classifier."""
         return SequenceClassifier(
-            build, vocabulary=self.vocabulary, classes=self.classes, width=self.width, depth=self.depth, heads=self.heads
+            build, self.embedding(), classes=self.classes, width=self.width, depth=self.depth, heads=self.heads
         )
+
+    def embedding(self) -> nn.Module:
+        """What makes numbers of tokens: a table."""
+        return nn.Embedding(self.vocabulary, self.width)
 
     def fit(
         self,
