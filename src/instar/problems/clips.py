@@ -46,7 +46,6 @@ class FrameEmbedding(nn.Linear):
         super().__init__(patch * patch, width)
         self.cell = nn.Parameter(0.02 * torch.randn(cells, width))
         self.time = nn.Parameter(torch.tensor(0.02 * 2**0.5))
-        nn.init.zeros_(self.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         place = torch.arange(tokens.shape[1], device=tokens.device)
@@ -95,7 +94,6 @@ class ClipsProblem(SequenceClassesProblem):
                 f"items={train_items}, {valid_items}, {test_items}."
             )
         super().__init__(
-            vocabulary=patch * patch,
             classes=10,
             length=frames,
             batch=batch,

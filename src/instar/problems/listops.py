@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+from torch import nn
+
 from instar.bench.fit import Precision
 from instar.bench.seeds import stream
 from instar.data import listops
@@ -51,7 +53,6 @@ class ListopsProblem(SequenceClassesProblem):
                 f"items={train_items}, {valid_items}, {test_items}."
             )
         super().__init__(
-            vocabulary=len(listops.SYMBOLS),
             classes=10,
             length=longest,
             batch=batch,
@@ -63,6 +64,10 @@ class ListopsProblem(SequenceClassesProblem):
         )
         self.tree_depth, self.args, self.shortest, self.longest = tree_depth, args, shortest, longest
         self.sizes = (train_items, valid_items, test_items)
+
+    def embedding(self) -> nn.Embedding:
+        """A vector for each symbol."""
+        return nn.Embedding(len(listops.SYMBOLS), self.width)
 
     def load(self, seed: int) -> Data:
         """The same sequences for every seed."""

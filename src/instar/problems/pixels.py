@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from instar.bench.fit import Precision
 from instar.bench.seeds import stream
@@ -11,6 +12,7 @@ from instar.errors import DataError
 from instar.interfaces import Data
 from instar.problems.sequence_classes import SequenceClassesProblem, Sequences
 
+_GREYS = 256
 _MOST = 2000  # test items
 _LEAST = 20
 
@@ -42,7 +44,6 @@ class PixelsProblem(SequenceClassesProblem):
         precision: Precision = "float32",
     ) -> None:
         super().__init__(
-            vocabulary=256,
             classes=10,
             length=64,
             batch=batch,
@@ -53,6 +54,10 @@ class PixelsProblem(SequenceClassesProblem):
             precision=precision,
         )
         self.data = data
+
+    def embedding(self) -> nn.Embedding:
+        """A vector for each grey value."""
+        return nn.Embedding(_GREYS, self.width)
 
     def load(self, seed: int) -> Data:
         """The same split for every seed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,9 @@ _POOLED = 16  # batches of training that are cut from sequences sorted by length
 
 @dataclass(frozen=True)
 class Sequences:
-    """Rows of tokens, each with its class."""
+    """Rows of tokens, uint8 [T], or of frames, float32 [T, C], each with its class."""
 
-    rows: Sequence[NDArray[np.uint8]]
+    rows: Sequence[NDArray[Any]]
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -38,14 +39,15 @@ class Sequences:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each."""
+        """Tokens or frames of each."""
         return np.array([len(row) for row in self.rows])
 
     def batch(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Tokens [B, T], which of them are real (None where all are), and classes [B]; padding is on the right."""
+        """Tokens [B, T] or frames [B, T, C], which are real (None where all are), and classes [B]; padding is on the right."""
         rows = [self.rows[i] for i in chosen]
         length = max(map(len, rows))
-        tokens = torch.zeros(len(rows), length, dtype=torch.int64)
+        kind = torch.float32 if rows[0].dtype.kind == "f" else torch.int64
+        tokens = torch.zeros(len(rows), length, *rows[0].shape[1:], dtype=kind)
         for target, row in zip(tokens, rows, strict=True):
             target[: len(row)] = torch.tensor(row)
         real = torch.arange(length) < torch.tensor([[len(row)] for row in rows])
@@ -59,14 +61,14 @@ class SequenceClassifier(nn.Module):
     counts, and padding does not.
 
     Args:
-        build: makes the mixer. embedding: E, what makes D numbers of each token; its `weight` is drawn here. classes: what is
-            told apart. width: D. depth: blocks. heads: of the mixer.
+        build: makes the mixer. embedding: E, what makes D numbers of each token (a table) or frame (a linear map); its weight is
+            drawn here. classes: what is told apart. width: D. depth: blocks. heads: of the mixer.
 
-    Shapes: tokens [B, T] or [B, T, …], as E takes them, mask bool [B, T] (True where real; every row has one) -> logits
-    [B, classes].
+    Shapes: tokens int64 [B, T], frames [B, T, C] or what else E takes, mask bool [B, T] (True where real; every row has one) ->
+    logits [B, classes].
     """
 
-    def __init__(self, build: Build, embedding: nn.Module, *, classes: int, width: int, depth: int, heads: int) -> None:
+    def __init__(self, build: Build, *, embedding: nn.Module, classes: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
         self.build, self.width, self.depth, self.heads = build, width, depth, heads
         hidden = -(-8 * width // (3 * 64)) * 64
@@ -81,6 +83,8 @@ class SequenceClassifier(nn.Module):
         for layer in own:
             nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.bias)
+        if isinstance(embedding, nn.Linear):  # without a bias the norms would leave nothing of a single channel but its sign
+            nn.init.normal_(embedding.bias, std=0.02)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.head(self.pooled(tokens, mask))
@@ -89,7 +93,8 @@ class SequenceClassifier(nn.Module):
         """What the head reads, [B, D]."""
         x = self.embedding(tokens)
         if self.amplitude is not None:
-            where, _ = positions(tokens.new_zeros(len(tokens)), tokens.shape[1], mask, None)
+            start = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+            where, _ = positions(start, tokens.shape[1], mask, None)
             x = x + self.amplitude * sinusoid(where, self.width).to(x.dtype)
         for block in self.blocks:
             x, _ = block(x, None, mask, None)
@@ -103,20 +108,21 @@ class SequenceClassifier(nn.Module):
         return self.build.cost(tokens, self.width, heads=self.heads)
 
     def forward_flops(self, tokens: int) -> float | None:
-        """FLOPs of one forward pass over one sequence: matrix products of blocks and head, and the mixers by their cards."""
+        """FLOPs of one forward pass over one sequence: matrix products outside the mixers, and the mixers by their cards."""
         mixer = self.layer_cost(tokens)
         if mixer is None:
             return None
         feed: nn.Module = self.blocks[0].feed  # type: ignore[assignment]
         matrices = sum(p.numel() for p in feed.parameters())
-        return 2.0 * self.head.weight.numel() + self.depth * (2.0 * tokens * matrices + mixer[0])
+        frames = self.embedding.weight.numel() if isinstance(self.embedding, nn.Linear) else 0
+        return 2.0 * self.head.weight.numel() + 2.0 * tokens * frames + self.depth * (2.0 * tokens * matrices + mixer[0])
 
 
 class SequenceClassesProblem(Problem):
     """accuracy = the share of sequences whose class is found, by a stack of mixers, the mean over tokens and a linear head.
 
     Args:
-        vocabulary, classes: of the data. length: tokens of the longest sequence. batch: sequences a step.
+        classes: of the data. length: tokens of the longest sequence. batch: sequences a step.
         width, depth, heads: of the classifier. lr: peak learning rate. precision: float32 or bf16.
 
     Takes mixers that read one side and mixers that read both. Raises ShapeError.
@@ -127,7 +133,6 @@ class SequenceClassesProblem(Problem):
     def __init__(
         self,
         *,
-        vocabulary: int,
         classes: int,
         length: int,
         batch: int,
@@ -142,9 +147,13 @@ class SequenceClassesProblem(Problem):
                 "Sequences are classified with positive sizes; received "
                 f"length={length}, batch={batch}, width={width}, depth={depth}, heads={heads}."
             )
-        self.vocabulary, self.classes, self.length, self.batch = vocabulary, classes, length, batch
+        self.classes, self.length, self.batch = classes, length, batch
         self.width, self.depth, self.heads, self.lr, self.precision = width, depth, heads, lr, precision
         self.tokens_per_step = batch * length
+
+    @abc.abstractmethod
+    def embedding(self) -> nn.Module:
+        """What makes a token, or a frame, `width` numbers."""
 
     def splits(self, name: str, item: str, train: Sequences, valid: Sequences, test: Sequences) -> Data:
         """The splits with their facts: among them the floor, the share of test items in the class that training has most of."""
@@ -164,12 +173,8 @@ class SequenceClassesProblem(Problem):
     def classifier(self, build: Build, data: Data, seed: int) -> SequenceClassifier:
         """The mixer in a small classifier."""
         return SequenceClassifier(
-            build, self.embedding(), classes=self.classes, width=self.width, depth=self.depth, heads=self.heads
+            build, embedding=self.embedding(), classes=self.classes, width=self.width, depth=self.depth, heads=self.heads
         )
-
-    def embedding(self) -> nn.Module:
-        """What makes numbers of tokens: a table."""
-        return nn.Embedding(self.vocabulary, self.width)
 
     def fit(
         self,
