@@ -13,12 +13,14 @@ from instar.checks.receipt import check_receipts
 from instar.doors.replacing import replace_attention, trained
 from instar.doors.swap_report import swap_report
 from instar.errors import CheckpointError, DataError, ModelError, ShapeError, UnknownNameError
+from instar.mixers.ecoformer import Ecoformer
 from instar.models.decoder import Decoder
+from instar.models.refitting import refitting
 from instar.receipt import fingerprint
 
 transformers = pytest.importorskip("transformers")
 
-TAKEN = ["gla", "gla:no_gate", "linear_attention", "softmax1", "sinks", "clipped_softmax", "gated_softmax"]
+TAKEN = ["gla", "gla:no_gate", "linear_attention", "softmax1", "sinks", "clipped_softmax", "gated_softmax", "ecoformer"]
 TOKENS = torch.randint(1, 50, (3, 12), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(TOKENS)
 MASK[0, :4] = MASK[1, :1] = MASK[2, :2] = 0  # one column is padding in every row
@@ -129,6 +131,29 @@ def test_shared_keys_are_repeated_where_the_mixer_has_none() -> None:
     replace_attention(shared, "linear_attention")
     replace_attention(own, "linear_attention")
     torch.testing.assert_close(shared(TOKENS).logits, own(TOKENS).logits)
+
+
+@pytest.mark.parametrize("build", [llama, gpt2, decoder])
+def test_queries_that_are_keys_take_the_trained_queries(build: Any) -> None:
+    """EcoFormer: W_q for both, and hash functions that are fitted to what the layer reads, by hand or by the distillation."""
+    model, swapped = build(), build()
+    base = fingerprint(model)
+    (weight, bias), knobs = trained(model)[0].projections["q_proj"], {"iterations": 5, "support": 12}
+    replace_attention(swapped, "ecoformer", layers=[0], **knobs)
+    layer = next(module for module in swapped.modules() if isinstance(module, Ecoformer))
+    assert torch.equal(layer.qk_proj.weight, weight)
+    assert layer.qk_proj.bias is bias is None or torch.equal(layer.qk_proj.bias, bias)
+    anchors, before = layer.anchors.clone(), swapped(TOKENS)[0]
+    with refitting(swapped):
+        swapped(TOKENS)
+    assert not torch.equal(layer.anchors, anchors)
+    assert not torch.equal(swapped(TOKENS)[0], before)
+    draws = torch.randint(1, 50, (8, 3, 12), generator=torch.Generator().manual_seed(1))
+    report = swap_report(model, "ecoformer", [{"input_ids": tokens} for tokens in draws], steps=40, lr=5e-3, layers=[0], **knobs)
+    assert report.layers[0].after < report.layers[0].before
+    assert fingerprint(model) == base
+    (mixer,) = report.mixers.values()
+    assert not torch.equal(mixer.anchors, anchors)
 
 
 @torch.no_grad()

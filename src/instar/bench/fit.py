@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -17,6 +18,7 @@ from instar.bench.seeds import derive
 from instar.errors import CheckpointError, DivergedError, ShapeError
 from instar.interfaces import Monitor
 from instar.models import checkpoint as tensors_file
+from instar.models.refitting import refitting
 
 Schedule = Literal["cosine", "constant"]
 Precision = Literal["float32", "bf16"]
@@ -44,6 +46,8 @@ def fit(
     checkpoint_every_seconds: float = 60.0,
 ) -> None:
     """Train `model` in place for `steps` steps of AdamW, with warm-up, cosine decay to a tenth, and gradient clipping.
+
+    What a module learns otherwise, such as hash functions, is fitted when it is due: see `instar.models.refitting`.
 
     Args:
         batch: the data of micro-batch n; a pure function of n, so that a resumed run sees what an uninterrupted one sees.
@@ -82,7 +86,8 @@ def fit(
                     group["lr"] = peak * rate(step, steps, schedule)
                 value = 0.0
                 for part in range(accumulate):
-                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                    half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+                    with half, refitting(model, step) if part == 0 else contextlib.nullcontext():
                         term = loss(model, batch(step * accumulate + part)) / accumulate
                     term.backward()
                     value += float(term.detach())

@@ -24,6 +24,8 @@ from instar.models.decoder import Decoder
 from instar.receipt import Receipt, updating
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+SHARED = (("qk_proj", "q_proj"), ("v_proj", "v_proj"), ("o_proj", "o_proj"))
+"""What a mixer takes whose queries are its keys: the trained queries', as EcoFormer's authors do."""
 _KNOWN = ("LlamaAttention", "GPT2Attention")
 _WIDE = {"expand_k": 1.0, "expand_v": 1.0}
 """Knobs that say how wide all heads' keys and values are; those of a trained attention are as wide as the model."""
@@ -49,7 +51,8 @@ def replace_attention(model: nn.Module, name: str, *, layers: Sequence[int] | No
 
     What the mixer has beyond them (gates, sinks, norms) starts as the mixer says. Keys and values that query heads share stay
     shared where the mixer knows `kv_heads`, and are repeated otherwise; rotary positions stay where it knows `rope`, and are
-    lost otherwise. Dropout of the attention is lost. Softmax for softmax changes nothing but rounding.
+    lost otherwise. A mixer whose queries are its keys takes W_q and no W_k; what it fits to its inputs (hash functions) waits
+    for `instar.models.refitting`. Dropout of the attention is lost. Softmax for softmax changes nothing but rounding.
 
     Args:
         model: a causal language model of `transformers` with the attention of Llama (SmolLM2) or GPT-2, or a `Decoder`.
@@ -108,17 +111,17 @@ def mixer_for(one: Trained, name: str, knobs: Mapping[str, Any]) -> Mixer:
     mixer = cls(width, **{**arguments, **address.arguments, **knobs})
     weight = one.projections["q_proj"][0]
     mixer = mixer.to(weight.device, weight.dtype).train(one.module.training)
-    for key in PROJECTIONS:
-        _give(mixer, key, one, name)
+    for place, key in SHARED if hasattr(mixer, "qk_proj") else zip(PROJECTIONS, PROJECTIONS, strict=True):
+        _give(mixer, place, key, one, name)
     return mixer
 
 
-def _give(mixer: Mixer, key: str, one: Trained, name: str) -> None:
-    """Put a copy of a trained projection into a mixer."""
-    own = getattr(mixer, key, None)
+def _give(mixer: Mixer, place: str, key: str, one: Trained, name: str) -> None:
+    """Put a copy of a trained projection into a place of a mixer."""
+    own = getattr(mixer, place, None)
     if not isinstance(own, nn.Linear):
         raise ModelError(
-            f"'{name}' has no linear layer {key}: replacing attention keeps the trained W_q, W_k, W_v and W_o, which needs a "
+            f"'{name}' has no linear layer {place}: replacing attention keeps the trained W_q, W_k, W_v and W_o, which needs a "
             f"mixer with linear layers {', '.join(PROJECTIONS)}."
         )
     weight, bias = (None if part is None else part.detach() for part in one.projections[key])
@@ -136,7 +139,7 @@ def _give(mixer: Mixer, key: str, one: Trained, name: str) -> None:
         linear.weight.copy_(weight)
         if bias is not None:
             linear.bias.copy_(bias)
-    setattr(mixer, key, linear.train(mixer.training))
+    setattr(mixer, place, linear.train(mixer.training))
 
 
 def _repeated(part: Tensor, one: Trained) -> Tensor:

@@ -16,6 +16,7 @@ from instar.doors.swapped import real_tokens
 from instar.errors import DataError, DivergedError, ShapeError
 from instar.interfaces import Mixer, Monitor
 from instar.models.decoder import Decoder
+from instar.models.refitting import refitting
 from instar.receipt import Receipt
 
 Batch = Mapping[str, Tensor]
@@ -119,7 +120,7 @@ def distil(
     optimiser = torch.optim.AdamW(learning, lr=lr, weight_decay=0.0)
     for step in range(steps):
         seen = observe(model, chosen, batches[step % len(batches)])
-        with torch.enable_grad():
+        with torch.enable_grad(), refitting(nn.ModuleList(mixers.values()), step):
             total = torch.stack([_missed(mixers[path], *one) for path, one in seen.items()]).sum()
         if not bool(total.isfinite()):
             raise DivergedError(f"The distillation diverged at step {step}: try a smaller lr than {lr}.")
