@@ -98,6 +98,10 @@ class ContractError(InstarError):
     exit_code = 1
 
 
+class BuildError(InstarError):
+    """A compiled kernel that cannot be built, that is damaged, or that is not there."""
+
+
 class DivergedError(InstarError):
     """Training or evaluation produced a value that is not finite."""
 
