@@ -120,7 +120,7 @@ def distil(
     optimiser = torch.optim.AdamW(learning, lr=lr, weight_decay=0.0)
     for step in range(steps):
         seen = observe(model, chosen, batches[step % len(batches)])
-        with torch.enable_grad(), refitting(nn.ModuleList(mixers.values()), step):
+        with torch.enable_grad(), refitting(nn.ModuleList(mixers[one.path] for one in chosen), step):
             total = torch.stack([_missed(mixers[path], *one) for path, one in seen.items()]).sum()
         if not bool(total.isfinite()):
             raise DivergedError(f"The distillation diverged at step {step}: try a smaller lr than {lr}.")

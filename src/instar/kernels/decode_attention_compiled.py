@@ -1,0 +1,102 @@
+"""The plan of a decoding step run by the compiled kernel (`decode_attention.cpp`)."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from instar.errors import BuildError
+from instar.kernels import native
+from instar.kernels.decode_attention_partial import partial
+from instar.kernels.decode_attention_plan import DecodePlan
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+BLOCK = 32
+"""Widths are multiples of it."""
+_POINTERS = ("q", "keys", "values", "out", "lse", "scratch", "pages", "segments", "owners", "cuts")
+_NUMBERS = ("q_type", "type", "heads", "kv_heads", "width", "value_width", "workers", "n_cuts", "page_size", "pages_of_row")
+_STRIDES = ("key_row", "key_head", "key_column", "value_row", "value_head", "value_column")
+
+
+class Arguments(ctypes.Structure):
+    """As the C++ file declares it."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in (*_NUMBERS, *_STRIDES)),
+        ("scale", ctypes.c_float),
+    ]
+
+
+def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether the kernel knows these types, widths and strides, and nobody asks for gradients or a graph."""
+    return (
+        q.device.type == keys.device.type == values.device.type == "cpu"
+        and q.dtype in TYPES
+        and keys.dtype in TYPES
+        and keys.shape[3] % BLOCK == 0
+        and values.shape[3] % BLOCK == 0
+        and keys.stride(3) == values.stride(3) == 1
+        and not (torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad or values.requires_grad))
+        and not torch.compiler.is_compiling()
+    )
+
+
+def run(
+    library: ctypes.CDLL, plan: DecodePlan, q: Tensor, keys: Tensor, values: Tensor, scale: float, want_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Output [B, H, V] and log-sum-exp [B, H] of q [B, H, K] over keys and values [rows or pages, Hkv, columns, width]."""
+    q = q.contiguous()
+    B, H, K = q.shape
+    V, G = values.shape[3], H // plan.kv_heads
+    out = q.new_zeros(B, H, V) if plan.empty else q.new_empty(B, H, V)
+    lse = torch.full((B, H), -torch.inf) if want_lse else None
+    slots = int(plan.cuts[:, 2].sum()) if len(plan.cuts) else 0
+    scratch = torch.empty(slots * G * (V + 2))
+    given = Arguments(
+        q.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        out.data_ptr(),
+        None if lse is None else lse.data_ptr(),
+        scratch.data_ptr(),
+        None if plan.pages is None else plan.pages.ctypes.data,
+        plan.segments.ctypes.data,
+        plan.owners.ctypes.data,
+        plan.cuts.ctypes.data,
+        TYPES[q.dtype],
+        TYPES[keys.dtype],
+        H,
+        plan.kv_heads,
+        K,
+        V,
+        plan.workers,
+        len(plan.cuts),
+        plan.page_size,
+        0 if plan.pages is None else plan.pages.shape[1],
+        *keys.stride()[:3],
+        *values.stride()[:3],
+        scale,
+    )
+    library.instar_decode(ctypes.byref(given))
+    return out, lse
+
+
+def try_out(path: str) -> None:
+    """Load a new library and compare it with the torch form. Raises BuildError where they differ."""
+    library = native.load(Path(path))
+    draw = torch.Generator().manual_seed(0)
+    plan = DecodePlan.of([70, 1], 2, workers=2)
+    for dtype in TYPES:
+        q, keys, values = (torch.randn(2, n, 80, 64, generator=draw).to(dtype) for n in (6, 2, 2))
+        q = q[:, :, 0]
+        out, lse = run(library, plan, q, keys, values, 0.125, True)
+        assert lse is not None
+        for row, length in enumerate((70, 1)):
+            part = partial(q[row].view(2, 3, 64), keys[row, :, :length], values[row, :, :length], 0.125)
+            wanted, level = (t.flatten(0, 1) for t in part.output())
+            if not (torch.allclose(lse[row], level, atol=1e-4) and torch.allclose(out[row].float(), wanted, atol=2e-2)):
+                raise BuildError(f"The compiled kernel and the torch form differ in {dtype}.")

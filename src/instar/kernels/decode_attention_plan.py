@@ -1,0 +1,161 @@
+"""The plan of one decoding step: which keys of which sequence and head each worker reads. The same for all layers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instar.errors import ShapeError
+from instar.kernels.decode_attention_schedule import SCHEDULES, Array, Schedule, deal
+
+TILE = 64
+"""Keys of a tile: those of K and V, 2 · 64 · width numbers, stay in the first-level cache while they are used."""
+LEAST = 16
+"""Tiles that are worth a further thread, where the number of workers is not said."""
+
+Counts = Tensor | Sequence[int] | Array
+
+
+@dataclass(frozen=True, eq=False)
+class DecodePlan:
+    """Segments of keys by worker. Made by `DecodePlan.of`; nothing in it is ever written to."""
+
+    lengths: Array
+    """[B], where each sequence ends."""
+    starts: Array
+    """[B], the first key of each that is read."""
+    kv_heads: int
+    schedule: Schedule
+    tile: int
+    segments: Array
+    """[S, 4]: output (sequence · kv_heads + head), first key, end key, slot of its partial result; -1 is a whole output."""
+    owners: Array
+    """[P + 1]: worker p has the segments from owners[p] to owners[p + 1]."""
+    cuts: Array
+    """[C, 3]: outputs in several segments, the first of their slots, and how many."""
+    pages: Array | None = None
+    """[B, N]: the page that holds keys n · page_size … of a sequence; None for a contiguous cache."""
+    page_size: int = 0
+    last_page: int = -1
+    """The highest page that is read."""
+    empty: bool = False
+    """Whether a sequence has nothing to read."""
+    uniform: bool = False
+    """Whether all sequences read the same columns of a contiguous cache."""
+    reads: int = field(default=0)
+    """Keys that are read, over all sequences and key heads."""
+
+    @property
+    def workers(self) -> int:
+        return len(self.owners) - 1
+
+    @classmethod
+    def of(
+        cls,
+        lengths: Counts,
+        kv_heads: int,
+        *,
+        starts: Counts | None = None,
+        schedule: Schedule = "stream-k",
+        tile: int | None = None,
+        workers: int | None = None,
+        page_table: Tensor | None = None,
+        page_size: int | None = None,
+    ) -> DecodePlan:
+        """Deal ceil((length - start) / tile) tiles of each (sequence, key head) to the workers.
+
+        Args:
+            lengths: [B], keys of each sequence. starts: [B], how many of the first ones are left out (a window); 0 when None.
+            kv_heads: heads of keys and values.
+            schedule: "stream-k", equal runs of all tiles; "fixed-split", every output in as many chunks; "one-per-output".
+            tile: keys, TILE when None. workers: threads; None is torch's number, or fewer where there is little to read.
+            page_table: integers [B, N], with page_size, the keys of a page; entries behind a sequence's end are not looked at.
+
+        Raises ShapeError, also for a page table that is too short or has a negative entry among those that are read.
+        O(B · kv_heads) time.
+        """
+        ends = _counts("lengths", lengths)
+        begins = np.zeros_like(ends) if starts is None else _counts("starts", starts)
+        if begins.shape != ends.shape:
+            raise ShapeError(f"starts expects one number for each of {len(ends)} sequences; received {len(begins)}.")
+        tile = TILE if tile is None else tile
+        if kv_heads < 1 or tile < 1 or (workers is not None and workers < 1) or schedule not in SCHEDULES:
+            raise ShapeError(
+                f"A plan expects kv_heads, tile and workers of at least 1 and a schedule among {', '.join(SCHEDULES)}; received "
+                f"{kv_heads}, {tile}, {workers} and '{schedule}'."
+            )
+        keys = np.maximum(ends - begins, 0)
+        tiles = np.repeat(-(-keys // tile), kv_heads)
+        if workers is None:
+            workers = max(1, min(torch.get_num_threads(), int(tiles.sum()) * tile // (LEAST * TILE)))
+        pages = _pages(page_table, page_size, ends)
+        segments, owners, cuts = _segments(deal(schedule, tiles, workers), workers, begins, ends, kv_heads, tile)
+        read = np.arange(0 if pages is None else pages.shape[1]) * (page_size or 1) < ends[:, None]
+        return cls(
+            lengths=ends,
+            starts=begins,
+            kv_heads=kv_heads,
+            schedule=schedule,
+            tile=tile,
+            segments=segments,
+            owners=owners,
+            cuts=cuts,
+            pages=pages,
+            page_size=0 if pages is None else int(page_size or 0),
+            last_page=-1 if pages is None else int(pages[read].max(initial=-1)),
+            empty=bool((keys == 0).any()),
+            uniform=pages is None and bool(len(ends)) and bool((ends == ends[0]).all() and (begins == begins[0]).all()),
+            reads=int(keys.sum()) * kv_heads,
+        )
+
+
+def _counts(name: str, given: Counts) -> Array:
+    if isinstance(given, Tensor) and given.is_floating_point():
+        raise ShapeError(f"{name} expects integers [B]; received {given.dtype}.")
+    found = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise ShapeError(f"{name} expects integers [B]; received shape {found.shape} of {found.dtype}.")
+    if found.size and found.min() < 0:
+        raise ShapeError(f"{name} expects numbers of at least 0; received {int(found.min())}.")
+    return np.ascontiguousarray(found, dtype=np.int64)
+
+
+def _pages(table: Tensor | None, size: int | None, lengths: Array) -> Array | None:
+    if (table is None) != (size is None):
+        raise ShapeError("A paged cache expects both a page table and the size of a page.")
+    if table is None or size is None:
+        return None
+    if table.is_floating_point() or table.dim() != 2 or table.shape[0] != len(lengths) or size < 1:
+        raise ShapeError(
+            f"A page table expects integers [{len(lengths)}, N] and pages of at least one key; received {tuple(table.shape)} of "
+            f"{table.dtype}, and {size}."
+        )
+    found = np.ascontiguousarray(table.cpu().numpy(), dtype=np.int64)
+    if len(lengths) and (longest := int(lengths.max())) > found.shape[1] * size:
+        raise ShapeError(f"A page table of {found.shape[1]} pages of {size} keys is too short for {longest} keys.")
+    read = np.arange(found.shape[1]) * size < lengths[:, None]
+    if (found[read] < 0).any():
+        row = int(np.argwhere(read & (found < 0))[0][0])
+        raise ShapeError(f"The page table of sequence {row} has a negative entry before its end at {int(lengths[row])} keys.")
+    return found
+
+
+def _segments(dealt: Array, workers: int, begins: Array, ends: Array, kv_heads: int, tile: int) -> tuple[Array, Array, Array]:
+    """Tiles to keys, and a slot of scratch memory for every part of a cut output: outputs' slots lie together."""
+    worker, output, first, end = dealt.T
+    begin, stop = begins[output // kv_heads], ends[output // kv_heads]
+    parts = np.bincount(output, minlength=len(ends) * kv_heads)
+    slot = np.full(len(output), -1)
+    order = np.lexsort((first, output))
+    cut = order[parts[output[order]] > 1]
+    slot[cut] = np.arange(len(cut))
+    segments = np.stack([output, begin + first * tile, np.minimum(begin + end * tile, stop), slot], 1)
+    owners = np.searchsorted(worker, np.arange(workers + 1))
+    several = np.flatnonzero(parts > 1)
+    counts = parts[several]
+    cuts = np.stack([several, np.cumsum(counts) - counts, counts], 1)
+    return (np.ascontiguousarray(part, dtype=np.int64) for part in (segments, owners, cuts))  # type: ignore[return-value]
