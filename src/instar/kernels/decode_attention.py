@@ -25,6 +25,8 @@ Form = Literal["auto", "compiled", "torch", "segments"]
 FORMS = get_args(Form)
 Layout = Literal["bhld", "blhd"]
 LAYOUTS = get_args(Layout)
+FEW = 2**13
+"""Keys, over all heads, up to which one call of SDPA is as fast, where one call serves all sequences."""
 WORTH_A_HINT = 2**16
 """Keys, over all heads, from which the compiled form would be missed."""
 
@@ -58,7 +60,7 @@ def decode_attention(
         return_lse: also the log-sum-exp [B, H] of the scaled scores, float32 or better; see `Partial` for what it is good for.
         form: "compiled" (`instar kernels build`; float32, bfloat16 and float16 on the CPU, widths in multiples of 32);
             "torch", SDPA sequence by sequence; "segments", the plan run segment by segment in torch: the reference; "auto" is
-            the first that applies of the first two.
+            the first that applies of the first two, and SDPA where there is little to read and it serves all at once.
 
     Returns the output in the shape of q with V for K and its type; sums are in float32 or better. A sequence without keys gives 0
     and a log-sum-exp of -∞. Keys and values have one type, which is that of q or a narrower one.
@@ -106,6 +108,8 @@ def attend(
     _validate(plan, q, keys, values)
     scale = q.shape[2] ** -0.5 if scale is None else scale
     library = None
+    if form == "auto" and plan.uniform and plan.reads <= FEW and not return_lse:
+        form = "torch"
     if form in ("auto", "compiled") and compiled.takes(q, keys, values):
         library = native.library()
         if library is None and plan.reads >= WORTH_A_HINT:
@@ -148,9 +152,8 @@ def _validate(plan: DecodePlan, q: Tensor, keys: Tensor, values: Tensor) -> None
     if not q.device == keys.device == values.device:
         raise ShapeError(f"q, keys and values lie on {q.device}, {keys.device} and {values.device}: one device is expected.")
     if plan.pages is None:
-        longest = int(plan.lengths.max(initial=0))
-        if keys.shape[0] < B or longest > keys.shape[2]:
-            raise ShapeError(f"{B} sequences of up to {longest} keys do not fit a cache of {tuple(keys.shape)}.")
+        if keys.shape[0] < B or plan.longest > keys.shape[2]:
+            raise ShapeError(f"{B} sequences of up to {plan.longest} keys do not fit a cache of {tuple(keys.shape)}.")
     elif plan.page_size != keys.shape[2] or plan.last_page >= keys.shape[0]:
         raise ShapeError(
             f"The page table speaks of pages of {plan.page_size} keys and of page {plan.last_page}; the cache has "

@@ -54,19 +54,15 @@ def run(
     V, G = values.shape[3], H // plan.kv_heads
     out = q.new_zeros(B, H, V) if plan.empty else q.new_empty(B, H, V)
     lse = torch.full((B, H), -torch.inf) if want_lse else None
-    slots = int(plan.cuts[:, 2].sum()) if len(plan.cuts) else 0
-    scratch = torch.empty(slots * G * (V + 2))
+    scratch = torch.empty(plan.slots * G * (V + 2)) if plan.slots else None
     given = Arguments(
         q.data_ptr(),
         keys.data_ptr(),
         values.data_ptr(),
         out.data_ptr(),
         None if lse is None else lse.data_ptr(),
-        scratch.data_ptr(),
-        None if plan.pages is None else plan.pages.ctypes.data,
-        plan.segments.ctypes.data,
-        plan.owners.ctypes.data,
-        plan.cuts.ctypes.data,
+        None if scratch is None else scratch.data_ptr(),
+        *plan.addresses,
         TYPES[q.dtype],
         TYPES[keys.dtype],
         H,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -46,12 +48,25 @@ class DecodePlan:
     """Whether a sequence has nothing to read."""
     uniform: bool = False
     """Whether all sequences read the same columns of a contiguous cache."""
-    reads: int = field(default=0)
+    longest: int = 0
+    """The highest of `lengths`."""
+    reads: int = 0
     """Keys that are read, over all sequences and key heads."""
 
     @property
     def workers(self) -> int:
         return len(self.owners) - 1
+
+    @cached_property
+    def addresses(self) -> tuple[int | None, int, int, int]:
+        """Of pages, segments, owners and cuts, for the compiled kernel: asking numpy costs more than a short sequence."""
+        pages = None if self.pages is None else self.pages.ctypes.data
+        return pages, self.segments.ctypes.data, self.owners.ctypes.data, self.cuts.ctypes.data
+
+    @cached_property
+    def slots(self) -> int:
+        """Partial results that are kept."""
+        return int(self.cuts[:, 2].sum())
 
     @classmethod
     def of(
@@ -94,7 +109,6 @@ class DecodePlan:
             workers = max(1, min(torch.get_num_threads(), int(tiles.sum()) * tile // (LEAST * TILE)))
         pages = _pages(page_table, page_size, ends)
         segments, owners, cuts = _segments(deal(schedule, tiles, workers), workers, begins, ends, kv_heads, tile)
-        read = np.arange(0 if pages is None else pages.shape[1]) * (page_size or 1) < ends[:, None]
         return cls(
             lengths=ends,
             starts=begins,
@@ -105,10 +119,11 @@ class DecodePlan:
             owners=owners,
             cuts=cuts,
             pages=pages,
-            page_size=0 if pages is None else int(page_size or 0),
-            last_page=-1 if pages is None else int(pages[read].max(initial=-1)),
+            page_size=0 if pages is None or page_size is None else page_size,
+            last_page=-1 if pages is None else int(pages[_read(pages, page_size, ends)].max(initial=-1)),
             empty=bool((keys == 0).any()),
             uniform=pages is None and bool(len(ends)) and bool((ends == ends[0]).all() and (begins == begins[0]).all()),
+            longest=int(ends.max(initial=0)),
             reads=int(keys.sum()) * kv_heads,
         )
 
@@ -137,11 +152,16 @@ def _pages(table: Tensor | None, size: int | None, lengths: Array) -> Array | No
     found = np.ascontiguousarray(table.cpu().numpy(), dtype=np.int64)
     if len(lengths) and (longest := int(lengths.max())) > found.shape[1] * size:
         raise ShapeError(f"A page table of {found.shape[1]} pages of {size} keys is too short for {longest} keys.")
-    read = np.arange(found.shape[1]) * size < lengths[:, None]
+    read = _read(found, size, lengths)
     if (found[read] < 0).any():
         row = int(np.argwhere(read & (found < 0))[0][0])
         raise ShapeError(f"The page table of sequence {row} has a negative entry before its end at {int(lengths[row])} keys.")
     return found
+
+
+def _read(pages: Array, size: int | None, lengths: Array) -> npt.NDArray[np.bool_]:
+    """[B, N]: which entries of a page table are looked at."""
+    return np.arange(pages.shape[1]) * (size or 1) < lengths[:, None]
 
 
 def _segments(dealt: Array, workers: int, begins: Array, ends: Array, kv_heads: int, tile: int) -> tuple[Array, Array, Array]:

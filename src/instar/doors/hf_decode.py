@@ -1,0 +1,93 @@
+"""`instar_decode`: an attention function of `transformers` for generation on CPUs, over caches of ragged lengths.
+
+    hf_decode.register()
+    model.set_attn_implementation("instar_decode")  # generate() now reads no padding where it decodes
+
+One query for each sequence goes to `decode_attention`, everything else to SDPA. What a row may see is taken from the mask:
+padding on the left of a batch, empty columns on the right of a `RaggedCache`, a sliding window; its plan is made once a token,
+not once a layer. Values are those of SDPA but for rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instar import extras
+from instar.kernels.decode_attention import DecodePlan, attend
+
+NAME = "instar_decode"
+_REFUSED = ("softcap", "s_aux", "position_bias")
+
+
+def register() -> str:
+    """Make the function known to `transformers`, and return its name. Raises MissingExtraError."""
+    transformers = extras.require("transformers", "models")
+    transformers.AttentionInterface.register(NAME, attention)
+    transformers.AttentionMaskInterface.register(NAME, transformers.masking_utils.sdpa_mask)
+    return NAME
+
+
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **given: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """As transformers calls it: query [B, H, T, K], key and value [B, Hkv, C, ·] -> ([B, T, H, V], None).
+
+    SDPA serves T > 1, dropout, masks that are no run of columns (or not the same for all heads), and changed scores.
+    """
+    if query.shape[2] == 1 and not dropout and all(given.get(name) is None for name in _REFUSED):
+        plan = _plan(attention_mask, key)
+        if plan is not None:
+            out, _ = attend(plan, query, key, value, scale=scaling)
+            return out.transpose(1, 2), None
+    sdpa = extras.require("transformers.integrations.sdpa_attention", "models").sdpa_attention_forward
+    found: tuple[Tensor, None] = sdpa(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **given
+    )
+    return found
+
+
+def _plan(mask: Tensor | None, key: Tensor) -> DecodePlan | None:
+    """The plan of one token for all layers: kept on the mask, which all of them are given. None where a mask is no run."""
+    B, heads, columns = key.shape[:3]
+    threads = torch.get_num_threads()
+    if mask is None:
+        return _whole(B, heads, columns, threads)
+    if mask.dim() != 4 or mask.shape[1:3] != (1, 1) or torch.compiler.is_compiling():
+        return None
+    of = (heads, columns, threads, None if mask.is_inference() else mask._version)
+    kept = getattr(mask, "_instar_plan", None)
+    if kept is None or kept[0] != of:
+        kept = (of, _runs(mask[:, 0, 0, :columns].expand(B, -1), heads))
+        mask._instar_plan = kept  # type: ignore[attr-defined]
+    return kept[1]
+
+
+@functools.lru_cache(maxsize=4)
+def _whole(rows: int, heads: int, columns: int, threads: int) -> DecodePlan:
+    return DecodePlan.of([columns] * rows, heads)
+
+
+def _runs(mask: Tensor, heads: int) -> DecodePlan | None:
+    """The plan of a mask [B, C] whose rows are runs: True (or 0, of a mask that is added) where a column is seen."""
+    if mask.dtype != torch.bool:
+        seen = mask == 0
+        if not bool((seen | (mask < -1e4)).all()):
+            return None
+        mask = seen
+    first = mask.int().argmax(1)
+    end = mask.shape[1] - mask.flip(1).int().argmax(1)
+    count = mask.sum(1)
+    end = torch.where(count == 0, first, end)
+    return DecodePlan.of(end, heads, starts=first) if torch.equal(end - first, count) else None

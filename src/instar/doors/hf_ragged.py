@@ -1,0 +1,126 @@
+"""Generation with a causal model of `transformers` for prompts of very different lengths, without any padding.
+
+    tokens = hf_ragged.generate(model, [tokenizer(text)["input_ids"] for text in texts], max_new_tokens=32)
+
+Importing this module imports `transformers`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instar import extras
+from instar.doors import hf_decode
+from instar.doors.hf_ragged_cache import RaggedCache
+from instar.errors import ModelError, ShapeError
+from instar.models.generation import choose
+
+outputs: Any = extras.require("transformers.modeling_outputs", "models")
+_CACHE = "cache" if "cache" in outputs.CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # its name changed
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    prompts: Sequence[Tensor | Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    generator: torch.Generator | None = None,
+    stop: int | Sequence[int] | None = None,
+) -> list[Tensor]:
+    """The new tokens of each prompt, int64, at most `max_new_tokens`, the one that stopped it included.
+
+    Each prompt is read alone, by SDPA; then all rows decode together, each over its own keys. Greedy tokens are those of
+    `model.generate` for each prompt alone, unless two logits are nearer than rounding.
+
+    Args:
+        model: a causal model with full attention in all layers, in any mode; it samples in eval mode.
+        prompts: token ids, at least one each.
+        temperature, top_k, generator: as in `instar.models.generation.stream`.
+        stop: tokens that end a row; None is `eos_token_id` of the model's generation config. () for none.
+
+    Raises ShapeError for prompts that are empty, ModelError for a model with other caches than keys and values of all tokens.
+    Time: of prompts Σ_b (T_b P + T_b² D), of tokens P + Σ_b T_b D each, for P parameters.
+    """
+    rows = [torch.as_tensor(prompt, dtype=torch.int64).reshape(1, -1).to(model.device) for prompt in prompts]
+    if not rows or min(row.shape[1] for row in rows) < 1 or max_new_tokens < 0:
+        raise ShapeError(
+            f"generate expects prompts of at least one token and max_new_tokens ≥ 0; received {[r.shape[1] for r in rows]} and "
+            f"{max_new_tokens}."
+        )
+    stops = _stops(model, stop)
+    if max_new_tokens == 0:
+        return [row[0, :0] for row in rows]
+    capacity = max(row.shape[1] for row in rows) + max_new_tokens
+    cache = RaggedCache(len(rows), _layers(model), capacity)
+    with _attention(model), _evaluating(model):
+        logits = []
+        for number, row in enumerate(rows):
+            with cache.filling(number):
+                logits.append(model(input_ids=row, use_cache=True, logits_to_keep=1, **{_CACHE: cache}).logits[:, -1])
+        tokens = choose(torch.cat(logits), temperature, top_k, generator)
+        found, finished = [tokens], torch.isin(tokens, stops)
+        while len(found) < max_new_tokens and not bool(finished.all()):
+            said = model(
+                input_ids=tokens.unsqueeze(1),
+                attention_mask=cache.mask().to(tokens.device),
+                position_ids=cache.positions().to(tokens.device),
+                use_cache=True,
+                **{_CACHE: cache},
+            )
+            tokens = choose(said.logits[:, -1], temperature, top_k, generator)
+            found.append(tokens)
+            finished = finished | torch.isin(tokens, stops)
+    return [_until(row, stops) for row in torch.stack(found, 1)]
+
+
+def _until(tokens: Tensor, stops: Tensor) -> Tensor:
+    """The tokens up to the first that stops."""
+    ends = torch.isin(tokens, stops).nonzero()
+    return tokens if not len(ends) else tokens[: int(ends[0]) + 1]
+
+
+def _stops(model: Any, stop: int | Sequence[int] | None) -> Tensor:
+    found = getattr(model.generation_config, "eos_token_id", None) if stop is None else stop
+    return torch.tensor([found] if isinstance(found, int) else list(found or ()), dtype=torch.int64, device=model.device)
+
+
+def _layers(model: Any) -> int:
+    """How many layers of keys and values. Raises ModelError for other layers."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    if kinds != {"full_attention"} or windowed or not getattr(model, "_supports_attention_backend", False):
+        raise ModelError(
+            f"Ragged generation expects a causal model with full attention in all layers, by the attention interface; "
+            f"{type(model).__name__} has {', '.join(sorted(kinds))}{' with a window' if windowed else ''}."
+        )
+    return int(config.num_hidden_layers)
+
+
+@contextlib.contextmanager
+def _attention(model: Any) -> Iterator[None]:
+    """The model with our attention inside the block."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(hf_decode.register())
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
