@@ -254,9 +254,9 @@ class Build:
 
 
 def variables(cls: type, arguments: dict[str, Any], **sizes: float) -> dict[str, float]:
-    """What the formulas of a card may use: the sizes (T, D, …), H, and every numeric argument of the constructor."""
+    """What the formulas of a card may use: the sizes (T, D, …), H, and the constructor's numbers (True is 1)."""
     values = {p.name: p.default for p in inspect.signature(cls).parameters.values()} | arguments
-    numbers = {name: float(v) for name, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    numbers = {name: float(v) for name, v in values.items() if isinstance(v, (int, float))}
     return {**numbers, "H": numbers.get("heads", 1), **sizes}
 
 
