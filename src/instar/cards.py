@@ -17,7 +17,7 @@ from instar import formula
 from instar.errors import CardError, FormulaError, UnknownNameError
 
 Kind = Literal["system", "baseline", "study", "dataset", "survey"]
-Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater"]
+Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer"]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
 
@@ -82,6 +82,8 @@ class Cost:
     Transform, one layer of I inputs and O outputs: flops: of one token through it. state: bytes of its weight as stored.
     Updater, a base of P parameters in matrices and a vocabulary of V: flops: of the base in a step of training, by token. state:
     bytes of teachers' logits that are kept for a token, the default being all of them.
+    Optimizer, one linear layer of I inputs, its bias counted as one more, and O outputs: flops: of a step, mean over steps.
+    state: bytes that are kept between steps, counts of steps excluded.
     """
 
     flops: str

@@ -212,6 +212,7 @@ def minimal(cls: type, path: Path) -> Card:
         interfaces.Editor: ("Editor", "editing", []),
         interfaces.Transform: ("Transform", "compression", []),
         interfaces.Updater: ("Updater", "compat", []),
+        interfaces.Optimizer: ("Optimizer", "optim", []),
     }
     found = next((said for base, said in families.items() if issubclass(cls, base)), None)
     if found is None:

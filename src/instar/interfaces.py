@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -51,6 +52,7 @@ __all__ = [
     "Items",
     "Mixer",
     "Monitor",
+    "Optimizer",
     "Pairs",
     "Problem",
     "State",
@@ -457,6 +459,21 @@ class Updater(abc.ABC):
         the bit, for the same versions. Raises DataError for no rows, ModelError for versions of different vocabularies,
         AdapterError where no adapter is active, DivergedError.
         """
+
+
+class Optimizer(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer`: parameter groups, closures, schedulers, and a state that resumes to the bit.
+
+    `Optimizer(model, *, lr=…, **knobs)`: some need its layers, the others take its parameters. A step whose gradients are not all
+    finite changes nothing.
+    """
+
+    def observe(self, loss: float) -> None:
+        """Be told the loss of the step that was made, where it was not given by a closure."""
+
+    @abc.abstractmethod
+    def state_bytes(self) -> int:
+        """Bytes that it keeps between steps, as they are now."""
 
 
 @dataclass(frozen=True)

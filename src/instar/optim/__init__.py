@@ -1,0 +1,1 @@
+"""Optimisers: `torch.optim.Optimizer`s with what the contract asks beyond (`instar.interfaces.Optimizer`)."""

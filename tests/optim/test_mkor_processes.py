@@ -1,0 +1,71 @@
+"""Two processes with half a batch each make the steps of one process with all of it, and exchange two vectors a layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from instar.optim.mkor import MKOR
+
+_STEPS = 6
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3, bias=False))
+
+
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(12, 6, generator=generator), torch.randn(12, 3, generator=generator)
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model = network()
+    optimiser = MKOR(model, "sgd", lr=0.05, f=2, factor_dtype="float32")
+    parallel = DistributedDataParallel(model)
+    volume: list[int] = []
+    original = dist.all_reduce
+
+    def counted(tensor: Tensor, *args: object, **given: object) -> object:
+        volume.append(tensor.numel())
+        return original(tensor, *args, **given)
+
+    dist.all_reduce = counted
+    x, y = data()
+    part = slice(6 * rank, 6 * rank + 6)
+    for _ in range(_STEPS):
+        F.mse_loss(parallel(x[part]), y[part]).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    torch.save({"model": model.state_dict(), "factors": optimiser.factors, "volume": volume}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
+def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path) -> None:
+    processes.spawn(worker, (str(tmp_path),), nprocs=2)
+    model = network()
+    optimiser = MKOR(model, "sgd", lr=0.05, f=2, factor_dtype="float32")
+    x, y = data()
+    for _ in range(_STEPS):
+        F.mse_loss(model(x), y).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for key, tensor in model.state_dict().items():
+            torch.testing.assert_close(found["model"][key], tensor, rtol=0, atol=1e-6)
+        for name, pair in optimiser.factors.items():
+            for ours, theirs in zip(pair, found["factors"][name], strict=True):
+                torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+        assert found["volume"] == [(6 + 1 + 8) + (8 + 3)] * (_STEPS // 2)
