@@ -41,7 +41,7 @@ def test_exactly_k_of_the_real_tokens_stay_in_their_order(keep: float, training:
     x = torch.randn(4, 20, D)
     found = choose(layer, x, real)
     for row, n in enumerate(lengths.tolist()):
-        kept = found.index[row][found.kept[row]]
+        kept = found.places[row][found.kept[row]]
         assert len(kept) == math.ceil(keep * n - 1e-9)
         assert bool((kept.diff() > 0).all())
         assert bool((kept < n).all())
@@ -54,11 +54,11 @@ def test_the_most_probable_stay_and_noise_is_gumbels() -> None:
     layer = SelectiveTokens(D, keep=0.2).eval()
     x = torch.randn(1, 5, D)
     found = choose(layer, x)
-    assert found.index.item() == found.probability.argmax().item()
+    assert found.places.item() == found.probability.argmax().item()
     with torch.no_grad():
         layer.logits.weight.mul_(30.0)
     wanted = torch.softmax(choose(layer, x).probability.log(), dim=1)[0]
-    draws = choose(layer.train(), x.expand(20_000, -1, -1)).index.flatten().bincount(minlength=5) / 20_000
+    draws = choose(layer.train(), x.expand(20_000, -1, -1)).places.flatten().bincount(minlength=5) / 20_000
     torch.testing.assert_close(draws, wanted, rtol=0, atol=0.015)
 
 
@@ -68,8 +68,8 @@ def test_the_gradient_is_that_of_tokens_weighted_by_p() -> None:
     x, weight = torch.randn(1, 10, D, dtype=torch.float64), torch.randn(5, D, dtype=torch.float64)
     found = choose(layer, x)
     hard = torch.autograd.grad((found.tokens[0] * weight).sum(), list(layer.parameters()))
-    p = choose(layer, x).probability[0, found.index[0]]
-    soft = torch.autograd.grad((x[0, found.index[0]] * p.unsqueeze(1) * weight).sum(), list(layer.parameters()))
+    p = choose(layer, x).probability[0, found.places[0]]
+    soft = torch.autograd.grad((x[0, found.places[0]] * p.unsqueeze(1) * weight).sum(), list(layer.parameters()))
     for one, other in zip(hard, soft, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
     assert max(float(g.abs().max()) for g in hard) > 0

@@ -19,7 +19,16 @@ from instar.errors import DataError, ShapeError
 from instar.interfaces import Data
 from instar.problems.clips import ClipsProblem
 
-SMALL: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "batch": 16, "frames": 8, "train_items": 300, "valid_items": 20}
+SMALL: dict[str, Any] = {
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "batch": 16,
+    "frames": 8,
+    "moving": True,
+    "train_items": 300,
+    "valid_items": 20,
+}
 PATCH, CELLS = 4, 3
 
 
@@ -68,7 +77,9 @@ def test_a_digit_moves_through_its_frames_and_all_else_is_clutter(data: Data) ->
 
 def test_ink_does_not_tell_the_digit_from_the_clutter() -> None:
     digits = load_digits()
-    made = compose(digits.images.astype(np.uint8), digits.target, 600, frames=8, shown=4, targets=1, patch=PATCH, seed=0)
+    made = compose(
+        digits.images.astype(np.uint8), digits.target, 600, frames=8, shown=4, targets=1, patch=PATCH, moving=True, seed=0
+    )
     ink = made.tokens.reshape(600, 8, -1).mean(-1)
     shown = (np.arange(8) >= made.begins) & (np.arange(8) < made.begins + 4)
     assert ink[shown].mean() == pytest.approx(ink[~shown].mean(), rel=0.02)
@@ -118,7 +129,7 @@ def test_tokens_are_grey_values_up_to_one(data: Data) -> None:
 @pytest.mark.parametrize("method", ["selective_s4", "softmax"])
 def test_mixers_of_either_kind_learn_on_them(method: str) -> None:
     """Where every frame shows the digit."""
-    problem = ClipsProblem(**{**SMALL, "frames": 4, "shown": 4, "lr": 1e-2}, test_items=100)
+    problem = ClipsProblem(**{**SMALL, "frames": 4, "shown": 4, "moving": False, "lr": 1e-2}, test_items=100)
     data = problem.load(0)
     model = lift(problem, method, {"state_size": 4} if "s4" in method else {}, data, 0)
     problem.fit(model, data.train, steps=60, seed=0)
@@ -153,5 +164,6 @@ def test_clips_that_cannot_be_composed(tmp_path: Any) -> None:
     np.savez(tmp_path / "own.npz", images=np.zeros((9, 8, 8), dtype=np.uint8), labels=np.arange(9) % 2)
     with pytest.raises(DataError, match="too few"):
         ClipsProblem(data=str(tmp_path / "own.npz"), targets=2).load(0)
+    sizes: dict[str, Any] = {"frames": 8, "shown": 2, "targets": 2, "patch": 4, "moving": False, "seed": 0}
     with pytest.raises(DataError, match="different classes"):
-        compose(np.zeros((5, 8, 8), dtype=np.uint8), np.zeros(5, dtype=int), 2, frames=8, shown=2, targets=2, patch=4, seed=0)
+        compose(np.zeros((5, 8, 8), dtype=np.uint8), np.zeros(5, dtype=int), 2, **sizes)

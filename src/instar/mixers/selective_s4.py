@@ -77,7 +77,7 @@ class SelectiveS4(WholeSequence):
             chosen = self.select(exact, self._features(exact, mask), real)
         y, _ = self.s4(chosen.tokens.to(x.dtype), mask=None if mask is None else chosen.kept)
         y = y.masked_fill(~chosen.kept.unsqueeze(-1), 0.0)
-        return torch.zeros_like(x, dtype=y.dtype).scatter(1, chosen.index.unsqueeze(-1).expand_as(y), y)
+        return torch.zeros_like(x, dtype=y.dtype).scatter(1, chosen.places.unsqueeze(-1).expand_as(y), y)
 
     def _features(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.momentum_s4 is None:
@@ -92,7 +92,7 @@ class SelectiveS4(WholeSequence):
         features, own = x, self.select
         if self.momentum_s4 is not None:
             with torch.no_grad():
-                features = self.momentum_s4.copy.reference(x.unsqueeze(0))[0][0]  # type: ignore[operator,union-attr]
+                features = self.momentum_s4.copy.reference(x.unsqueeze(0))[0][0]  # type: ignore[operator]
         z = F.relu(own.inner(F.layer_norm(features, x.shape[1:], own.norm.weight, own.norm.bias)))
         half = z.shape[1] // 2
         logits = [own.logits(F.relu(own.hidden(torch.cat([row[:half], z[:, half:].mean(0)])))) for row in z]

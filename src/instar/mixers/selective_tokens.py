@@ -21,7 +21,7 @@ class Selection(NamedTuple):
 
     tokens: Tensor
     """[S, K, D], in their order."""
-    index: Tensor
+    places: Tensor
     """int64 [S, K], their places; all different."""
     kept: Tensor
     """bool [S, K], True before False: a shorter sequence keeps fewer than K, and what follows means nothing."""

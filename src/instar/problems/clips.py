@@ -36,7 +36,9 @@ class Clips(Sequences):
 
 
 class FrameEmbedding(nn.Linear):
-    """W p + b + E[cell] + a · sinusoid(frame) of the grey values p of a cell: tokens [B, T, P] -> [B, T, D].
+    """RMSNorm(W p + b + E[cell] + a · sinusoid(frame)) of the grey values p of a cell: tokens [B, T, P] -> [B, T, D].
+
+    Grey values are small numbers: without the norm, what mixers add would drown them.
 
     Args:
         patch: pixels of a cell's side, P = patch². cells: of a frame. width: D.
@@ -46,11 +48,13 @@ class FrameEmbedding(nn.Linear):
         super().__init__(patch * patch, width)
         self.cell = nn.Parameter(0.02 * torch.randn(cells, width))
         self.time = nn.Parameter(torch.tensor(0.02 * 2**0.5))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        nn.init.zeros_(self.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         place = torch.arange(tokens.shape[1], device=tokens.device)
         frame = sinusoid(place.unsqueeze(0) // len(self.cell), self.out_features)
-        return super().forward(tokens) + self.cell[place % len(self.cell)] + self.time * frame.to(tokens.dtype)
+        return self.norm(super().forward(tokens) + self.cell[place % len(self.cell)] + self.time * frame.to(tokens.dtype))
 
 
 class ClipsProblem(SequenceClassesProblem):
@@ -62,7 +66,8 @@ class ClipsProblem(SequenceClassesProblem):
     Args:
         data: None for scikit-learn's digits, mnist, or an `.npz` file of square images; see `data.images`.
         frames: of a clip. shown: consecutive frames with a digit. targets: how many digits, of different classes.
-        patch: side of a cell in pixels; an image must be a multiple of it. train_items, valid_items, test_items: clips.
+        patch: side of a cell in pixels; an image must be a multiple of it. moving: digits move through their frames.
+        train_items, valid_items, test_items: clips.
         batch, width, depth, heads, lr, precision: see `SequenceClassesProblem`.
 
     No image serves two splits, as target or as clutter: six tenths of the images make training clips, two tenths each the others;
@@ -77,6 +82,7 @@ class ClipsProblem(SequenceClassesProblem):
         shown: int = 3,
         targets: int = 1,
         patch: int = 4,
+        moving: bool = False,
         train_items: int = 4_000,
         valid_items: int = 500,
         test_items: int = 1_000,
@@ -103,7 +109,8 @@ class ClipsProblem(SequenceClassesProblem):
             lr=lr,
             precision=precision,
         )
-        self.data, self.frames, self.shown, self.targets, self.patch = data, frames, shown, targets, patch
+        self.data, self.frames, self.shown, self.targets = data, frames, shown, targets
+        self.patch, self.moving = patch, moving
         self.sizes, self.cells = (train_items, valid_items, test_items), 1
 
     def load(self, seed: int) -> Data:
@@ -127,9 +134,10 @@ class ClipsProblem(SequenceClassesProblem):
                 shown=self.shown,
                 targets=self.targets,
                 patch=self.patch,
+                moving=self.moving,
                 seed=derive(0, f"clips/{name}"),
             )
-            splits.append(Clips(made.tokens, made.classes[:, 0], int(found.pixels.max()), made.begins))
+            splits.append(Clips(list(made.tokens), made.classes[:, 0], int(found.pixels.max()), made.begins))
         self.cells = splits[0].rows[0].shape[0] // self.frames
         data = self.splits(found.name, "clip", *splits)
         return Data(data.train, data.valid, data.test, data.sha256, {**data.facts, "tokens_of_a_frame": self.cells})

@@ -83,7 +83,7 @@ class SequenceClassifier(nn.Module):
         for layer in own:
             nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.bias)
-        if isinstance(embedding, nn.Linear):  # without a bias the norms would leave nothing of a single channel but its sign
+        if type(embedding) is nn.Linear:  # without a bias the norms would leave nothing of a single channel but its sign
             nn.init.normal_(embedding.bias, std=0.02)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
