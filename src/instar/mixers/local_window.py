@@ -13,8 +13,8 @@ from torch import Tensor
 
 from instar.errors import ShapeError
 from instar.kernels.window_attention import window_attention
+from instar.mixers.positions import count_positions, rotate
 from instar.mixers.projecting import Projecting
-from instar.mixers.softmax import count_positions, rotate
 
 
 class LocalWindowState(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from instar.errors import ShapeError
 from instar.interfaces import Mixer
 from instar.kernels.gated_linear import gated_linear_attention
-from instar.mixers.softmax import count_positions, rotate
+from instar.mixers.positions import count_positions, rotate
 
 
 class RetNetState(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from instar.errors import ShapeError
 from instar.interfaces import Mixer
 from instar.kernels.eager_attention import scores
+from instar.mixers.positions import columns, count_positions, rotate
 
 BLOCK = 128
 """The cache grows by this many columns at a time."""
@@ -59,9 +60,11 @@ class Softmax(Mixer):
     Differs from the papers: no dropout on the attention weights; outputs at padding mean nothing (pads attend to themselves).
 
     Other attentions derive from this class and say how scores become weights (`weigh`, and `read` for the fast form), what
-    becomes of a query before it is scored (`settle`) or of a head's output (`emit`); cache, positions, padding and packing are
-    the same for all.
+    becomes of a query before it is scored (`settle`) or of a head's output (`emit`); cache, padding and packing are the same for
+    all. Where positions do more than to rotate what is cached, `placed` is True, and `read_placed` and `score_placed` say what.
     """
+
+    placed: bool = False
 
     def __init__(
         self,
@@ -121,8 +124,11 @@ class Softmax(Mixer):
         elif not plain or T > 1 or compiling or not bool(old.all()):
             attend = _visible(old, T, mask, reset)
         keys, values, state = _append(state, past, q, k, v, _valid(old, T, mask, reset), position)
-        y = self.read(q, keys, values, attend, causal).transpose(1, 2)
-        return self.o_proj(self.emit(x, y).flatten(2)), state
+        if self.placed:
+            y = self.read_placed(q, keys, values, attend, causal, positions, columns(old, positions))
+        else:
+            y = self.read(q, keys, values, attend, causal)
+        return self.o_proj(self.emit(x, y.transpose(1, 2)).flatten(2)), state
 
     def reference(
         self, x: Tensor, state: SoftmaxState | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
@@ -134,7 +140,7 @@ class Softmax(Mixer):
             return self.o_proj(x), state
         real = torch.ones(B, T, dtype=torch.bool).tolist() if mask is None else mask.tolist()
         start = torch.zeros(B, T, dtype=torch.bool).tolist() if reset is None else reset.tolist()
-        past, old = int(state.length[0]), state.valid.tolist()
+        past, old, before = int(state.length[0]), state.valid.tolist(), state.valid
         position, after = torch.zeros(B, T, dtype=torch.int64), []
         M = torch.full((B, T, past + T), -torch.inf)
         for b in range(B):
@@ -154,7 +160,11 @@ class Softmax(Mixer):
         keys, values, state = _append(state, past, q, k, v, valid, torch.tensor(after, device=x.device))
         keys, values = (part.repeat_interleave(self.heads // self.kv_heads, dim=1) for part in (keys, values))
         q = self.settle(q, keys, (M == 0).unsqueeze(1).to(q.device))
-        products = torch.einsum("bhtk,bhck->bhtc", q, keys) * self.head_width**-0.5
+        if self.placed:
+            where = position.to(q.device)
+            products = self.score_placed(q, keys, where, columns(before[:, :past], where))
+        else:
+            products = torch.einsum("bhtk,bhck->bhtc", q, keys) * self.head_width**-0.5
         weights = self.weigh(products + M.to(products).unsqueeze(1))
         return self.o_proj(self.emit(x, torch.einsum("bhtc,bhck->bthk", weights, values)).flatten(2)), state
 
@@ -165,6 +175,16 @@ class Softmax(Mixer):
         """
         shared = self.kv_heads != self.heads
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=attend, is_causal=causal, enable_gqa=shared)
+
+    def read_placed(
+        self, q: Tensor, keys: Tensor, values: Tensor, attend: Tensor | None, causal: bool, where: Tensor, at: Tensor
+    ) -> Tensor:
+        """`read`, knowing the positions of the queries, `where` [B, T], and of the columns, `at` [B, C]."""
+        raise NotImplementedError
+
+    def score_placed(self, q: Tensor, keys: Tensor, where: Tensor, at: Tensor) -> Tensor:
+        """The scores [B, H, T, C] of queries with all columns [B, H, C, K], for `reference` and `attention`."""
+        raise NotImplementedError
 
     def settle(self, q: Tensor, keys: Tensor, attend: Tensor) -> Tensor:
         """The queries with which columns are weighed, for `reference` and `attention`; arguments as `read`."""
@@ -182,8 +202,12 @@ class Softmax(Mixer):
         """The weights [B, H, T, T] over a whole sequence, for those who look at them. Arguments as `forward`."""
         B, T, _ = x.shape
         x = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
-        q, k, _ = self._project(x, count_positions(torch.zeros(B, dtype=torch.int64, device=x.device), T, mask, reset)[0])
+        where, _ = count_positions(torch.zeros(B, dtype=torch.int64, device=x.device), T, mask, reset)
+        q, k, _ = self._project(x, where)
         attend = _visible(x.new_zeros(B, 0, dtype=torch.bool), T, mask, reset)
+        if self.placed:
+            k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
+            return self.weigh(self.score_placed(q, k, where, where).masked_fill(~attend, -torch.inf))
         return self.weigh(scores(self.settle(q, k, attend), k, attend))
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,35 +216,11 @@ class Softmax(Mixer):
             projection(x).unflatten(-1, (count, self.head_width)).transpose(1, 2)
             for projection, count in ((self.q_proj, self.heads), (self.k_proj, self.kv_heads), (self.v_proj, self.kv_heads))
         )
-        return (*rotate((q, k), positions, self.rope_base), v) if self.rope else (q, k, v)
+        return (*self._rotated(q, k, positions), v)
 
-
-def rotate(tensors: tuple[Tensor, ...], positions: Tensor, base: float) -> tuple[Tensor, ...]:
-    """RoPE (rotate-half form): turn each [B, H, T, K] tensor by its positions [B or 1, T]; angles in float32 or better."""
-    half = tensors[0].shape[-1] // 2
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    frequency = base ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
-    angle = (positions.to(dtype).unsqueeze(-1) * frequency).unsqueeze(1)
-    cos, sin = angle.cos(), angle.sin()
-    turned = []
-    for tensor in tensors:
-        a, b = tensor[..., :half], tensor[..., half:]
-        turned.append(torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(tensor.dtype))
-    return tuple(turned)
-
-
-def count_positions(position: Tensor, T: int, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Positions [B, T] of the new tokens, and the number of real tokens [B] since the last reset after them."""
-    if mask is None:
-        before = position.unsqueeze(1) + torch.arange(T, device=position.device)
-        total = position + T
-    else:
-        counted = position.unsqueeze(1) + mask.to(torch.int64).cumsum(1)
-        before, total = counted - mask.to(torch.int64), counted[:, -1]
-    if reset is None:
-        return before, total
-    dropped = torch.where(reset, before, 0).cummax(1).values  # counts grow, so the maximum is the last reset's
-    return before - dropped, total - dropped[:, -1]
+    def _rotated(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        """Queries and keys [B, H, T, K] as they are scored and cached, at positions [B or 1, T]."""
+        return rotate((q, k), positions, self.rope_base) if self.rope else (q, k)
 
 
 def _visible(old: Tensor, T: int, mask: Tensor | None, reset: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from instar.errors import ShapeError
 from instar.interfaces import Mixer
-from instar.mixers.softmax import count_positions
+from instar.mixers.positions import count_positions
 
 
 class WholeSequence(Mixer):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from instar import catalogue
 from instar.errors import ShapeError
 from instar.interfaces import Mixer
+from instar.mixers.positions import count_positions, sinusoid
 from instar.models import generation
 from instar.state import State
 
@@ -137,7 +138,7 @@ class Decoder(nn.Module):
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ShapeError(f"A decoder expects integer tokens [B, T]; received {tuple(tokens.shape)} of {tokens.dtype}.")
         state = self.init_state(tokens.shape[0]) if state is None else state
-        where, position = positions(state["position"], tokens.shape[1], mask, reset)
+        where, position = count_positions(state["position"], tokens.shape[1], mask, reset)
         x = self.embedding(tokens)
         if self.amplitude is not None:
             x = x + self.amplitude * sinusoid(where, self.width).to(x.dtype)
@@ -172,23 +173,3 @@ class Decoder(nn.Module):
         from instar.models import pretrained
 
         return pretrained.load(Path(folder))
-
-
-def positions(before: Tensor, T: int, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Positions [B, T], counting real tokens since the last reset from `before` [B], and the count [B] after them."""
-    if T == 0:
-        return before.unsqueeze(1)[:, :0], before
-    real = torch.ones(before.shape[0], T, dtype=torch.int64, device=before.device) if mask is None else mask.to(torch.int64)
-    after = before.unsqueeze(1) + real.cumsum(1)
-    if reset is not None:
-        # Counts only grow: the largest count seen at a reset is that of the last reset.
-        after = after - torch.where(reset, after - real, 0).cummax(1).values
-    return after - real, after[:, -1]
-
-
-def sinusoid(position: Tensor, width: int) -> Tensor:
-    """sin and cos of position / 10000^(2j / D): [B, T] -> [B, T, D], float32."""
-    half = (width + 1) // 2
-    frequency = 10000.0 ** (-torch.arange(half, device=position.device, dtype=torch.float32) / half)
-    angle = position.to(torch.float32).unsqueeze(-1) * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)[..., :width]

@@ -19,7 +19,8 @@ from instar.bench.seeds import stream
 from instar.catalogue import Build
 from instar.errors import ShapeError
 from instar.interfaces import Data, Items, Mixer, Monitor, Problem
-from instar.models.decoder import Block, positions, sinusoid
+from instar.mixers.positions import count_positions, sinusoid
+from instar.models.decoder import Block
 from instar.problems.kept import digest
 from instar.problems.language import device_of, evaluating
 
@@ -94,7 +95,7 @@ class SequenceClassifier(nn.Module):
         x = self.embedding(tokens)
         if self.amplitude is not None:
             start = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
-            where, _ = positions(start, tokens.shape[1], mask, None)
+            where, _ = count_positions(start, tokens.shape[1], mask, None)
             x = x + self.amplitude * sinusoid(where, self.width).to(x.dtype)
         for block in self.blocks:
             x, _ = block(x, None, mask, None)
