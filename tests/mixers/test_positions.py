@@ -1,19 +1,25 @@
-"""Positions: counts, rotary scalings against transformers, linear biases against their formula, and what scaled RoPE promises."""
+"""Positions: counts, scalings against transformers, linear biases against their formula, scaled RoPE, a cache with sinks."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from instar import cards, formula
+from instar import state as states
 from instar.errors import ShapeError
 from instar.mixers.alibi import Alibi
+from instar.mixers.local_window import LocalWindow
 from instar.mixers.positions import Scaling, count_positions, frequencies, rotate, slopes, turn
 from instar.mixers.scaled_rope import ScaledRope
 from instar.mixers.softmax import Softmax
+from instar.mixers.streaming_llm import StreamingLLM
 
 B, T, D, H = 2, 50, 32, 4
 K = D // H
@@ -152,9 +158,65 @@ def test_a_fixed_factor_is_softmax_with_other_frequencies() -> None:
         (ScaledRope, {"heads": 16, "scaling": "ntk"}),
         (ScaledRope, {"heads": 32}),
         (Alibi, {"heads": 3}),
+        (StreamingLLM, {"window": 1}),
+        (StreamingLLM, {"sinks": -1}),
+        (StreamingLLM, {"heads": 32}),
     ],
     ids=str,
 )
 def test_impossible_settings_are_refused(kind: type, wrong: dict[str, Any]) -> None:
     with pytest.raises(ShapeError, match="received"):
         kind(D, **{"heads": H, **wrong})
+
+
+@pytest.mark.parametrize(("sinks", "window"), [(4, T - 4), (0, T), (3, 60)])
+def test_a_cache_that_holds_all_is_softmax_attention(sinks: int, window: int) -> None:
+    layer, x = make(StreamingLLM, sinks=sinks, window=window)
+    softmax = Softmax(D, heads=H).double()
+    softmax.load_state_dict(layer.state_dict())
+    close(layer(x)[0], softmax(x)[0])
+
+
+def test_without_sinks_it_is_a_local_window() -> None:
+    layer, x = make(StreamingLLM, sinks=0, window=9)
+    local = LocalWindow(D, heads=H, window=9).double()
+    local.load_state_dict(layer.state_dict())
+    mask, reset = torch.rand(B, T) > 0.3, torch.rand(B, T) < 0.05
+    close(layer(x)[0], local(x)[0])
+    close(layer(x, mask=mask, reset=reset)[0][mask], local(x, mask=mask, reset=reset)[0][mask])
+
+
+def test_positions_count_inside_the_cache() -> None:
+    """The last token reads what softmax attention reads of the tokens in the cache alone, as if they stood side by side."""
+    layer, x = make(StreamingLLM, sinks=3, window=8)
+    softmax = Softmax(D, heads=H).double()
+    softmax.load_state_dict(layer.state_dict())
+    y = layer(x)[0]
+    for t in (5, 10, 11, 30, T - 1):
+        cache = x[:, : t + 1] if t < 11 else torch.cat([x[:, :3], x[:, t - 7 : t + 1]], 1)
+        close(y[:, t], softmax(cache)[0][:, -1])
+
+
+def test_an_endless_stream_keeps_its_precision_and_its_size() -> None:
+    """After ten million tokens float32 is as near float64 as at the start: angles are measured inside the cache."""
+    layer, x = make(StreamingLLM, sinks=3, window=8)
+    _, state = layer(x)
+    late = state._replace(position=state.position + 10_000_000, at=state.at + 10_000_000)
+    want = layer(x[:, :20], state)[0]
+    close(layer(x[:, :20], late)[0], want)
+    single = StreamingLLM(D, heads=H, sinks=3, window=8)
+    single.load_state_dict(layer.state_dict())
+    halves = [part.float() if part.is_floating_point() else part for part in late]
+    torch.testing.assert_close(single(x[:, :20].float(), type(late)(*halves))[0].double(), want, rtol=1e-4, atol=1e-5)
+    assert states.nbytes(layer(x, late)[1]) == states.nbytes(state)
+
+
+@pytest.mark.parametrize(("tokens", "sinks", "window"), [(1, 4, 8), (100, 4, 8), (130, 0, 64)])
+def test_streaming_costs_follow_the_card(tokens: int, sinks: int, window: int) -> None:
+    cost = cards.read(Path(__file__).parents[2] / "src/instar/mixers/streaming_llm.toml", cards.Card).cost
+    assert cost is not None
+    with FlopCounterMode(display=False) as counter:
+        _, state = StreamingLLM(D, heads=H, sinks=sinks, window=window)(torch.randn(1, tokens, D))
+    sizes = {"T": tokens, "D": D, "H": H, "sinks": sinks, "window": window}
+    assert counter.get_total_flops() == pytest.approx(formula.evaluate(cost.flops, sizes))
+    assert states.nbytes(state) == formula.evaluate(cost.state, sizes)
