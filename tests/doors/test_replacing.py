@@ -133,6 +133,18 @@ def test_shared_keys_are_repeated_where_the_mixer_has_none() -> None:
     torch.testing.assert_close(shared(TOKENS).logits, own(TOKENS).logits)
 
 
+@torch.no_grad()
+def test_positions_that_differ_only_beyond_a_length_change_nothing_within_it() -> None:
+    model = llama()
+    plain, greedy = model(TOKENS).logits, generated(model)
+    for name, knobs in (("streaming_llm", {"window": 16}), ("scaled_rope:yarn", {"trained": 18})):
+        with replace_attention(model, name, **knobs):
+            torch.testing.assert_close(model(TOKENS).logits, plain, rtol=0, atol=1e-5)
+            assert torch.equal(generated(model), greedy)
+    with replace_attention(model, "streaming_llm", window=4, sinks=1):
+        assert not torch.allclose(model(TOKENS).logits, plain, atol=1e-3)
+
+
 @pytest.mark.parametrize("build", [llama, gpt2, decoder])
 def test_queries_that_are_keys_take_the_trained_queries(build: Any) -> None:
     """EcoFormer: W_q for both, and hash functions that are fitted to what the layer reads, by hand or by the distillation."""
