@@ -18,6 +18,7 @@ from torch import Tensor
 
 from instar import extras
 from instar.kernels.decode_attention import DecodePlan, attend
+from instar.kernels.decode_attention_mask import plan_of_mask
 
 NAME = "instar_decode"
 _REFUSED = ("softcap", "s_aux", "position_bias")
@@ -69,7 +70,7 @@ def _plan(mask: Tensor | None, key: Tensor) -> DecodePlan | None:
     of = (heads, columns, threads, None if mask.is_inference() else mask._version)
     kept = getattr(mask, "_instar_plan", None)
     if kept is None or kept[0] != of:
-        kept = (of, _runs(mask[:, 0, 0, :columns].expand(B, -1), heads))
+        kept = (of, plan_of_mask(mask[:, 0, 0, :columns].expand(B, -1), heads))
         mask._instar_plan = kept  # type: ignore[attr-defined]
     return kept[1]
 
@@ -77,17 +78,3 @@ def _plan(mask: Tensor | None, key: Tensor) -> DecodePlan | None:
 @functools.lru_cache(maxsize=4)
 def _whole(rows: int, heads: int, columns: int, threads: int) -> DecodePlan:
     return DecodePlan.of([columns] * rows, heads)
-
-
-def _runs(mask: Tensor, heads: int) -> DecodePlan | None:
-    """The plan of a mask [B, C] whose rows are runs: True (or 0, of a mask that is added) where a column is seen."""
-    if mask.dtype != torch.bool:
-        seen = mask == 0
-        if not bool((seen | (mask < -1e4)).all()):
-            return None
-        mask = seen
-    first = mask.int().argmax(1)
-    end = mask.shape[1] - mask.flip(1).int().argmax(1)
-    count = mask.sum(1)
-    end = torch.where(count == 0, first, end)
-    return DecodePlan.of(end, heads, starts=first) if torch.equal(end - first, count) else None

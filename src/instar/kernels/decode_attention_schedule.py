@@ -55,6 +55,7 @@ def splits(tiles: Array, workers: int) -> int:
 
     With s chunks, o outputs make s · o / P waves, the last of them not full. No output is cut into more chunks than it has tiles.
     """
+    tiles = np.asarray(tiles, dtype=np.int64)
     outputs, most = int((tiles > 0).sum()), int(tiles.max(initial=0))
     if outputs == 0 or most == 0:
         return 1

@@ -5,6 +5,7 @@ Vaswani et al. 2017 (arXiv 1706.03762), Su et al. 2021 (RoPE, 2104.09864), Ainsl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 
 from instar.errors import ShapeError
 from instar.interfaces import Mixer
+from instar.kernels.decode_attention import attend as decode
+from instar.kernels.decode_attention_mask import plan_of_mask
 from instar.kernels.eager_attention import scores
 from instar.mixers.positions import columns, count_positions, rotate
 
 BLOCK = 128
 """The cache grows by this many columns at a time."""
+MANY = 2**15
+"""Cached keys, over all rows and heads, from which one token of a padded batch is worth a plan that leaves the padding out."""
 
 
 class SoftmaxState(NamedTuple):
@@ -173,6 +178,10 @@ class Softmax(Mixer):
 
         attend: bool [B, 1, T, C], the columns that each may see; None for all, or with `causal` (C = T) those up to its own.
         """
+        if q.shape[2] == 1 and attend is not None and keys.shape[:3].numel() >= MANY and not torch.compiler.is_compiling():
+            plan = plan_of_mask(attend[:, 0, 0], self.kv_heads)
+            if plan is not None:
+                return decode(plan, q, keys, values)[0]
         shared = self.kv_heads != self.heads
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=attend, is_causal=causal, enable_gqa=shared)
 
@@ -221,6 +230,25 @@ class Softmax(Mixer):
     def _rotated(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Queries and keys [B, H, T, K] as they are scored and cached, at positions [B or 1, T]."""
         return rotate((q, k), positions, self.rope_base) if self.rope else (q, k)
+
+
+def join(states: Sequence[SoftmaxState]) -> SoftmaxState:
+    """The rows of several caches of any lengths as one: they end at the same column, and what is before a row is not valid."""
+    lengths = [int(state.length[0]) for state in states]
+    last = max(lengths)
+    capacity = -(-(last + 1) // BLOCK) * BLOCK
+    rows = sum(len(state.length) for state in states)
+    keys, values = (part.new_zeros(rows, part.shape[1], capacity, part.shape[3]) for part in states[0][:2])
+    valid = states[0].valid.new_zeros(rows, capacity)
+    row = 0
+    for state, length in zip(states, lengths, strict=True):
+        own, place = slice(row, row + len(state.length)), slice(last - length, last)
+        keys[own, :, place], values[own, :, place] = state.keys[:, :, :length], state.values[:, :, :length]
+        valid[own, place] = state.valid[:, :length]
+        row = own.stop
+    position = torch.cat([state.position for state in states])
+    length_now = torch.full_like(position, last)
+    return SoftmaxState(keys, values, valid, position, length_now, length_now.clone())
 
 
 def _visible(old: Tensor, T: int, mask: Tensor | None, reset: Tensor | None) -> Tensor:

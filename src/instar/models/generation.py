@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from instar.errors import ShapeError
+from instar.state import State
 
 if TYPE_CHECKING:
     from instar.models.decoder import Decoder
+
+ALONE = 64
+"""Tokens of padding a row from which rows are read one by one: about what a call more costs."""
 
 
 @torch.no_grad()
@@ -55,8 +59,7 @@ def stream(
     training = model.training
     model.eval()
     try:
-        logits, state = model(prompts, mask=mask)
-        logits = logits[torch.arange(len(last), device=prompts.device), last]
+        logits, state = _read(model, prompts, mask, last)
         finished = torch.zeros_like(last, dtype=torch.bool)
         for number in range(max_new_tokens):
             token = choose(logits, temperature, top_k, generator)
@@ -70,6 +73,26 @@ def stream(
             logits = logits[:, -1]
     finally:
         model.train(training)
+
+
+def _read(model: Decoder, prompts: Tensor, mask: Tensor | None, last: Tensor) -> tuple[Tensor, State]:
+    """Logits [B, vocabulary] after the last real token of each row, and the state.
+
+    Where a batch is mostly padding and the model caches keys and values, each row is read alone and the caches are put together.
+    """
+    from instar.mixers import softmax
+
+    cached = all(isinstance(block.mixer, softmax.Softmax) for block in model.blocks)
+    if mask is None or not cached or int((~mask).sum()) < ALONE * len(mask):
+        logits, state = model(prompts, mask=mask)
+        return logits[torch.arange(len(last), device=prompts.device), last], state
+    found, read = [], []
+    for row, real in zip(prompts, mask, strict=True):
+        x, state = model.features(row[real].unsqueeze(0))
+        found.append(model.logits(x[:, -1]))
+        read.append(state)
+    layers = tuple(softmax.join(states) for states in zip(*(state["layers"] for state in read), strict=True))
+    return torch.cat(found), {"position": torch.cat([state["position"] for state in read]), "layers": layers}
 
 
 def choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:

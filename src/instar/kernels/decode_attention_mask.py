@@ -1,0 +1,24 @@
+"""The plan of a decoding step from an attention mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from instar.kernels.decode_attention_plan import DecodePlan
+
+
+def plan_of_mask(mask: Tensor, kv_heads: int) -> DecodePlan | None:
+    """The plan of a mask [B, C] whose rows are runs of columns that are seen; None where a row has a hole or a bias.
+
+    mask: True where a column is seen; or, of a mask that is added to scores, 0 there and less than -1e4 elsewhere. O(B C).
+    """
+    if mask.dtype != torch.bool:
+        seen = mask == 0
+        if not bool((seen | (mask < -1e4)).all()):
+            return None
+        mask = seen
+    first = mask.int().argmax(1)
+    count = mask.sum(1)
+    end = torch.where(count == 0, first, mask.shape[1] - mask.flip(1).int().argmax(1))
+    return DecodePlan.of(end, kv_heads, starts=first) if torch.equal(end - first, count) else None
