@@ -6,7 +6,8 @@ Needs `instar kernels build`. Peers (`onnxruntime` and `onnx`, `xllamacpp`, `num
 know the type. They take turns, call by call. Of the smallest case the caches are warm; otherwise they are larger than the
 second-level cache, and several sets of them take turns as well. GB/s count the keys and values that exist, not the padding;
 beside them stands what a plain sum over as much memory reads at that moment, on one thread. Ratios are those of one round, their
-median: peers' time over ours. `kernel` runs on one thread, `schedules` the compiled kernel on two.
+median: peers' time over ours. `kernel` runs on one thread and counts seconds of the processor, that others lengthen less;
+`schedules` runs the compiled kernel on two and counts those of the clock.
 """
 
 from __future__ import annotations
@@ -88,7 +89,13 @@ def forms(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> tuple[dict[str
     return calls, absent
 
 
-def turns(sets: list[dict[str, Callable[[], object]]], rounds: int, warm: bool, patience: float = 10.0) -> dict[str, list[float]]:
+def turns(
+    sets: list[dict[str, Callable[[], object]]],
+    rounds: int,
+    clock: Callable[[], float],
+    warm: bool = False,
+    patience: float = 10.0,
+) -> dict[str, list[float]]:
     """Seconds of each call, round by round; who is slow is asked in fewer rounds.
 
     With one set its caches stay where they are; with several, nobody is given the one that the call before him has read.
@@ -101,10 +108,10 @@ def turns(sets: list[dict[str, Callable[[], object]]], rounds: int, warm: bool, 
             call = sets[(turn + place) % len(sets)][name]
             if len(sets) == 1 and warm:
                 call()
-            start = time.perf_counter()
+            start = clock()
             call()
             if turn:  # the first warms up
-                found.append(time.perf_counter() - start)
+                found.append(clock() - start)
     return taken
 
 
@@ -126,7 +133,7 @@ def kernel(only: str, rounds: int) -> list[dict[str, Any]]:
             sets: list[dict[str, Callable[[], object]]] = [
                 {**calls, "read": read.sum} for (calls, _), read in zip(made, reads, strict=True)
             ]
-            taken = turns(sets, rounds, nbytes < 2**21)
+            taken = turns(sets, rounds, time.process_time, warm=nbytes < 2**21)
             own = taken["instar"]
             row = {"case": title, "bytes": nbytes, "load": environment.load(), "absent": made[0][1], "forms": {}}
             for name, found in taken.items():
@@ -161,7 +168,7 @@ def schedules(only: str, rounds: int) -> list[dict[str, Any]]:
                 sets[schedule] = partial(attend, plan, q, k, v, form="compiled")
             plan = DecodePlan.of(sizes[0], sizes[2], workers=1)
             sets["one thread"] = partial(attend, plan, q, k, v, form="compiled")
-            taken = turns([sets], rounds, False)
+            taken = turns([sets], rounds, time.perf_counter)
             best = {name: min(found) for name, found in taken.items()}
             ratio = best["one-per-output"] / best["stream-k"]
             shown = "  ".join(f"{name} {found * 1e3:.3f} ms" for name, found in best.items())

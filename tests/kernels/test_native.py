@@ -37,9 +37,9 @@ def listed() -> str:
 
 def test_it_is_used_once_it_is_there(own: Path) -> None:
     assert "ready" in listed()
-    q, k = torch.randn(1, 2, 32), torch.randn(1, 1, 40, 32)
-    found = decode_attention(q, k, k, [40])
-    assert torch.equal(found, decode_attention(q, k, k, [40], form="compiled"))
+    q, k = torch.randn(2, 2, 32), torch.randn(2, 1, 40, 32)
+    found = decode_attention(q, k, k, [40, 30])
+    assert torch.equal(found, decode_attention(q, k, k, [40, 30], form="compiled"))
 
 
 def test_absence_costs_a_hint_and_nothing_else(

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 #include <vector>
 #if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
@@ -410,7 +411,9 @@ void merge(const Arguments& a, const int64_t* cut) {
 
 extern "C" void instar_decode(const Arguments* given) {
     const Arguments& a = *given;
-#pragma omp parallel num_threads(int(a.workers)) if (a.workers > 1)
+    const int64_t cores = std::thread::hardware_concurrency();  // more workers than cores take turns
+    const int threads = int(cores && a.workers > cores ? cores : a.workers);
+#pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(static, 1)
         for (int64_t w = 0; w < a.workers; w++) {
