@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 from instar.doors import hf_ragged  # noqa: E402 - imports transformers
 from instar.doors.hf_ragged_cache import RaggedCache  # noqa: E402
 
+CACHE = hf_ragged.CACHE
 SIZES = {
     "vocab_size": 97,
     "hidden_size": 128,
@@ -101,8 +102,9 @@ def test_masks_that_are_runs_and_masks_that_are_not(either: str, window: int | N
     for name in ("sdpa", hf_decode.register()):
         model.set_attn_implementation(name)
         with torch.no_grad():
-            cache = model(tokens[:, :-1], attention_mask=mask[:, :-1], use_cache=True).past_key_values
-            logits.append(model(tokens[:, -1:], attention_mask=mask, past_key_values=cache).logits)
+            said = model(tokens[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
+            cache = getattr(said, CACHE)
+            logits.append(model(tokens[:, -1:], attention_mask=mask, **{CACHE: cache}).logits)
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
 
 
@@ -116,7 +118,7 @@ def test_a_ragged_cache_grows_moves_its_rows_and_is_never_read_beyond_them(eithe
         for row, prompt in enumerate(given):
             with cache.filling(row):
                 for part in prompt.split(15):  # a prompt may come in parts
-                    said = model(part[None], past_key_values=cache).logits[0, -1]
+                    said = model(part[None], **{CACHE: cache}).logits[0, -1]
             first.append(said.argmax())
         assert cache.lengths.tolist() == LENGTHS
         for layer in cache.layers:
@@ -128,7 +130,7 @@ def test_a_ragged_cache_grows_moves_its_rows_and_is_never_read_beyond_them(eithe
         cache.reorder_cache(order)
         tokens = wanted[order, :1]
         for step in (1, 2):
-            said = model(tokens, attention_mask=cache.mask(), position_ids=cache.positions(), past_key_values=cache)
+            said = model(tokens, attention_mask=cache.mask(), position_ids=cache.positions(), **{CACHE: cache})
             tokens = said.logits[:, -1:].argmax(-1)
             assert torch.equal(tokens[:, 0], wanted[order, step])
 
@@ -159,9 +161,12 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ShapeError, match="no row 3"), RaggedCache(3, 2).filling(3):
         pass
     with pytest.raises(ShapeError, match="received 2 rows of 3 tokens"):
-        model(torch.ones(2, 3, dtype=torch.int64), past_key_values=RaggedCache(2, 2))
+        model(torch.ones(2, 3, dtype=torch.int64), **{CACHE: RaggedCache(2, 2)})
     with pytest.raises(ModelError, match="cropped"):
         RaggedCache(1, 1).layers[0].crop(1)
+    q = torch.zeros(1, 2, 1, 32)
+    with pytest.raises(ModelError, match="softcap"):
+        hf_decode.attention(model, q, q, q, None, softcap=30.0)
     windowed = transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=8))
     with pytest.raises(ModelError, match="window"):
         hf_ragged.generate(windowed, [[1]], max_new_tokens=2)

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from instar import extras
+from instar.errors import ModelError
 from instar.kernels.decode_attention import DecodePlan, attend
 from instar.kernels.decode_attention_mask import plan_of_mask
 
 NAME = "instar_decode"
-_REFUSED = ("softcap", "s_aux", "position_bias")
+_CHANGES = ("softcap", "s_aux", "position_bias")
+"""What some models do to their scores, and SDPA does not."""
 
 
 def register() -> str:
@@ -45,9 +47,12 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """As transformers calls it: query [B, H, T, K], key and value [B, Hkv, C, ·] -> ([B, T, H, V], None).
 
-    SDPA serves T > 1, dropout, masks that are no run of columns (or not the same for all heads), and changed scores.
+    SDPA serves T > 1, dropout, and masks that are no run of columns, or not the same for all heads. Raises ModelError for models
+    that cap or shift their scores or have sinks.
     """
-    if query.shape[2] == 1 and not dropout and all(given.get(name) is None for name in _REFUSED):
+    if changed := [name for name in _CHANGES if given.get(name) is not None]:
+        raise ModelError(f"{type(module).__name__} changes its scores ({', '.join(changed)}), which {NAME} does not know.")
+    if query.shape[2] == 1 and not dropout:
         plan = _plan(attention_mask, key)
         if plan is not None:
             out, _ = attend(plan, query, key, value, scale=scaling)

@@ -21,7 +21,8 @@ from instar.errors import ModelError, ShapeError
 from instar.models.generation import choose
 
 outputs: Any = extras.require("transformers.modeling_outputs", "models")
-_CACHE = "cache" if "cache" in outputs.CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # its name changed
+CACHE = "cache" if "cache" in outputs.CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""The name of the argument, and of what a model returns: it changed."""
 
 
 @torch.no_grad()
@@ -64,7 +65,7 @@ def generate(
         logits = []
         for number, row in enumerate(rows):
             with cache.filling(number):
-                logits.append(model(input_ids=row, use_cache=True, logits_to_keep=1, **{_CACHE: cache}).logits[:, -1])
+                logits.append(model(input_ids=row, use_cache=True, logits_to_keep=1, **{CACHE: cache}).logits[:, -1])
         tokens = choose(torch.cat(logits), temperature, top_k, generator)
         found, finished = [tokens], torch.isin(tokens, stops)
         while len(found) < max_new_tokens and not bool(finished.all()):
@@ -73,7 +74,7 @@ def generate(
                 attention_mask=cache.mask().to(tokens.device),
                 position_ids=cache.positions().to(tokens.device),
                 use_cache=True,
-                **{_CACHE: cache},
+                **{CACHE: cache},
             )
             tokens = choose(said.logits[:, -1], temperature, top_k, generator)
             found.append(tokens)
