@@ -351,7 +351,7 @@ def _check(card: Card | ProblemCard) -> None:
     if card.kind in ("system", "baseline") and (card.entry is None or card.interface is None or card.cost is None):
         fail("kind", f"'{card.kind}' needs 'entry', 'interface' and 'cost'")
     for tag in card.tags:
-        _check_tag(card, tag)
+        check_tag(tag, card.path)
     if card.cost is not None:
         for key in ("flops", "state"):
             try:
@@ -375,12 +375,13 @@ def _check(card: Card | ProblemCard) -> None:
             fail(f"{where}.over", "must list at least three conditions")
 
 
-def _check_tag(card: Card, tag: str) -> None:
+def check_tag(tag: str, path: Path) -> None:
+    """Raise CardError for what is no capability, or not of its form."""
     name, _, value = tag.partition("=")
     kind = CAPABILITIES.get(name)
     if kind is None:
-        raise CardError(f"{card.path}: 'tags': {UnknownNameError.among('tag', name, CAPABILITIES)}")
+        raise CardError(f"{path}: 'tags': {UnknownNameError.among('tag', name, CAPABILITIES)}")
     good = value == "" if kind is bool else value.isdigit() if kind is int else value in kind  # type: ignore[operator]
     if not good:
         form = name if kind is bool else f"{name}=NUMBER" if kind is int else f"{name}={'|'.join(kind)}"  # type: ignore[arg-type]
-        raise CardError(f"{card.path}: 'tags' expects '{form}', received '{tag}'.")
+        raise CardError(f"{path}: 'tags' expects '{form}', received '{tag}'.")

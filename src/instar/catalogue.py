@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -171,18 +172,29 @@ def resolve(entry: str) -> type:
 def add(location: str) -> Card:
     """Take a method from `path/to/file.py:Class` (or `package.module:Class`) into this process's catalogue.
 
-    A card `file.toml` beside it is used; without one the method gets a minimal card. Runs in fresh processes call this again.
+    A card `file.toml` beside it is used; without one the method gets a minimal card, whose slug is the file's name, or for a
+    class in a named module its own. Runs in fresh processes call this again. Raises CardError for a slug that is taken.
     """
     where = location.rpartition(":")[0]
     cls = locate(location, is_class)
     path = Path(where if where.endswith(".py") else inspect.getfile(cls)).resolve().with_suffix(".toml")
-    card = cards.read(path, Card) if path.is_file() else minimal(cls, path)
+    if path.is_file():
+        card = cards.read(path, Card)
+    else:
+        card = minimal(cls, path if where.endswith(".py") else path.with_stem(_snake(cls.__name__)))
+    if card.slug in _ADDED and _ADDED[card.slug][1].__qualname__ != cls.__qualname__:
+        raise CardError(f"{location}: the slug '{card.slug}' is taken by {_ADDED[card.slug][1].__name__}; use a file for each.")
     if card.slug in _discover("methods") and _discover("methods")[card.slug].path != card.path:
         raise CardError(
             f"{location}: the slug '{card.slug}' is taken by {_discover('methods')[card.slug].path}; rename the file."
         )
     _ADDED[card.slug] = (card, cls)
     return card
+
+
+def _snake(name: str) -> str:
+    """`Qwen3NextGatedDeltaNet` as `qwen3_next_gated_delta_net`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 @contextlib.contextmanager
@@ -201,7 +213,8 @@ def holding(card: Card, cls: type) -> Iterator[None]:
 def minimal(cls: type, path: Path) -> Card:
     """A card for a class that has none: enough to check and compare it, with no promise beyond its interface.
 
-    Positions of a mixer come from the host, which harms none that has its own and gives the others a sense of order.
+    A class may say its capabilities in an attribute `tags`. Otherwise positions of a mixer come from the host, which harms none
+    that has its own and gives the others a sense of order.
     """
     from instar import interfaces
 
@@ -219,6 +232,9 @@ def minimal(cls: type, path: Path) -> Card:
         wanted = " or ".join(base.__name__ for base in families)
         raise CardError(f"{cls.__name__} has no interface of instar.interfaces; it must be a subclass of {wanted}.")
     interface, family, tags = found
+    tags = list(getattr(cls, "tags", tags))
+    for tag in tags:
+        cards.check_tag(tag, path)
     return Card(
         slug=path.stem,
         family=family,
