@@ -1,9 +1,11 @@
-"""Holds token mixers of public packages to Instar's contract, through adapters of a few lines, and prints what it finds.
+"""Hold layers that others published to the contract of a mixer, and say what does not fit.
 
-    python examples/check_outside_mixers.py [--out findings.json]
+    python examples/check_outside_mixers.py [--out findings.json] [--into page.md]
 
-A package that is not installed is skipped. What a package does not offer (packed rows, for one) is said and counted apart.
-An adapter adds nothing but names and copies: padding, states and both ways of computing are the package's own.
+Layers come as `instar.doors.outside` wraps them, with padding left to the layer's own mask, so that what is found is the layer's
+and not the door's, which itself runs every sequence without its padding. What a layer has no word for is `not offered`: packed
+rows, and padding or a state where there is none. A package that is not installed is skipped. For all of them: pip install
+'instar[models,outside]' minGRU-pytorch flash-linear-attention triton.
 """
 
 from __future__ import annotations
@@ -11,172 +13,114 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import outside_recurrences
 import torch
-from torch import Tensor, nn
 
-from instar.checks import check, find
-from instar.interfaces import Mixer
+from instar import files
+from instar.checks import contract, find, run
+from instar.doors import outside_layers
+from instar.doors.outside import NotOfferedError, OutsideLayer, StatelessLayer
 
-
-class NotOfferedError(NotImplementedError):
-    """The package has no such thing."""
-
-
-class Outside(Mixer):
-    """A package's mixer with two forms: one for many tokens, and one for a single token, which serves as the reference."""
-
-    def reference(
-        self, x: Tensor, state: Any = None, *, mask: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
-        outputs = [x[:, :0]]
-        for t in range(x.shape[1]):
-            here = slice(t, t + 1)
-            flags = {name: flag[:, here] for name, flag in (("mask", mask), ("reset", reset)) if flag is not None}
-            y, state = self(x[:, here], state, **flags)
-            outputs.append(y)
-        return torch.cat(outputs, dim=1), state
+LEFT_OUT = ("compile",)  # takes most of the time, and what it finds are limits of torch
+BEGIN, END = "<!-- findings: python examples/check_outside_mixers.py --into docs/mixers.md -->", "<!-- end of findings -->"
 
 
-class GatedDeltaState(NamedTuple):
-    conv: Tensor  # [B, channels, kernel]: the last inputs of the convolution
-    memory: Tensor  # [B, H, K, V]
-
-
-class Carried:
-    """What the layer asks of a cache, over two tensors."""
-
-    def __init__(self, conv: Tensor, memory: Tensor) -> None:
-        self.conv, self.memory = conv, memory
-
-    def get_conv_state(self, layer: int, **_: Any) -> Tensor:
-        return self.conv
-
-    def get_recurrent_state(self, layer: int, **_: Any) -> Tensor:
-        return self.memory
-
-    def update_conv_state(self, new: Tensor, layer: int, **_: Any) -> Tensor:
-        joined = torch.cat([self.conv, new], dim=-1)
-        self.conv = joined[..., -self.conv.shape[-1] :]
-        return joined
-
-    def update_recurrent_state(self, new: Tensor, layer: int) -> None:
-        self.memory = new
-
-    def is_recording_past(self, layer: int) -> bool:
-        return False
-
-
-class GatedDeltaNet(Outside):
-    """Qwen3-Next's layer as `transformers` runs it on a CPU: chunks for many tokens, the recurrence for one."""
-
-    def __init__(self, width: int, *, heads: int = 4) -> None:
-        from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
-        from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
-
-        super().__init__()
-        self.width, self.heads = width, heads
-        share = {"linear_num_value_heads": heads, "linear_num_key_heads": heads}
-        size = {"linear_key_head_dim": width // heads, "linear_value_head_dim": width // heads}
-        config = Qwen3NextConfig(hidden_size=width, num_hidden_layers=1, layer_types=["linear_attention"], **share, **size)
-        self.layer = Qwen3NextGatedDeltaNet(config, 0)
-
-    def init_state(self, batch: int) -> GatedDeltaState:
-        layer, weight = self.layer, self.layer.out_proj.weight
-        conv = weight.new_zeros(batch, layer.conv_dim, layer.conv_kernel_size)
-        return GatedDeltaState(conv, weight.new_zeros(batch, self.heads, layer.head_k_dim, layer.head_v_dim))
-
-    def forward(
-        self, x: Tensor, state: GatedDeltaState | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, GatedDeltaState]:
-        if reset is not None:
-            raise NotOfferedError("no packed rows in the CPU path")
-        conv, memory = self.init_state(x.shape[0]) if state is None else state
-        cache = Carried(conv.clone(), memory)  # one token is written into the convolution's buffer in place
-        y = self.layer(x, cache=cache, attention_mask=mask)
-        return y, GatedDeltaState(cache.conv, cache.memory)
-
-
-class MinGRU(Outside):
-    """minGRU of `minGRU-pytorch`: a scan in log space for many tokens, the recurrence for one."""
-
-    def __init__(self, width: int, *, heads: int = 1) -> None:
-        super().__init__()
-        self.width, self.heads = width, heads
-        self.layer = self.make(width)
-
-    def make(self, width: int) -> nn.Module:
-        from minGRU_pytorch.minGRU import minGRU
-
-        return minGRU(width)
-
-    def init_state(self, batch: int) -> Any:
-        return None  # the package's word for "nothing before"
-
-    def forward(
-        self, x: Tensor, state: Any = None, *, mask: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
-        if mask is not None or reset is not None:
-            raise NotOfferedError("no padding and no packed rows")
-        return self.layer(x, state, return_next_prev_hidden=True)
-
-
-class MinLSTM(MinGRU):
-    """minLSTM of the same package."""
-
-    def make(self, width: int) -> nn.Module:
-        from minGRU_pytorch.minLSTM import minLSTM
-
-        return minLSTM(width)
+def own(layer: type[OutsideLayer]) -> type[OutsideLayer]:
+    """The same layer with padding left to its own mask, and no state where only the door would carry one."""
+    tags = getattr(layer, "tags", ("causal", "streaming", "positions=none"))
+    kept = tuple(tag for tag in tags if tag != "streaming" or not issubclass(layer, StatelessLayer))
+    return type(layer.__name__, (layer,), {"own_mask": True, "tags": kept, "__module__": layer.__module__})
 
 
 @dataclass(frozen=True)
 class Case:
-    """A mixer of a package, and what reading its code told about what the contract found."""
+    """A layer of a package, and what reading its code told about what the contract found."""
 
-    adapter: type[Mixer]
+    layer: type[OutsideLayer]
     package: str
     mixer: str
-    dtype: torch.dtype
-    because: dict[str, str]
+    dtype: torch.dtype = torch.float32  # of those that compute in float32 whatever they are given
+    because: dict[str, str] = field(default_factory=dict)
 
+
+def of(name: str) -> type[OutsideLayer]:
+    return getattr(outside_layers, name)
+
+
+_DECAYS = "The mask zeroes what a pad brings, but the state still decays over it: only pads before the first token are harmless."
+_IN_PLACE = "It writes into the state it is given, in place: nothing can be learnt through a state."
+_ROWS = "A single token meets the last inputs of all rows: B rows of one token come out as [B, B, D]."
+_ANEW = "A call of several tokens begins its convolution anew; only a single token reads what the state holds of it."
+_TWICE = "The form for many tokens sends the carried state through g once more; the form for one token does not."
+_SOFTPLUS = (
+    "Its softplus has exp in one branch of torch.where; where that overflows, 0 times infinity is in the gradient of the gate."
+)
+_STEP = (
+    "No defect: its state is as small as the step that the check takes in float32, and a norm behind it magnifies it; with "
+    "smaller steps the differences approach what autograd says."
+)
+_SCAN = "The scan over log decays runs in bfloat16."
 
 CASES = (
+    Case(of("HFMamba"), "transformers", "MambaMixer", because={"padding": _DECAYS}),
     Case(
-        GatedDeltaNet,
+        of("HFMamba2"),
         "transformers",
-        "Qwen3NextGatedDeltaNet on CPU",
-        torch.float32,  # it computes in float32 whatever it is given
-        {
-            "padding": "The mask zeroes a pad's input, but the gate's bias still decays the state and zeros enter the "
-            "convolution: only pads before the first token of an empty state are harmless.",
-            "compile": "Only the backward pass of the backend aot_eager; Inductor runs it. A limit of torch, not of the layer.",
-        },
+        "Mamba2Mixer",
+        because={"padding": _DECAYS, **dict.fromkeys(("split", "reference", "autocast"), _IN_PLACE)},
+    ),
+    Case(of("Qwen3NextGatedDeltaNet"), "transformers", "Qwen3NextGatedDeltaNet", because={"padding": _DECAYS}),
+    Case(
+        of("KimiDeltaAttention"), "transformers", "KimiLinearDeltaAttention", because={"padding": _DECAYS, "extremes": _SOFTPLUS}
     ),
     Case(
-        MinGRU,
+        of("Lfm2ShortConvolution"),
+        "transformers",
+        "Lfm2ShortConv",
+        torch.float64,
+        {"padding": "Pads enter the convolution as zeros between real tokens: only pads before the first are harmless."},
+    ),
+    Case(of("MiniMaxLightningAttention"), "transformers", "MiniMaxLightningAttention", because={"padding": _DECAYS}),
+    Case(
+        outside_recurrences.RecurrentGemmaBlock,
+        "transformers",
+        "RecurrentGemmaRecurrentBlock",
+        because={"split": _ANEW, "reference": _ANEW},
+    ),
+    Case(
+        outside_recurrences.RwkvTimeMixing,
+        "transformers",
+        "RwkvSelfAttention",
+        because={
+            **dict.fromkeys(("shapes", "value", "precision", "inference"), _ROWS),
+            **dict.fromkeys(("causality", "split", "rows", "reference", "gradients", "extremes", "autocast"), _IN_PLACE),
+        },
+    ),
+    Case(of("XLSTMLayer"), "transformers", "xLSTMLayer", because={"gradients": _STEP}),
+    Case(of("HFLlamaAttention"), "transformers", "LlamaAttention", torch.float64),
+    Case(of("XTransformersAttention"), "x-transformers", "Attention"),
+    Case(of("TitansNeuralMemory"), "titans-pytorch", "NeuralMemory", torch.float64),
+    Case(outside_recurrences.FlaGLA, "fla-core", "naive_recurrent_gla"),
+    Case(outside_recurrences.FlaKDA, "fla-core", "naive_recurrent_kda"),
+    Case(outside_recurrences.FlaGatedDeltaRule, "fla-core", "naive_chunk_gated_delta_rule and its recurrence"),
+    Case(
+        outside_recurrences.MinGRU,
         "minGRU-pytorch",
         "minGRU",
         torch.float64,
-        {
-            "extremes": "A carried state that underflows to 0 becomes log(0) in the next call.",
-            "autocast": "The scan over log decays runs in bfloat16.",
-        },
+        {"extremes": "A carried state that underflows to 0 becomes log(0) in the next call.", "autocast": _SCAN},
     ),
     Case(
-        MinLSTM,
+        outside_recurrences.MinLSTM,
         "minGRU-pytorch",
         "minLSTM",
         torch.float64,
-        {
-            "split": "The form for many tokens sends the carried state through g once more; the form for one token does not.",
-            "reference": "The same.",
-            "shapes": "A slice [:, -0:] takes everything where nothing is meant.",
-            "autocast": "The scan over log decays runs in bfloat16.",
-        },
+        {"split": _TWICE, "reference": _TWICE, "autocast": _SCAN},
     ),
 )
 
@@ -186,9 +130,11 @@ def examine(case: Case) -> dict[str, Any]:
     row: dict[str, Any] = {"package": case.package, "mixer": case.mixer}
     try:
         row["version"] = importlib.metadata.version(case.package)
-    except importlib.metadata.PackageNotFoundError:
-        return {**row, "skipped": f"{case.package} is not installed"}
-    outcomes = check(find(case.adapter, dtype=case.dtype))
+        case.layer(32)
+    except ImportError as error:  # a package that is not installed, and PackageNotFoundError, which is one
+        return {**row, "skipped": f"{error} is missing" if "named" not in str(error) else str(error)}
+    subject = find(own(case.layer), dtype=case.dtype)
+    outcomes = [run(one, subject) for one in contract("Mixer") if one.name not in LEFT_OUT]
     failed = [o for o in outcomes if o.status == "failed"]
     absent = [o for o in failed if f"raised {NotOfferedError.__name__}" in o.message]
     found = [{"check": o.name, "message": o.message, "because": case.because.get(o.name, "")} for o in failed if o not in absent]
@@ -213,19 +159,52 @@ def show(row: dict[str, Any]) -> None:
     for reason in dict.fromkeys(row["not_offered"].values()):
         names = [name for name, why in row["not_offered"].items() if why == reason]
         print(f"  not offered  {reason}: {', '.join(names)} stop there (cases that do without come first, and pass)")
-    print()
+    print(flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the findings as JSON")
-    out = parser.parse_args().out
-    torch.set_num_threads(1)
-    rows = [examine(case) for case in CASES]
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The findings as Markdown."""
+    lines = ["| layer | of | passed | found | not offered |", "|---|---|---|---|---|"]
     for row in rows:
-        show(row)
-    if out:
-        out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        said: dict[str, list[str]] = {}
+        for item in row["found"]:
+            said.setdefault(item["because"] or item["message"].replace("|", "/"), []).append(item["check"])
+        found = "<br>".join(f"**{', '.join(checks)}**: {reason}" for reason, checks in said.items()) or "nothing"
+        absent = ", ".join(dict.fromkeys(row["not_offered"].values()))
+        lines.append(f"| {row['mixer']} | {row['package']} {row['version']} | {len(row['passed'])} | {found} | {absent} |")
+    return "\n".join(lines)
+
+
+def insert(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Replace what stands between the marks of a page."""
+    before, begin, rest = path.read_text("utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{path} has no place for the findings: put the lines '{BEGIN}' and '{END}' where they belong.")
+    files.write(path, f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")
+
+
+def main(argv: Sequence[str] | None = None, say: Callable[[dict[str, Any]], None] = show) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", help="a layer of this name; repeat it for more (default: all)")
+    parser.add_argument(
+        "--out", type=Path, help="write the findings as JSON; rows of layers that are not asked, or missing here, stay"
+    )
+    parser.add_argument("--into", type=Path, help="write the findings into this page, between its marks")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    rows = {row["mixer"]: row for row in json.loads(given.out.read_text("utf-8"))} if given.out and given.out.is_file() else {}
+    for case in CASES:
+        if not given.only or case.mixer in given.only:
+            row = examine(case)
+            say(row)
+            if "skipped" not in row or case.mixer not in rows:
+                rows[case.mixer] = row
+    ordered = [rows[case.mixer] for case in CASES if case.mixer in rows]
+    if given.out:
+        files.write(given.out, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+    if given.into:
+        insert(given.into, [row for row in ordered if "skipped" not in row])
 
 
 if __name__ == "__main__":
