@@ -157,7 +157,7 @@ class DeltaNet(Mixer):
         """Swish, heads [B, T, H, K], [B, T, H, K], [B, T, H, V]; q and k of length 1."""
         widths = [self.heads * self.key_width] * 2 + [self.heads * self.value_width]
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in F.silu(qkv).split(widths, dim=-1))
-        return _unit(q), _unit(k), v
+        return unit(q), unit(k), v
 
     def _strength(self, x: Tensor) -> Tensor:
         """β [B, T, H]."""
@@ -173,7 +173,7 @@ class DeltaNet(Mixer):
         return self.o_proj(y * F.silu(self.g_proj(x)) if self.output_gate else y)
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
     """x / |x| over the last axis, in float32 at least."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPSILON)
