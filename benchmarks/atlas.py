@@ -20,6 +20,7 @@ Gram matrix; the share of keys whose answer is nearest to their own value, mean 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import math
@@ -44,6 +45,7 @@ from instar.mixers.omeganet import OmegaNet
 from instar.mixers.titans import Titans
 
 D, H, C = 64, 4, 16
+PEER = "titans_pytorch.neural_memory"
 BASE, LONGEST, SLOW = 1024, 16384, 1024
 """Lengths; the longest for `titans-pytorch`, which keeps the weights after every token."""
 Call = Callable[[], Tensor]
@@ -64,12 +66,9 @@ class ResidualMLP(nn.Module):
 
 
 def peer(chunk: int, block: int | None) -> nn.Module:
-    from titans_pytorch.neural_memory import NeuralMemory
-
     model = ResidualMLP(D // H, 4 * D // H)
-    return NeuralMemory(
-        D, chunk_size=chunk, batch_size=block, dim_head=D // H, heads=H, model=model, mem_model_norm_add_residual=False
-    )
+    memory: Any = importlib.import_module(PEER).NeuralMemory
+    return memory(D, chunk_size=chunk, batch_size=block, dim_head=D // H, heads=H, model=model, mem_model_norm_add_residual=False)
 
 
 class Same(nn.Module):
@@ -166,10 +165,11 @@ def recalled(pairs: int, degree: int, window: int, hebbian: bool = False) -> flo
         with torch.no_grad():
             phi = features(k)
             steps = [float(torch.linalg.matrix_norm(phi[max(0, t + 1 - window) : t + 1], 2)) ** -2 for t in range(pairs)]
-            tokens = [x.view(1, pairs, 1, width) for x in (k, k, v)]
+            key, value = (x.view(1, pairs, 1, width) for x in (k, v))
+            eta = torch.tensor(steps).view(1, -1, 1)
             start, flat = [torch.zeros(1, width, features.size)], torch.zeros(1, pairs, 1)
             gamma = torch.ones(1, pairs, 1, window)
-            W = rule(start, features, *tokens, flat, None, torch.tensor(steps).view(1, -1, 1), gamma)[1].weights[0][0, 0]
+            W = rule(start, features, key, key, value, flat, None, eta, gamma)[1].weights[0][0, 0]
         found.append(float((torch.cdist(phi @ W.T, v).argmin(1) == torch.arange(pairs)).float().mean()))
     return statistics.mean(found)
 
@@ -204,8 +204,7 @@ def main() -> None:
     quick = options.quick
     torch.set_num_threads(1)
     try:
-        import titans_pytorch.neural_memory  # noqa: F401
-
+        importlib.import_module(PEER)
         version = f"titans-pytorch {importlib.metadata.version('titans-pytorch')}"
     except ImportError as error:
         version = f"left out: {error}"
