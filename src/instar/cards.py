@@ -27,6 +27,8 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "bidirectional": bool,
     "stochastic": bool,
     "surrogate_grad": bool,
+    "batch_statistics": bool,
+    "whole_network": bool,
     "chunk_is_semantics": bool,
     "lookahead": int,
     "max_len": int,
@@ -39,6 +41,8 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
 }
 """Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
 
+Of a mixer: `batch_statistics`, it normalises by the batch in training, so that it is held to its contract in eval mode;
+`whole_network`, it has residuals, norms and mixers of channels of its own, and a classifier adds none.
 Of a head: `orthonormal`, its method `bases()` gives the matrices whose rows or columns are; `rotation`, whether old vectors that
 are a rotation of the new ones are found again beyond chance (`learnt`) or exactly.
 Of an adapter: `exact_at_birth`, whether it leaves every bit of the outputs as it was until it is trained.

@@ -55,5 +55,6 @@ CONTRACT = (
     Check("inference", check_inference),
     Check("state_bytes", check_state_bytes, costs=True),
 )
-"""A stochastic mixer is held to everything in eval mode, and in training mode to `seeded`. A surrogate gradient is held to
-its formula by `reference`; a state of partial chunks (`chunk_is_semantics`) to every split, as any other."""
+"""A stochastic mixer is held to everything in eval mode, and in training mode to `seeded`; one that reads statistics of a batch
+in eval mode. A surrogate gradient is held to its formula by `reference`; a state of partial chunks (`chunk_is_semantics`) to
+every split, as any other."""

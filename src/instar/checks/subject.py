@@ -21,6 +21,9 @@ WARM = 6
 PROBE = 5
 """Tokens that show what is in a state, by continuing from it."""
 
+SETTLE = 50
+"""Batches after which running statistics are those of the data."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -53,9 +56,9 @@ class Subject:
         return catalogue.variables(self.cls, self.arguments, T=tokens, D=self.width)
 
     def build(self, dtype: torch.dtype | None = None, seed: int | None = None) -> Mixer:
-        """A module in training mode (eval mode if it is stochastic).
+        """A module in training mode (eval mode if it is stochastic, or reads statistics of the batch in training).
 
-        Parameters are moved off their start values, among which zeros and ones hide mistakes.
+        Parameters are moved off their start values, among which zeros and ones hide mistakes; so are running statistics.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed if seed is None else seed)
@@ -65,7 +68,12 @@ class Subject:
             with torch.no_grad():
                 for parameter in mixer.parameters():
                     parameter.add_(0.05 * torch.randn_like(parameter))
-        return mixer.to(dtype or self.dtype).train(not self.card.capability("stochastic"))
+            mixer.to(dtype or self.dtype)
+            if self.card.capability("batch_statistics"):
+                with torch.no_grad():
+                    for _ in range(SETTLE):
+                        mixer(self.x(2, WARM, dtype))
+        return mixer.train(not self.card.capability("stochastic") and not self.card.capability("batch_statistics"))
 
     def x(self, batch: int, tokens: int, dtype: torch.dtype | None = None) -> Tensor:
         """Random tokens [B, T, D]."""
