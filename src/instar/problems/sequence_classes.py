@@ -27,6 +27,9 @@ from instar.problems.language import device_of, evaluating
 _EVALUATION_TOKENS = 16384  # tokens of a batch in evaluation; bounds memory whatever the lengths
 _POOLED = 16  # batches of training that are cut from sequences sorted by length, so that little of them is padding
 
+Batch = tuple[Tensor, Tensor | None, Tensor]
+"""What `Sequences.batch` gives."""
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -43,7 +46,7 @@ class Sequences:
         """Tokens or frames of each."""
         return np.array([len(row) for row in self.rows])
 
-    def batch(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor]:
+    def batch(self, chosen: Sequence[int]) -> Batch:
         """Tokens [B, T] or frames [B, T, C], which are real (None where all are), and classes [B]; padding is on the right."""
         rows = [self.rows[i] for i in chosen]
         length = max(map(len, rows))
@@ -59,7 +62,8 @@ class SequenceClassifier(nn.Module):
     r"""logits = W · mean over real tokens of RMSNorm(block_L(… block_1(E(tokens) + positions))) + b.
 
     Blocks and positions are the decoder's. The mean is read for every mixer: whether it reads one side or both, each real token
-    counts, and padding does not.
+    counts, and padding does not. A mixer that is a whole network (its card says `whole_network`) stands once in place of blocks
+    and norm.
 
     Args:
         build: makes the mixer. embedding: E, what makes D numbers of each token (a table) or frame (a linear map); its weight is
@@ -71,21 +75,26 @@ class SequenceClassifier(nn.Module):
 
     def __init__(self, build: Build, *, embedding: nn.Module, classes: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        self.build, self.width, self.depth, self.heads = build, width, depth, heads
+        whole = bool(build.card.capability("whole_network"))
+        self.build, self.width, self.depth, self.heads = build, width, 1 if whole else depth, heads
         hidden = -(-8 * width // (3 * 64)) * 64
         self.embedding = embedding
-        self.blocks = nn.ModuleList(Block(build(width, heads=heads), width, hidden) for _ in range(depth))
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        mixers = [build(width, heads=heads) for _ in range(self.depth)]
+        self.blocks = nn.ModuleList(mixers if whole else [Block(mixer, width, hidden) for mixer in mixers])
+        self.norm = nn.Identity() if whole else nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, classes)
         hosted = build.card.capability("positions") == "host"
         self.amplitude = nn.Parameter(torch.tensor(0.02 * 2**0.5)) if hosted else None
-        own: list[nn.Module] = [self.embedding, self.head]
-        own += [layer for block in self.blocks for layer in block.feed.children()]  # type: ignore[union-attr]
-        for layer in own:
+        for layer in (self.embedding, self.head, *self._feeds()):
             nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.bias)
         if type(embedding) is nn.Linear:  # without a bias the norms would leave nothing of a single channel but its sign
             nn.init.normal_(embedding.bias, std=0.02)
+
+    def _feeds(self) -> list[nn.Module]:
+        """Linear layers of the blocks' mixers of channels."""
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        return [layer for block in blocks for layer in block.feed.children()]
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.head(self.pooled(tokens, mask))
@@ -98,7 +107,7 @@ class SequenceClassifier(nn.Module):
             where, _ = count_positions(start, tokens.shape[1], mask, None)
             x = x + self.amplitude * sinusoid(where, self.width).to(x.dtype)
         for block in self.blocks:
-            x, _ = block(x, None, mask, None)
+            x, _ = block(x, None, mask=mask, reset=None)
         x = self.norm(x)
         if mask is None:
             return x.mean(1)
@@ -113,10 +122,10 @@ class SequenceClassifier(nn.Module):
         mixer = self.layer_cost(tokens)
         if mixer is None:
             return None
-        feed: nn.Module = self.blocks[0].feed  # type: ignore[assignment]
-        matrices = sum(p.numel() for p in feed.parameters())
-        frames = self.embedding.weight.numel() if isinstance(self.embedding, nn.Linear) else 0
-        return 2.0 * self.head.weight.numel() + 2.0 * tokens * frames + self.depth * (2.0 * tokens * matrices + mixer[0])
+        matrices = sum(p.numel() for layer in self._feeds() for p in layer.parameters())
+        if isinstance(self.embedding, nn.Linear):
+            matrices += self.embedding.weight.numel()
+        return 2.0 * self.head.weight.numel() + 2.0 * tokens * matrices + self.depth * mixer[0]
 
 
 class SequenceClassesProblem(Problem):
@@ -192,14 +201,14 @@ class SequenceClassesProblem(Problem):
         lengths = train.lengths
         order: dict[int, Tensor] = {}
 
-        def batch(index: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        def batch(index: int) -> Batch:
             epoch, place = divmod(index, len(train) // size)
             if epoch not in order:
                 order.clear()
                 order[epoch] = _epoch(lengths, size, stream(seed, f"epoch/{epoch}"))
-            return train.batch(order[epoch][place].tolist())
+            return self.seen(train.batch(order[epoch][place].tolist()), stream(seed, f"seen/{index}"))
 
-        def loss(model: nn.Module, given: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
+        def loss(model: nn.Module, given: Batch) -> Tensor:
             logits, labels = _ask(model, given)
             return F.cross_entropy(logits.float(), labels)
 
@@ -214,6 +223,10 @@ class SequenceClassesProblem(Problem):
             monitor=monitor,
             checkpoint=checkpoint,
         )
+
+    def seen(self, given: Batch, generator: torch.Generator) -> Batch:
+        """What training sees of a batch: all of it, unless a problem varies its data."""
+        return given
 
     def evaluate(self, subject: SequenceClassifier, split: Sequences) -> dict[str, Items]:
         """Right or wrong, sequence by sequence."""
@@ -232,10 +245,10 @@ class SequenceClassesProblem(Problem):
         forward, cost = subject.forward_flops(self.length), subject.layer_cost(self.length)
         if forward is None or cost is None:
             return {}
-        return {"train_flops_per_token": 3 * forward / self.length, "state_bytes": self.depth * cost[1]}
+        return {"train_flops_per_token": 3 * forward / self.length, "state_bytes": subject.depth * cost[1]}
 
 
-def _ask(model: nn.Module, given: tuple[Tensor, Tensor | None, Tensor]) -> tuple[Tensor, Tensor]:
+def _ask(model: nn.Module, given: Batch) -> tuple[Tensor, Tensor]:
     """Logits and classes, where the model is."""
     tokens, mask, labels = (None if part is None else part.to(device_of(model)) for part in given)
     assert labels is not None
