@@ -77,6 +77,7 @@ def compare(
     Examples:  `instar compare text --methods gla,aaren --budget 1m`
     ·  `instar compare text --data book.txt --methods gla --add mine.py:MyMixer --seeds 5 --out runs/book`
     ·  `instar compare recall --methods gla,gla:no_gate --budget 500steps --dry-run`
+    ·  `instar compare speech --data FOLDER --methods lmuformer` (LABEL/NAME.wav, or LABEL_SPEAKER_NUMBER.wav)
     """
     from instar.bench.compare import compare as run
     from instar.bench.plan import Request

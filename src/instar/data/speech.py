@@ -56,6 +56,8 @@ def recordings(data: str | None) -> Recordings:
 
     Raises DataError: nothing there, files that cannot be read (which and why), fewer than two labels.
     """
+    if not isinstance(data, str | None):
+        raise DataError(f"Recordings are read from one folder or one .zip file; received {data}. {RULE}")
     path = _digits() if data is None else Path(data)
     files = _zipped(path) if path.is_file() else _folder(path)
     if data is None:

@@ -81,7 +81,8 @@ class SpeechProblem(SequenceClassesProblem):
         rows = [log_mel(wave, RATE, BANDS)[: self.frames] for wave in found.waves]
         parts, facts = divided(found)
         heard = np.concatenate([rows[i] for i in parts[0]])
-        rows = [(row - heard.mean()) / (2 * max(float(heard.std()), 1e-6)) for row in rows]
+        mean, scale = float(heard.mean()), 2 * max(float(heard.std()), 1e-6)
+        rows = [((row - mean) / scale).astype(np.float32) for row in rows]
         splits = [Sequences([rows[i] for i in part], found.labels[part]) for part in parts]
         lost = sorted({found.classes[label] for label in found.labels} - {found.classes[label] for label in splits[0].labels})
         if lost:
