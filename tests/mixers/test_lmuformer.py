@@ -57,7 +57,9 @@ def test_is_its_equations() -> None:
 def test_the_authors_have_as_many_parameters() -> None:
     """1,621,796 with 128 bands, 35 words and d = 256, where the first convolution reads 128 channels and not 256."""
     model = LMUFormer(256, order=256, theta=128.0)
-    classifier = SequenceClassifier(Build(CARD, LMUFormer, {}), nn.Linear(128, 256), classes=35, width=256, depth=2, heads=4)
+    classifier = SequenceClassifier(
+        Build(CARD, LMUFormer, {}), embedding=nn.Linear(128, 256), classes=35, width=256, depth=2, heads=4
+    )
     count = sum(p.numel() for p in [*model.parameters(), *classifier.head.parameters()])
     assert count - (256 - 128) * 256 * 3 == 1_621_796
 
@@ -78,7 +80,9 @@ def test_frame_by_frame_is_the_whole(preset: str) -> None:
 def test_the_answer_of_a_classifier_streams_too() -> None:
     """The running mean of outputs, through the head, is at each frame the answer to what has arrived."""
     torch.manual_seed(0)
-    model = SequenceClassifier(Build(CARD, LMUFormer, {}), nn.Linear(5, 16), classes=4, width=16, depth=2, heads=4).eval()
+    model = SequenceClassifier(
+        Build(CARD, LMUFormer, {}), embedding=nn.Linear(5, 16), classes=4, width=16, depth=2, heads=4
+    ).eval()
     assert len(model.blocks) == 1
     frames, state, total = torch.randn(2, 30, 5), None, torch.zeros(2, 16)
     for t in range(30):

@@ -6,7 +6,6 @@ Warden 2018, "Speech Commands" (arXiv 1804.03209), is the task; the default is t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -60,7 +59,6 @@ class SpeechProblem(SequenceClassesProblem):
         if frames < 1:
             raise ShapeError(f"speech reads 1 frame or more; received frames={frames}.")
         super().__init__(
-            embed=partial(nn.Linear, BANDS),
             classes=10,
             length=frames,
             batch=batch,
@@ -71,6 +69,10 @@ class SpeechProblem(SequenceClassesProblem):
             precision=precision,
         )
         self.data, self.frames = data, frames
+
+    def embedding(self) -> nn.Linear:
+        """A linear map of the bands."""
+        return nn.Linear(BANDS, self.width)
 
     def load(self, seed: int) -> Data:
         """The same split for every seed."""
