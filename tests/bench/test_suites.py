@@ -114,7 +114,7 @@ def test_a_likelihood_alone_misleads_where_it_does() -> None:
     said = report.answer(found)
     assert said.tasks["retrieval"] == "no worse than softmax: s4d; worse: gla."
     assert "gla, s4d" in said.tasks["local"]
-    assert said.missing == ["finding a key in text", "nested lists", "images as rows of pixels"]
+    assert said.missing == ["finding a key in text", "nested lists", "images as rows of pixels", "naming spoken digits"]
 
 
 def test_page_and_terminal_say_the_same(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_questions_and_files_that_make_no_sense(tmp_path: Path) -> None:
         running.run("length", Question(), tmp_path, methods=["linformer"])
     with pytest.raises(PlanError, match="mixers"):
         running.run("length", Question(), tmp_path, methods=["lora"])
-    with pytest.raises(PlanError, match="No part speech"):
-        running.run("length", Question(), tmp_path, only=["speech"])
+    with pytest.raises(PlanError, match="No part swap"):
+        running.run("length", Question(), tmp_path, only=["swap"])
     with pytest.raises(RecordError, match="no complete record"):
         running.load(tmp_path / "nowhere")
     path = tmp_path / "length.toml"

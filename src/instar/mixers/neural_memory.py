@@ -66,9 +66,10 @@ class NeuralMemory(Mixer):
             )
         self.width, self.heads, self.head_width, self.rule = width, heads, width // heads, rule
         self.conv_size, self.output_gate, self.largest_step = conv_size, output_gate, largest_step
-        for name in "qkv":
-            setattr(self, f"{name}_proj", nn.Linear(width, width, bias=False))
-            setattr(self, f"{name}_conv1d", nn.Conv1d(width, width, conv_size, groups=width, bias=False))
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=False) for _ in "qkv")
+        self.q_conv1d, self.k_conv1d, self.v_conv1d = (
+            nn.Conv1d(width, width, conv_size, groups=width, bias=False) for _ in "qkv"
+        )
         counts = {"alpha": 1, "theta": int(rule.momentum), "eta": 1, "gamma": rule.window if rule.window > 1 else 0}
         self._gates = {name: count for name, count in counts.items() if count}
         self.gate_proj = nn.Linear(width, heads * sum(self._gates.values()))
