@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from instar.cards import Card, Cost, Knob
 from instar.checks import Subject
 from instar.interfaces import Mixer
+from instar.mixers.batch_norm import BatchNorm
 
 
 class LeakyState(NamedTuple):
@@ -264,6 +265,22 @@ class Returns(Spoilt):
 class Crashes(Leaky):
     def forward(self, x: Tensor, *args: Any, **flags: Any) -> tuple[Tensor, Any]:
         raise RuntimeError("out of order")
+
+
+class NormalisesByBatch(Leaky):
+    """Correct in eval mode; in training its outputs depend on the whole batch, as batch norm does."""
+
+    def __init__(self, width: int, *, heads: int = 1) -> None:
+        super().__init__(width, heads=heads)
+        self.norm = BatchNorm(width)
+
+    def forward(self, x: Tensor, *args: Any, mask: Tensor | None = None, **flags: Any) -> tuple[Tensor, Any]:
+        y, state = super().forward(x, *args, mask=mask, **flags)
+        return self.norm(y, mask).to(x.dtype), state
+
+    def reference(self, x: Tensor, *args: Any, mask: Tensor | None = None, **flags: Any) -> tuple[Tensor, Any]:
+        y, state = super().reference(x, *args, mask=mask, **flags)
+        return self.norm(y, mask).to(x.dtype), state
 
 
 class Dropout(Leaky):

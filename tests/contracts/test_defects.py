@@ -86,6 +86,11 @@ def test_stochastic_mixer_passes_under_its_tag_only() -> None:
     assert "deterministic" in failures(subject(d.Dropout))
 
 
+def test_statistics_of_the_batch_pass_under_their_tag_only() -> None:
+    assert failures(subject(d.NormalisesByBatch, "causal", "streaming", "batch_statistics")) == {}
+    assert {"split", "padding", "reset"} <= set(failures(subject(d.NormalisesByBatch)))
+
+
 def test_float32_is_judged_by_its_own_tolerance() -> None:
     correct = subject(d.Leaky)
     assert failures(Subject(correct.cls, correct.card, width=8, dtype=torch.float32)) == {}
