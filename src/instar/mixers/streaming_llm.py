@@ -120,11 +120,12 @@ class StreamingLLM(Projecting):
         valid = last.gather(1, newest)
         held = [_kept(part, newest, valid) for part in (keys, values)]
         written = (where.unsqueeze(1) == sink.unsqueeze(1)) & (real & (segment == segment[:, -1:])).unsqueeze(1)
-        sink_keys, sink_values = (
+        first = [
             torch.where(written.any(2)[:, None, :, None], written.unsqueeze(1).to(new.dtype) @ new, old.to(new.dtype))
             for old, new in ((state.sink_keys, k), (state.sink_values, v))
-        )
-        return y, StreamingLLMState(sink_keys, sink_values, *held, at.gather(1, newest).masked_fill(~valid, -1), position)
+        ]
+        at = at.gather(1, newest).masked_fill(~valid, -1)
+        return y, StreamingLLMState(first[0], first[1], held[0], held[1], at, position)
 
     def reference(
         self, x: Tensor, state: StreamingLLMState | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
