@@ -43,6 +43,10 @@ class NeuralMemory(Mixer):
     Knobs are the constructor's of `Atlas`, `OmegaNet` and `Titans`. Raises ShapeError.
     """
 
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+
     def __init__(
         self,
         width: int,
