@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from instar import files
 from instar.bench.seeds import derive
 from instar.errors import CheckpointError, DivergedError, ShapeError
-from instar.interfaces import Monitor
+from instar.interfaces import Monitor, Optimizer
 from instar.models import checkpoint as tensors_file
+from instar.models.packing import pack, unpack
 from instar.models.refitting import refitting
 
 Schedule = Literal["cosine", "constant"]
@@ -45,15 +46,57 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_every_seconds: float = 60.0,
 ) -> None:
-    """Train `model` in place for `steps` steps of AdamW, with warm-up, cosine decay to a tenth, and gradient clipping.
-
-    What a module learns otherwise, such as hash functions, is fitted when it is due: see `instar.models.refitting`.
+    """Train `model` in place by `descend` with AdamW.
 
     Args:
+        lr, weight_decay, betas: of AdamW; norms and biases do not decay. groups: parameter groups, each with its own peak rate
+            `lr` and `weight_decay`, where one for all does not suit. All others: as of `descend`.
+    """
+    if not lr > 0:
+        raise ShapeError(f"fit expects lr > 0; received {lr}.")
+    descend(
+        model,
+        adamw(model, lr=lr, weight_decay=weight_decay, betas=betas, groups=groups),
+        batch,
+        loss,
+        steps=steps,
+        schedule=schedule,
+        clip=clip,
+        precision=precision,
+        accumulate=accumulate,
+        seed=seed,
+        monitor=monitor,
+        checkpoint=checkpoint,
+        checkpoint_every_seconds=checkpoint_every_seconds,
+    )
+
+
+def descend(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batch: Callable[[int], Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    steps: int,
+    schedule: Schedule = "cosine",
+    clip: float = 1.0,
+    precision: Precision = "float32",
+    accumulate: int = 1,
+    seed: int = 0,
+    monitor: Monitor | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every_seconds: float = 60.0,
+) -> None:
+    """Train `model` in place for `steps` steps of any optimiser, with warm-up, cosine decay to a tenth, and gradient clipping.
+
+    What a module learns otherwise, such as hash functions, is fitted when it is due: see `instar.models.refitting`. An
+    `instar.interfaces.Optimizer` is told the loss of each step.
+
+    Args:
+        optimiser: of the model's parameters; the rates of its groups are the peaks.
         batch: the data of micro-batch n; a pure function of n, so that a resumed run sees what an uninterrupted one sees.
             Step s uses the micro-batches s · accumulate … (s + 1) · accumulate - 1.
-        loss: the mean loss of a micro-batch.
-        groups: parameter groups of AdamW, each with its own peak rate `lr` and `weight_decay`, where one for all does not suit.
+        loss: the mean loss of a micro-batch. clip: the largest norm of all gradients together.
         precision: "bf16" runs forward and loss under autocast; weights and optimiser stay as they are.
         seed: of dropout and its like: each step draws from a stream of its own.
         monitor: called with (steps done, loss) after each step; True stops training (and saves).
@@ -62,17 +105,16 @@ def fit(
 
     Raises DivergedError for a loss that is not finite, CheckpointError for a checkpoint of another model or other settings.
     """
-    if steps < 0 or accumulate < 1 or not lr > 0 or precision not in ("float32", "bf16"):
+    if steps < 0 or accumulate < 1 or precision not in ("float32", "bf16"):
         raise ShapeError(
-            "fit expects steps ≥ 0, accumulate ≥ 1, lr > 0 and precision float32 or bf16; received "
-            f"{steps}, {accumulate}, {lr}, {precision}."
+            "Training expects steps ≥ 0, accumulate ≥ 1 and precision float32 or bf16; received "
+            f"{steps}, {accumulate}, {precision}."
         )
-    settings = {
-        **{"steps": steps, "lr": lr, "schedule": schedule, "weight_decay": weight_decay, "betas": list(betas), "clip": clip},
-        **{"precision": precision, "accumulate": accumulate, "seed": seed},
-    }
-    optimiser = adamw(model, lr=lr, weight_decay=weight_decay, betas=betas, groups=groups)
     peaks = [group["lr"] for group in optimiser.param_groups]
+    settings = {
+        **{"steps": steps, "schedule": schedule, "clip": clip, "precision": precision, "accumulate": accumulate, "seed": seed},
+        **{"optimiser": type(optimiser).__name__, "groups": [_plain(group) for group in optimiser.param_groups]},
+    }
     path = files.folder(checkpoint) / FILE if checkpoint is not None else None
     first = _resume(path, model, optimiser, settings) if path is not None and path.exists() else 0
     device = next(model.parameters()).device
@@ -92,9 +134,13 @@ def fit(
                     term.backward()
                     value += float(term.detach())
                 if not math.isfinite(value):
-                    raise DivergedError(f"The loss is {value} at step {step + 1} of {steps}; a smaller rate than {lr} may help.")
+                    raise DivergedError(
+                        f"The loss is {value} at step {step + 1} of {steps}; smaller rates than {peaks} may help."
+                    )
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimiser.step()
+                if isinstance(optimiser, Optimizer):
+                    optimiser.observe(value)
                 optimiser.zero_grad()
                 stop = monitor is not None and bool(monitor(step + 1, value))
                 due = time.monotonic() - saved > checkpoint_every_seconds
@@ -136,12 +182,17 @@ def adamw(
     return torch.optim.AdamW([g for g in both if g["params"]], lr=lr, betas=betas, foreach=True)
 
 
+def _plain(group: dict[str, Any]) -> dict[str, Any]:
+    """What decides the steps of a group: its numbers and names."""
+    return {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
+
+
 def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, settings: dict[str, Any]) -> None:
     """One file, replaced at once: model, optimiser, and (as its metadata) the step and the settings."""
-    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, entries in optimiser.state_dict()["state"].items():
-        tensors |= {f"{_PREFIX}{index}/{name}": tensor for name, tensor in entries.items()}
-    tensors_file.write(path, tensors, {"step": str(step), "settings": json.dumps(settings, sort_keys=True)})
+    tensors, tree = pack(optimiser.state_dict(), _PREFIX)
+    tensors |= {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    facts = {"step": str(step), "settings": json.dumps(settings, sort_keys=True), "optimiser": tree}
+    tensors_file.write(path, tensors, facts)
 
 
 def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, settings: dict[str, Any]) -> int:
@@ -155,18 +206,23 @@ def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, sett
         raise CheckpointError(f"{path} says that {step!r} of {settings['steps']} steps are done. Delete it to start again.")
     weights = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
     tensors_file.compare(path, weights, model.state_dict())
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, entry = name.removeprefix(_PREFIX).partition("/")
-        if not name.startswith(_PREFIX):
-            continue
-        known = index.isdecimal() and int(index) < len(parameters) and entry in ("step", "exp_avg", "exp_avg_sq")
-        if not known or (entry != "step" and tensor.shape != parameters[int(index)].shape):
-            raise CheckpointError(f"{path}: '{name}' does not fit this model's optimiser. Delete it to start again.")
-        state.setdefault(int(index), {})[entry] = tensor
-    if any(len(entries) != 3 for entries in state.values()):
-        raise CheckpointError(f"{path}: the optimiser's state is incomplete. Delete it to start again.")
+    state = unpack(metadata.get("optimiser", "null"), tensors)
+    _fits(path, state, optimiser)
+    try:
+        optimiser.load_state_dict(state)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the optimiser's state does not fit ({error}). Delete it to start again.") from error
     model.load_state_dict(weights)
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     return int(step)
+
+
+def _fits(path: Path, state: Any, optimiser: torch.optim.Optimizer) -> None:
+    """Raise CheckpointError where a tensor that belongs to a parameter has neither its shape nor none."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    entries = state.get("state", {}) if isinstance(state, dict) else None
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path} holds no state of an optimiser. Delete it to start again.")
+    for index, found in entries.items():
+        known = isinstance(index, int) and 0 <= index < len(parameters) and isinstance(found, dict)
+        if not known or any(isinstance(t, Tensor) and t.dim() and t.shape != parameters[index].shape for t in found.values()):
+            raise CheckpointError(f"{path}: the entry {index!r} does not fit this model's optimiser. Delete it to start again.")

@@ -116,6 +116,20 @@ class TextProblem(Problem):
         checkpoint: Path | None = None,
     ) -> None:
         """Windows at random places of random blocks, a block in proportion to its length; loss in nats per byte."""
+        fit(
+            subject,
+            self.windows(train, seed),
+            self.loss,
+            steps=steps,
+            lr=self.lr,
+            precision=self.precision,
+            seed=seed,
+            monitor=monitor,
+            checkpoint=checkpoint,
+        )
+
+    def windows(self, train: Blocks, seed: int) -> Callable[[int], Tensor]:
+        """The targets [B, T] of each step, a function of (seed, step) alone."""
         ends = np.cumsum(train.length)
 
         def batch(index: int) -> Tensor:
@@ -127,28 +141,23 @@ class TextProblem(Problem):
                 rows.append(text[start : start + self.length])
             return _pad(rows, self.length)
 
-        def loss(model: nn.Module, targets: Tensor) -> Tensor:
-            return _cross_entropy(model, targets.to(device_of(model)), "mean")
+        return batch
 
-        fit(
-            subject,
-            batch,
-            loss,
-            steps=steps,
-            lr=self.lr,
-            precision=self.precision,
-            seed=seed,
-            monitor=monitor,
-            checkpoint=checkpoint,
-        )
+    def loss(self, model: nn.Module, targets: Tensor) -> Tensor:
+        """Nats per byte, mean over a batch."""
+        return _cross_entropy(model, targets.to(device_of(model)), "mean")
+
+    def bits(self, subject: Subject, split: Blocks, length: int) -> Items:
+        """Bits of every block in windows of `length` bytes."""
+        with evaluating(subject):
+            return Items(_bits(subject, split, length).tolist(), split.length.tolist())
 
     def evaluate(self, subject: Subject, split: Blocks) -> dict[str, Items]:
         """Bits of every block at windows of T, 2T and 4T."""
-        with evaluating(subject):
-            return {
-                f"bits_per_byte@{name}": Items(_bits(subject, split, factor * self.length).tolist(), split.length.tolist())
-                for name, factor in (("T", 1), ("2T", 2), ("4T", 4))
-            }
+        return {
+            f"bits_per_byte@{name}": self.bits(subject, split, factor * self.length)
+            for name, factor in (("T", 1), ("2T", 2), ("4T", 4))
+        }
 
     def costs(self, subject: Subject) -> dict[str, float]:
         """Closed forms: training is counted as three forward passes."""
