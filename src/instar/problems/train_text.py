@@ -87,8 +87,8 @@ class TrainTextProblem(Problem):
         """The same splits for every seed."""
         one, two = (text.load(seed) for text in self.texts)
         facts = {**one.facts, "second": "email, Python's package" if self.second is None else two.facts["name"]}
-        parts = [Texts(getattr(one, name), getattr(two, name)) for name in ("train", "valid", "test")]
-        return Data(*parts, digest([one.sha256, two.sha256]), facts)
+        train, valid, test = (Texts(getattr(one, name), getattr(two, name)) for name in ("train", "valid", "test"))
+        return Data(train, valid, test, digest([one.sha256, two.sha256]), facts)
 
     def subject(self, build: Build, data: Data, seed: int) -> Subject:
         """The decoder, its weights drawn by the seed, and the optimiser around it."""
