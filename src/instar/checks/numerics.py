@@ -46,7 +46,7 @@ def check_precision(subject: Subject) -> None:
 
 
 def check_gradients(subject: Subject) -> None:
-    """Autograd agrees with central differences, along one of two random directions of each input, parameter and state tensor."""
+    """Autograd agrees with central differences, along one of three random directions of each input, parameter, state tensor."""
     mixer, T = subject.build(), subject.tokens(7)
     x, state = subject.x(2, T), subject.warm(mixer, 2)
     weights = [subject.x(2, T), subject.x(2, 2)]
@@ -64,10 +64,8 @@ def check_gradients(subject: Subject) -> None:
     taken = torch.autograd.grad(loss(), list(wanted.values()), allow_unused=True)
     step, allowed = (1e-6, 1e-6) if subject.dtype == torch.float64 else (1e-3, 2e-2)
     for (name, tensor), gradient in zip(wanted.items(), taken, strict=True):
-        for fine in (
-            False,
-            True,
-        ):  # a kink may lie between two points; a wrong gradient is wrong along both directions
+        # A kink may lie between the points; a wrong gradient is wrong along all directions.
+        for fine in (False, False, True):
             direction = torch.randn_like(tensor)
             found = 0.0 if gradient is None else float((gradient * direction).sum())
             measured = _slope(loss, tensor, direction, step, fine and subject.dtype == torch.float64)
