@@ -7,7 +7,8 @@ know the type. They take turns, call by call. Of the smallest case the caches ar
 second-level cache, and several sets of them take turns as well. GB/s count the keys and values that exist, not the padding;
 beside them stands what a plain sum over as much memory reads at that moment, on one thread. Ratios are those of one round, their
 median: peers' time over ours. `kernel` runs on one thread and counts seconds of the processor, that others lengthen less;
-`schedules` runs the compiled kernel on two and counts those of the clock.
+`schedules` runs the compiled kernel on two and counts those of the clock; how much sooner two threads end a plain read of as much
+memory is what the machine allows at that moment.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ CASES: dict[str, tuple[list[int], int, int, int]] = {
 """Lengths, query heads, key heads, width."""
 SKEWED: dict[str, tuple[list[int], int, int, int]] = {
     "1 x 32768, one key head": ([32768], 8, 1, 64),
+    "1 x 262144, one key head": ([262144], 8, 1, 64),
     "16384 and 256, one key head": ([16384, 256], 8, 1, 64),
     "one 8192 and fifteen of 128-898": (RAGGED, 16, 4, 64),
     "8 x 2048 (balanced)": ([2048] * 8, 16, 4, 64),
@@ -168,14 +170,26 @@ def schedules(only: str, rounds: int) -> list[dict[str, Any]]:
                 sets[schedule] = partial(attend, plan, q, k, v, form="compiled")
             plan = DecodePlan.of(sizes[0], sizes[2], workers=1)
             sets["one thread"] = partial(attend, plan, q, k, v, form="compiled")
+            read = torch.ones(sum(sizes[0]) * sizes[2] * 2 * sizes[3] * dtype.itemsize // 4)
+            sets["read"] = read.sum
+            sets["read, one thread"] = partial(on_one_thread, read.sum)
             taken = turns([sets], rounds, time.perf_counter)
             best = {name: min(found) for name, found in taken.items()}
             ratio = best["one-per-output"] / best["stream-k"]
             shown = "  ".join(f"{name} {found * 1e3:.3f} ms" for name, found in best.items())
-            print(f"{title}: {shown}; one per output / stream-K {ratio:.2f}", flush=True)
+            limit = best["read, one thread"] / best["read"]
+            print(f"{title}: {shown}; one per output / stream-K {ratio:.2f}, of a plain read {limit:.2f}", flush=True)
             middle = {name: statistics.median(found) for name, found in taken.items()}
-            rows.append({"case": title, "load": environment.load(), "min": best, "median": middle, "ratio_of_minima": ratio})
+            rows.append({"case": title, "load": environment.load(), "min": best, "median": middle})
+            rows[-1] |= {"ratio_of_minima": ratio, "ratio_of_a_plain_read": limit}
     return rows
+
+
+def on_one_thread(call: Callable[[], object]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    call()
+    torch.set_num_threads(before)
 
 
 def main() -> None:
