@@ -34,6 +34,7 @@ from instar.optim.mkor import MKOR
 from instar.optim.sgd import SGD
 
 Call = Callable[[], object]
+RESULT = Path(__file__).parent / "results" / "optimisers.json"
 SIZES = (256, 512, 1024, 2048, 4096)
 LARGEST_EIGH = 2048
 ROUNDS, FEWEST = 15, 3
@@ -121,7 +122,7 @@ def measured(calls: dict[str, Call]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", choices=("refresh", "step"))
-    parser.add_argument("--out", type=Path, default=None, help="JSON file of the record; a record of the other kind in it stays")
+    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file of the record; a record of the other kind in it stays")
     given = parser.parse_args()
     torch.set_num_threads(1)
     record: dict[str, Any] = {
@@ -153,9 +154,8 @@ def main() -> None:
             ratio = one["cpu_median"] / found["adamw"]["cpu_median"]
             print(f"{name}: {100 * one['cpu_median']:.1f} ms a step, {ratio:.2f} of AdamW's")
     record["load_after"] = os.getloadavg()
-    if given.out:
-        old = json.loads(given.out.read_text("utf-8")) if given.out.is_file() else {}
-        given.out.write_text(json.dumps({**old, given.what: record}, indent=1) + "\n", "utf-8")
+    old = json.loads(given.out.read_text("utf-8")) if given.out.is_file() else {}
+    given.out.write_text(json.dumps({**old, given.what: record}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
