@@ -122,7 +122,7 @@ def measured(calls: dict[str, Call]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", choices=("refresh", "step"))
-    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file of the record; a record of the other kind in it stays")
+    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file of the record; the other record in it stays")
     given = parser.parse_args()
     torch.set_num_threads(1)
     record: dict[str, Any] = {
