@@ -22,6 +22,12 @@ _ROLES = {
 }
 
 
+def role(path: str) -> str | None:
+    """What a linear layer of attention is by its name: query, key, value, fused (the three in one), or None."""
+    last = path.rsplit(".", 1)[-1]
+    return next((name for name, pattern in ({**_ROLES, "fused": _FUSED}).items() if pattern.match(last)), None)
+
+
 def anatomy(model: nn.Module) -> Anatomy:
     """The parts of a model; nothing is run or changed.
 
