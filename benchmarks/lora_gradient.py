@@ -3,8 +3,8 @@
     python benchmarks/lora_gradient.py [--out FILE]
 
 d = e = 4, float32 (the polynomial form is float64 inside); queries and keys such that no score is above 1. Forward and backward
-by length, one thread; all take turns in one process. Ratios and slopes are of processor seconds. Bytes: the most that live tensors
-take at once, beside the inputs. Errors: of the gradient of the queries against SDPA's in float64, relative.
+by length, one thread; all take turns in one process. Ratios and slopes are of processor seconds. Bytes: the most that live
+tensors take at once, beside the inputs. Errors: of the gradient of the queries against SDPA's in float64, relative.
 """
 
 from __future__ import annotations
