@@ -142,6 +142,24 @@ def test_tuning_gives_every_method_the_same_trials(tmp_path: Path) -> None:
     assert compare(request(seeds=1, trials=3), tmp_path, timed=False).ran == 0
 
 
+def test_a_search_that_learns_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    asked = {"seeds": 1, "trials": 3, "search": "tpe"}
+    assert compare(request(**asked), tmp_path / "straight", timed=False).ran == 8
+    compare(request(**{**asked, "trials": 2}), tmp_path / "stopped", timed=False)
+    assert (
+        compare(request(**asked), tmp_path / "stopped", timed=False).ran <= 4
+    )  # one trial each, and final runs of other settings
+    ids = [sorted(r["id"] for r in Store(tmp_path / name).all() if r["kind"] == "trial") for name in ("straight", "stopped")]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 6
+    assert compare(request(**asked), tmp_path / "straight", timed=False).ran == 0
+    with pytest.raises(PlanError, match="tuned by tpe"):
+        compare(request(**{**asked, "search": "random"}), tmp_path / "straight", timed=False)
+    with pytest.raises(UnknownNameError, match="search"):
+        compare(request(**{**asked, "search": "grid"}), tmp_path / "other", timed=False)
+
+
 def test_the_timing_pass_is_interleaved_and_complete(tmp_path: Path) -> None:
     result = compare(
         request(problem="text", settings={"width": 16, "depth": 1}), tmp_path, train=False, metrics=["layer_seconds@256"]

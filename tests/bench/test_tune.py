@@ -1,10 +1,13 @@
-"""Random search: trial 0 is the default, trials stay in the cards' space, and the best is chosen on the figure alone."""
+"""Search over settings: trial 0 is the default, trials stay in the cards' space, and the best is chosen on the figure alone."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from instar.bench import tune
+import pytest
+
+from instar.bench import tune, tune_tpe
 from instar.cards import Knob
 
 METHOD = {
@@ -42,3 +45,26 @@ def test_the_best_trial_follows_the_direction_and_never_is_a_failure() -> None:
     assert tune.best(trials, "m", "lower") == trials[1]
     assert tune.best(trials, "m", "higher") == trials[2]
     assert tune.best(trials[3:], "m", "lower") is None
+
+
+def test_tpe_learns_from_the_trials_before_and_repeats() -> None:
+    pytest.importorskip("optuna")
+
+    def figure(setting: dict[str, Any]) -> float:
+        method = setting["method"]
+        return abs(math.log10(method["rate"] / 0.05)) + 0.2 * abs(method["size"] - 4) + (method["kind"] == "a")
+
+    tried: list[tune.Tried] = [({}, 9.0)]
+    for index in range(1, 30):
+        setting = tune_tpe.propose(METHOD, PROBLEM, "gla", index, tried, "lower")
+        assert setting == tune_tpe.propose(METHOD, PROBLEM, "gla", index, tried, "lower")
+        assert 0.01 <= setting["method"]["rate"] <= 1.0
+        assert setting["method"]["size"] in range(1, 10)
+        assert 5e-4 <= setting["problem"]["lr"] <= 8e-3
+        tried.append((setting, None if index == 3 else figure(setting)))
+    found = [value for _, value in tried[1:] if value is not None]
+    random = [figure(tune.sample(METHOD, PROBLEM, "gla", i)) for i in range(1, 200)]
+    assert sum(found[-10:]) / 10 < 0.7 * sum(random) / len(random)
+    assert tune_tpe.propose(METHOD, PROBLEM, "gla", 0, [], "lower") == {}
+    higher = tune_tpe.propose(METHOD, PROBLEM, "gla", 30, tried, "higher")
+    assert higher != tune_tpe.propose(METHOD, PROBLEM, "gla", 30, tried, "lower")

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from instar import catalogue, files
-from instar.bench import environment, record, run, timing, tune
+from instar.bench import environment, record, run, search, timing
 from instar.bench import plan as planning
 from instar.bench.executor import Executor, Job, LocalExecutor, Outcome
 from instar.bench.plan import Entry, Plan, Request, Task
 from instar.bench.record import Record, Store
+from instar.bench.search import Trial
 from instar.errors import PlanError
 
 _CALIBRATIONS = 2  # processes a method, interleaved; the minimum counts
@@ -108,17 +109,22 @@ def compare(
             if old["status"] != "ok":
                 engine.store.path(old["id"]).unlink()
     result = Comparison(plan, out, warnings=planning.warnings(plan))
-    trials = list(plan.trial_tasks(out)) if train else []
     final = list(plan.tasks(out)) if train else []
-    listener.plan(plan, sum(not engine.store.has(t.id) for t in (*trials, *final)), len(trials) + len(final))
+    known = [trial.task for batch in search.rounds(plan, out, engine.store) for trial in batch] if train else []
+    trials = len(plan.entries) * plan.trials if train and plan.trials > 1 else 0  # TPE knows some of them only later
+    missing = sum(not engine.store.has(t.id) for t in (*known, *final)) + trials - len(known)
+    listener.plan(plan, missing, trials + len(final))
     for text in result.warnings:
         listener.note(text)
     if dry_run:
         return result
     plan.save(path)
     if trials:
-        engine.execute(trials, "tuning", result)
-        final = list(plan.tasks(out, _best(plan, trials, engine.store)))
+        tried: list[Trial] = []
+        for batch in search.rounds(plan, out, engine.store):
+            engine.execute([trial.task for trial in batch], "tuning", result)
+            tried += batch
+        final = list(plan.tasks(out, search.best(plan, tried, engine.store)))
     engine.execute(final, "training", result)
     if timed:
         engine.time(plan, metrics, result)
@@ -240,16 +246,3 @@ def time_task(
 def _limit(task: Task) -> float:
     """Wall time is only a safety limit: three times what the calibration promised, and time to evaluate."""
     return 3 * task.spec["steps"] * task.step_seconds + 60 * catalogue.problem(task.spec["problem"]["slug"]).minutes
-
-
-def _best(plan: Plan, trials: list[Task], store: Store) -> dict[str, tuple[int, dict[str, Any]]]:
-    """The setting of each method that did best on the validation split."""
-    chosen = {}
-    for entry in plan.entries:
-        records = {t.id: t for t in trials if t.address == entry.address}
-        metric = plan.card.metric(plan.card.primary)
-        best = tune.best((store.get(name) for name in records), metric.id, metric.direction)
-        index = int(best["setting"].removeprefix("trial ")) if best else 0
-        knobs = catalogue.method(entry.slug).knobs
-        chosen[entry.address] = (index, tune.sample(knobs, plan.card.knobs, entry.slug, index))
-    return chosen

@@ -14,9 +14,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from instar import catalogue, files
+from instar import catalogue, extras, files
 from instar.bench import record, tune
 from instar.bench.budget import Budget
 from instar.cards import ProblemCard
@@ -36,6 +36,7 @@ class Request:
     seeds: int = 3
     budget: str = ""
     trials: int = 1
+    search: tune.Search = "random"
     baseline: str = ""
     least: int = 2
     """Fewest methods. A claim may hold a baseline against itself, which needs one; a comparison needs two."""
@@ -87,6 +88,7 @@ class Plan:
     entries: list[Entry]
     calibration: dict[str, dict[str, float]] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
+    search: tune.Search = "random"
 
     @property
     def card(self) -> ProblemCard:
@@ -123,7 +125,8 @@ class Plan:
             if defaults.get(key) != value:
                 words += ["--set", f"{key}={json.dumps(value)}"]
         words += ["--seeds", str(changes.get("seeds", self.seeds)), "--budget", str(changes.get("budget", self.budget))]
-        return shlex.join(words + (["--trials", str(self.trials)] if self.trials > 1 else []))
+        words += ["--trials", str(self.trials)] if self.trials > 1 else []
+        return shlex.join(words + (["--search", self.search] if self.trials > 1 and self.search != "random" else []))
 
     def tasks(self, root: Path, best: dict[str, tuple[int, dict[str, Any]]] | None = None) -> Iterator[Task]:
         """The final runs, interleaved over methods by seed; `best` gives each method its tuned setting."""
@@ -132,12 +135,9 @@ class Plan:
                 index, chosen = (best or {}).get(entry.address, (0, {}))
                 yield self._task(root, entry, "run", seed, "default" if index == 0 else "tuned", chosen)
 
-    def trial_tasks(self, root: Path) -> Iterator[Task]:
-        """The tuning trials (seed 0, validation split): trial 0 is the default setting."""
-        for index in range(self.trials if self.trials > 1 else 0):
-            for entry in self.entries:
-                chosen = tune.sample(catalogue.method(entry.slug).knobs, self.card.knobs, entry.slug, index)
-                yield self._task(root, entry, "trial", 0, f"trial {index}", chosen)
+    def trial_task(self, root: Path, entry: Entry, index: int, chosen: dict[str, Any]) -> Task:
+        """A tuning trial (seed 0, validation split): trial 0 is the default setting."""
+        return self._task(root, entry, "trial", 0, f"trial {index}", chosen)
 
     def _task(self, root: Path, entry: Entry, kind: str, seed: int, setting: str, chosen: dict[str, Any]) -> Task:
         spec = {
@@ -188,12 +188,16 @@ def build_problem(slug: str, settings: dict[str, Any]) -> Problem:
 def prepare(request: Request, existing: Plan | None = None) -> tuple[Plan, Problem, Data]:
     """Resolve a request against the cards (and the plan that already stands in the folder). Loads the data once.
 
-    Raises UnknownNameError, PlanError, DataError, BudgetError.
+    Raises UnknownNameError, PlanError, DataError, BudgetError, MissingExtraError.
     """
     card = catalogue.problem(request.problem)
     budget = Budget.parse(request.budget or card.budget)
     if request.seeds < 1 or request.trials < 1:
         raise PlanError(f"A comparison expects at least 1 seed and 1 trial; received {request.seeds} and {request.trials}.")
+    if request.search not in get_args(tune.Search):
+        raise UnknownNameError.among("search", request.search, get_args(tune.Search))
+    if request.search == "tpe" and request.trials > 1:
+        extras.require("optuna", "tuning")  # before anything is spent
     settings = {**_parameters(catalogue.load(card)), **request.settings}
     problem = build_problem(request.problem, settings)
     sources = {key: settings.pop(key) for key in ("data",) if key in settings}
@@ -207,6 +211,7 @@ def prepare(request: Request, existing: Plan | None = None) -> tuple[Plan, Probl
         seeds=request.seeds,
         trials=request.trials,
         entries=_entries(request, card),
+        search=request.search,
     )
     if existing is not None:
         _extend(plan, existing)
@@ -293,6 +298,10 @@ def _extend(plan: Plan, existing: Plan) -> None:
     ):
         if new != old:
             raise PlanError(f"This folder holds another comparison: its {key} is {old}, asked was {new}. Choose another --out.")
+    if min(plan.trials, existing.trials) > 1 and plan.search != existing.search:
+        raise PlanError(f"This folder was tuned by {existing.search}, asked was {plan.search}. Choose another --out.")
+    if existing.trials > 1:
+        plan.search = existing.search
     plan.calibration = dict(existing.calibration)
     plan.steps = dict(existing.steps)
     plan.seeds = max(plan.seeds, existing.seeds)

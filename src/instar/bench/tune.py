@@ -1,4 +1,4 @@
-"""Random search: the same number of trials for every method, the baseline included.
+"""Search over settings: the same number of trials for every method, the baseline included. Random here, TPE in `tune_tpe`.
 
 The space is the card's knobs and the problem's; trial 0 is the default setting; trial k of a method is the same on every machine.
 """
@@ -9,10 +9,14 @@ import hashlib
 import math
 import random
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from instar.bench.record import Record
 from instar.cards import Direction, Knob
+
+Search = Literal["random", "tpe"]
+Tried = tuple[dict[str, Any], float | None]
+"""A setting and its figure on the validation split; None where the trial failed."""
 
 
 def sample(method: dict[str, Knob], problem: dict[str, Knob], slug: str, index: int) -> dict[str, Any]:

@@ -63,6 +63,9 @@ def compare(
     trials: Annotated[
         int, typer.Option(help="Tuning trials for each method, the baseline included; 1 is the default setting.")
     ] = 1,
+    search: Annotated[
+        str, typer.Option(help="How trials are chosen: random, or tpe (Optuna; each learns from the ones before it).")
+    ] = "random",
     baseline: Annotated[str, typer.Option(help="Compare with this instead of the problem's baseline.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder for plan, records and page; default: runs/PROBLEM.")] = None,
     jobs: Jobs = None,
@@ -96,6 +99,7 @@ def compare(
         seeds=seeds,
         budget=budget,
         trials=trials,
+        search=search,  # type: ignore[arg-type]  # `prepare` refuses others by name
         baseline=baseline,
     )
     folder = out or Path("runs") / problem
