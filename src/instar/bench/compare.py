@@ -84,7 +84,7 @@ def compare(
 
     request: problem, methods, seeds, budget, trials (see `instar.bench.plan.Request`).
     out: folder of the plan and the records.
-    jobs: runs at a time (default: one a core), each with its share of the threads.
+    jobs: runs at a time (default: one a core), each with its share of the threads. executor: where they run instead.
     train: whether to train and evaluate; timed: whether to make the timing pass; metrics: only these workloads.
     dry_run: plan and calibrate, write nothing. retry_failed: forget records of failures.
     Guard a script's entry with `if __name__ == "__main__"`: runs are processes.
@@ -96,7 +96,8 @@ def compare(
     jobs = jobs or cores
     if jobs < 1:
         raise PlanError(f"--jobs expects at least 1, received {jobs}.")
-    engine = _Engine(Store(out), max(1, cores // jobs), executor or LocalExecutor(jobs), listener)
+    executor = executor or LocalExecutor(jobs)
+    engine = _Engine(Store(out), executor.threads, executor, listener)
     path = out / "plan.json"
     plan, problem, _ = planning.prepare(request, Plan.load(path) if path.exists() else None)
     if not dry_run:
@@ -154,9 +155,8 @@ class _Engine:
             self.listener.progress(f"{outcome.name}/{len(found[outcome.name])}", 1.0, outcome.name)
 
         for _ in range(_CALIBRATIONS if tasks else 0):
-            alone = LocalExecutor(1) if isinstance(self.executor, LocalExecutor) else self.executor
-            work = [Job(address, run.calibrate, (task, self.threads), 600.0) for address, task in tasks.items()]
-            alone.run(work, done, lambda *_: None)
+            work = [Job(address, run.calibrate, (task, self.threads), 600.0, alone=True) for address, task in tasks.items()]
+            self.executor.run(work, done, lambda *_: None)
         for address, values in found.items():
             plan.calibration[address] = {key: min(v[key] for v in values) for key in values[0]}
             del plan.steps[address]
@@ -204,9 +204,8 @@ class _Engine:
         self.listener.begin("timing", 1.0)
         outcomes: list[Outcome] = []
         before = environment.load()
-        job = Job(name, time_task, (plan.problem, plan.settings, plan.sources, plan.entries, chosen), 3600.0)
-        alone = LocalExecutor(1) if isinstance(self.executor, LocalExecutor) else self.executor
-        alone.run([job], outcomes.append, lambda *_: None)
+        job = Job(name, time_task, (plan.problem, plan.settings, plan.sources, plan.entries, chosen), 3600.0, alone=True)
+        self.executor.run([job], outcomes.append, lambda *_: None)
         outcome = outcomes[0]
         self.store.put(
             {

@@ -32,6 +32,8 @@ class Job:
     work: Work
     arguments: tuple[Any, ...]
     limit: float
+    alone: bool = False
+    """Whether nothing else may run on its machine meanwhile: it is timed."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Outcome:
 
 class Executor(Protocol):
     """Runs jobs, calls `done` for each as it ends and `progress` for each step that it reports."""
+
+    threads: int
+    """Of a job."""
 
     def run(self, jobs: Iterable[Job], done: Callable[[Outcome], None], progress: Callable[[str, int, float], None]) -> None: ...
 
@@ -67,6 +72,8 @@ class LocalExecutor:
 
     def __init__(self, jobs: int = 1) -> None:
         self.jobs = jobs
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = max(1, cores // jobs)
         # Spinning threads on shared cores made small work up to 30 times slower; workers inherit this from the fork server.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._context = multiprocessing.get_context("forkserver")
@@ -77,7 +84,7 @@ class LocalExecutor:
         running: list[_Worker] = []
         try:
             while waiting or running:
-                while waiting and len(running) < self.jobs:
+                while waiting and len(running) < self.jobs and not (running and (waiting[-1].alone or running[-1].job.alone)):
                     running.append(self._start(waiting.pop()))
                 handles = [w.inbox for w in running if not w.inbox.closed] + [w.process.sentinel for w in running]
                 wait(handles, timeout=0.25)

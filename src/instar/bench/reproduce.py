@@ -8,6 +8,7 @@ from pathlib import Path
 from instar.bench import claims
 from instar.bench.claims import Judgement
 from instar.bench.compare import Comparison, Listener, compare
+from instar.bench.executor import Executor
 from instar.bench.plan import Request
 
 
@@ -19,12 +20,13 @@ def reproduce(
     quick: bool = False,
     results: Path = Path("results"),
     jobs: int | None = None,
+    executor: Executor | None = None,
     listener: Listener | None = None,
 ) -> tuple[list[Judgement], list[Comparison]]:
     """Judge the claims of some methods after running what has no record yet under `results/`.
 
     claim: only this one. seeds: instead of the claim's own number. quick: a tenth of the steps and 3 seeds, for a look; kept
-    apart from the full records. Raises UnknownNameError and what `compare` raises.
+    apart from the full records. jobs, executor: as of `compare`. Raises UnknownNameError and what `compare` raises.
     """
     chosen = claims.select(addresses, claim)
     comparisons = []
@@ -42,6 +44,7 @@ def reproduce(
                 request,
                 results / work.folder,
                 jobs=jobs,
+                executor=executor,
                 train=work.train,
                 timed=bool(work.timed),
                 metrics=work.timed or None,

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,14 @@ from instar import catalogue
 from instar.cli.browse import Json
 from instar.errors import RecordError, ShapeError
 
+if TYPE_CHECKING:
+    from instar.bench.executor import Executor
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result.")]
 Jobs = Annotated[int | None, typer.Option(help="Runs at a time; default: one a core.")]
+Cluster = Annotated[
+    str, typer.Option(help="Run elsewhere: HOST:PORT or auto (Ray), slurm or slurm:partition=…,account=…; see docs/machines.md.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -69,6 +75,7 @@ def compare(
     baseline: Annotated[str, typer.Option(help="Compare with this instead of the problem's baseline.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder for plan, records and page; default: runs/PROBLEM.")] = None,
     jobs: Jobs = None,
+    cluster: Cluster = "",
     timing: Annotated[bool, typer.Option(help="Make the exclusive timing pass.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with its cost, and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed.")] = False,
@@ -104,7 +111,16 @@ def compare(
     )
     folder = out or Path("runs") / problem
     with Line(quiet or as_json) as line:
-        result = run(request, folder, jobs=jobs, timed=timing, dry_run=dry_run, retry_failed=retry_failed, listener=line)
+        result = run(
+            request,
+            folder,
+            jobs=jobs,
+            timed=timing,
+            dry_run=dry_run,
+            retry_failed=retry_failed,
+            listener=line,
+            executor=_executor(cluster, folder),
+        )
     if dry_run:
         if as_json:
             typer.echo(json.dumps(asdict(result.plan), indent=1))
@@ -119,6 +135,15 @@ def compare(
         typer.echo(f"The page: instar report {folder} -o {folder / 'page.html'}")
 
 
+def _executor(cluster: str, folder: Path) -> Executor | None:
+    """None: this machine."""
+    if not cluster:
+        return None
+    from instar.bench.clusters import executor
+
+    return executor(cluster, folder / "queue")
+
+
 def reproduce(
     methods: Annotated[list[str], typer.Argument(help="Methods or presets whose claims are to be judged.")],
     claim: Annotated[str | None, typer.Option(help="Only this claim.")] = None,
@@ -126,6 +151,7 @@ def reproduce(
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the steps and 3 seeds: a look, kept apart.")] = False,
     results: Annotated[Path, typer.Option(help="Folder of the records behind the verdicts.")] = Path("results"),
     jobs: Jobs = None,
+    cluster: Cluster = "",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -138,7 +164,16 @@ def reproduce(
     from instar.cli.progress import Line
 
     with Line(quiet or as_json) as line:
-        judged, _ = run(methods, claim=claim, seeds=seeds, quick=quick, results=results, jobs=jobs, listener=line)
+        judged, _ = run(
+            methods,
+            claim=claim,
+            seeds=seeds,
+            quick=quick,
+            results=results,
+            jobs=jobs,
+            executor=_executor(cluster, results),
+            listener=line,
+        )
     _print_claims([asdict(j) for j in judged], as_json)
 
 
