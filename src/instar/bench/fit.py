@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from instar import files
+from instar.bench.parallel import Group, Parallel
 from instar.bench.seeds import derive
 from instar.errors import CheckpointError, DivergedError, ShapeError
 from instar.interfaces import Monitor, Optimizer
@@ -45,15 +46,22 @@ def fit(
     monitor: Monitor | None = None,
     checkpoint: Path | None = None,
     checkpoint_every_seconds: float = 60.0,
+    parallel: Parallel = "none",
 ) -> None:
     """Train `model` in place by `descend` with AdamW.
 
     Args:
         lr, weight_decay, betas: of AdamW; norms and biases do not decay. groups: parameter groups, each with its own peak rate
-            `lr` and `weight_decay`, where one for all does not suit. All others: as of `descend`.
+            `lr` and `weight_decay`, where one for all does not suit; not with `fsdp`, whose parameters are made here.
+        parallel: "ddp" or "fsdp" train one model by the processes of torchrun, see `instar.bench.parallel`; step s then uses the
+            micro-batches of all of them, and only rank 0 calls the monitor and writes. All others: as of `descend`.
     """
     if not lr > 0:
         raise ShapeError(f"fit expects lr > 0; received {lr}.")
+    if parallel == "fsdp" and groups is not None:
+        raise ShapeError("fit expects no groups with parallel='fsdp': their parameters are replaced by shards.")
+    together = Group(parallel)
+    together.prepare(model)
     descend(
         model,
         adamw(model, lr=lr, weight_decay=weight_decay, betas=betas, groups=groups),
@@ -68,6 +76,7 @@ def fit(
         monitor=monitor,
         checkpoint=checkpoint,
         checkpoint_every_seconds=checkpoint_every_seconds,
+        together=together,
     )
 
 
@@ -86,6 +95,7 @@ def descend(
     monitor: Monitor | None = None,
     checkpoint: Path | None = None,
     checkpoint_every_seconds: float = 60.0,
+    together: Group | None = None,
 ) -> None:
     """Train `model` in place for `steps` steps of any optimiser, with warm-up, cosine decay to a tenth, and gradient clipping.
 
@@ -102,6 +112,7 @@ def descend(
         monitor: called with (steps done, loss) after each step; True stops training (and saves).
         checkpoint: a folder; progress is saved there every `checkpoint_every_seconds` and at the end, and found there again.
             Exact for parameters and buffers of `state_dict`, on the same build, threads and CPU.
+        together: processes that train this model, which `Group.prepare` has made one.
 
     Raises DivergedError for a loss that is not finite, CheckpointError for a checkpoint of another model or other settings.
     """
@@ -110,13 +121,15 @@ def descend(
             "Training expects steps ≥ 0, accumulate ≥ 1 and precision float32 or bf16; received "
             f"{steps}, {accumulate}, {precision}."
         )
+    together = together or Group("none")
     peaks = [group["lr"] for group in optimiser.param_groups]
+    parts = accumulate * together.world
     settings = {
-        **{"steps": steps, "schedule": schedule, "clip": clip, "precision": precision, "accumulate": accumulate, "seed": seed},
+        **{"steps": steps, "schedule": schedule, "clip": clip, "precision": precision, "accumulate": parts, "seed": seed},
         **{"optimiser": type(optimiser).__name__, "groups": [_plain(group) for group in optimiser.param_groups]},
     }
     path = files.folder(checkpoint) / FILE if checkpoint is not None else None
-    first = _resume(path, model, optimiser, settings) if path is not None and path.exists() else 0
+    first = _resume(path, model, optimiser, settings, together) if path is not None and path.exists() else 0
     device = next(model.parameters()).device
     training, saved = model.training, time.monotonic()
     model.train()
@@ -127,25 +140,29 @@ def descend(
                 for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                     group["lr"] = peak * rate(step, steps, schedule)
                 value = 0.0
-                for part in range(accumulate):
+                for part in range(together.rank, parts, together.world):
+                    if part:
+                        torch.manual_seed(derive(seed, f"step/{step}/{part}"))
                     half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
                     with half, refitting(model, step) if part == 0 else contextlib.nullcontext():
-                        term = loss(model, batch(step * accumulate + part)) / accumulate
+                        term = loss(model, batch(step * parts + part)) / accumulate
                     term.backward()
                     value += float(term.detach())
+                value = together.mean(value, device)
                 if not math.isfinite(value):
                     raise DivergedError(
                         f"The loss is {value} at step {step + 1} of {steps}; smaller rates than {peaks} may help."
                     )
+                together.average_gradients(model.parameters())
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimiser.step()
                 if isinstance(optimiser, Optimizer):
                     optimiser.observe(value)
                 optimiser.zero_grad()
-                stop = monitor is not None and bool(monitor(step + 1, value))
-                due = time.monotonic() - saved > checkpoint_every_seconds
+                stop = together.agreed(together.rank == 0 and monitor is not None and bool(monitor(step + 1, value)), device)
+                due = together.agreed(time.monotonic() - saved > checkpoint_every_seconds, device)
                 if path is not None and (stop or due or step + 1 == steps):
-                    _save(path, model, optimiser, step + 1, settings)
+                    _save(path, model, optimiser, step + 1, settings, together)
                     saved = time.monotonic()
                 if stop:
                     return
@@ -187,15 +204,19 @@ def _plain(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
 
 
-def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, settings: dict[str, Any]) -> None:
+def _save(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, settings: dict[str, Any], together: Group
+) -> None:
     """One file, replaced at once: model, optimiser, and (as its metadata) the step and the settings."""
-    tensors, tree = pack(optimiser.state_dict(), _PREFIX)
-    tensors |= {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors, tree = pack(together.whole(optimiser.state_dict()), _PREFIX)
+    tensors |= {f"model/{name}": together.whole(tensor) for name, tensor in model.state_dict().items()}
     facts = {"step": str(step), "settings": json.dumps(settings, sort_keys=True), "optimiser": tree}
-    tensors_file.write(path, tensors, facts)
+    if together.rank == 0:
+        tensors_file.write(path, tensors, facts)
+    together.clear()
 
 
-def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, settings: dict[str, Any]) -> int:
+def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, settings: dict[str, Any], together: Group) -> int:
     """Load a checkpoint into model and optimiser, and return the steps done."""
     tensors, metadata = tensors_file.read(path)
     asked, found = json.dumps(settings, sort_keys=True), metadata.get("settings", "none")
@@ -208,11 +229,15 @@ def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, sett
     tensors_file.compare(path, weights, model.state_dict())
     state = unpack(metadata.get("optimiser", "null"), tensors)
     _fits(path, state, optimiser)
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for index, entry in state.get("state", {}).items():
+        entry.update({k: together.part(t, parameters[index]) for k, t in entry.items() if isinstance(t, Tensor)})
     try:
         optimiser.load_state_dict(state)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the optimiser's state does not fit ({error}). Delete it to start again.") from error
-    model.load_state_dict(weights)
+    now = model.state_dict()
+    model.load_state_dict({name: together.part(tensor, now[name]) for name, tensor in weights.items()})
     return int(step)
 
 
