@@ -121,8 +121,11 @@ class Decoder(nn.Module):
 
     def init_state(self, batch: int) -> State:
         """The state before the first token."""
-        position = torch.zeros(batch, dtype=torch.int64, device=self.embedding.weight.device)
-        return {"position": position, "layers": tuple(block.mixer.init_state(batch) for block in self.blocks)}  # type: ignore[operator,union-attr]
+        layers = tuple(block.mixer.init_state(batch) for block in self.blocks)  # type: ignore[operator,union-attr]
+        return {"position": self._first_position(batch), "layers": layers}
+
+    def _first_position(self, batch: int) -> Tensor:
+        return torch.zeros(batch, dtype=torch.int64, device=self.embedding.weight.device)
 
     def forward(
         self, tokens: Tensor, state: State = None, *, mask: Tensor | None = None, reset: Tensor | None = None
@@ -137,7 +140,8 @@ class Decoder(nn.Module):
         """What the head reads, [B, T, D], and the state: `forward` for those who need the logits of few places."""
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ShapeError(f"A decoder expects integer tokens [B, T]; received {tuple(tokens.shape)} of {tokens.dtype}.")
-        state = self.init_state(tokens.shape[0]) if state is None else state
+        if state is None:  # each mixer makes its own first state where its weights are whole: they may be shards outside of it
+            state = {"position": self._first_position(tokens.shape[0]), "layers": (None,) * self.depth}
         where, position = count_positions(state["position"], tokens.shape[1], mask, reset)
         x = self.embedding(tokens)
         if self.amplitude is not None:
