@@ -152,11 +152,11 @@ def claims(
 
     Examples:  `instar claims`  ·  `instar claims gla --json`  ·  `instar claims --into docs/claims.md`
     """
-    from instar.bench.claims import judge, results_folder, select
+    from instar.bench.claims import judge_all, results_folder, select
     from instar.report import ledger
 
     folder = results or results_folder()
-    rows = [asdict(judge(card, claim, folder)) for card, claim in select(methods or ())]
+    rows = [asdict(judgement) for judgement in judge_all(select(methods or ()), folder)]
     if into is not None:
         ledger.insert(into, rows)
     else:
