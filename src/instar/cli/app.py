@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import instar
-from instar.cli import adapt, browse, compress, costs, edit, encoder, gate, history, judge, kernels, suite, undo
+from instar.cli import adapt, browse, catalogue, compress, costs, edit, encoder, gate, history, judge, kernels, suite, undo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +34,7 @@ def root(
 
 
 browse.register(app)
+catalogue.register(app)
 judge.register(app)
 costs.register(app)
 suite.register(app)

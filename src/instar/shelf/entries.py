@@ -79,7 +79,7 @@ def _paper(paper: listed.ListedPaper, cards: Sequence[Card], name: str) -> Entry
         needs=tuple(paper.needs),
         beside=tuple(card for card in cards if card.system == paper.slug and card not in mine),
         problems=tuple(problems[slug] for slug in paper.problems if slug in problems),
-        absent=tuple([*(s for s in paper.methods if s not in known), *(s for s in paper.problems if s not in problems)]),
+        absent=(*(s for s in paper.methods if s not in known), *(s for s in paper.problems if s not in problems)),
     )
 
 

@@ -1,7 +1,7 @@
 """Search by need, in plain words: words are reduced to stems, and entries ranked by the stems that they share with the question.
 
-Okapi BM25 over weighted fields [Robertson, Zaragoza, Taylor 2004]: a stem t that occurs f_t times in an entry, weighted by field and
-divided by the entry's length over the mean, adds idf_t f_t (k + 1) / (f_t + k). Words that stand for each other add part of that.
+Okapi BM25 over weighted fields [Robertson, Zaragoza, Taylor 2004]: a stem t that occurs f_t times in an entry, weighted by field
+and divided by the entry's length over the mean, adds idf_t f_t (k + 1) / (f_t + k). Words that stand for each other add part of that.
 What an entry adds for a stem is rounded to an integer when the table is made, and from there on there are only integers: the page
 holds the same table and finds the same in the same order (`report/templates/find.js`).
 """
@@ -26,7 +26,7 @@ _K, _B = 1.2, 0.6
 _FIELDS = {"name": 2.5, "line": 2.0, "needs": 2.0, "terms": 1.0, "methods": 0.7}
 _OWN, _ALIKE = 5, 3
 """What a word of the question itself and one that stands for it count."""
-_SHARE = 40
+_SHARE = 20
 """Hundredths of a question, weighted by how rare its words are, that an entry must speak of to be an answer."""
 _LONGEST = 32
 
