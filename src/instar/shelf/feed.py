@@ -1,8 +1,8 @@
 """An Atom feed of what is new: methods that came, and claims whose verdict is new. Deterministic from cards and records.
 
 An entry's id names what it is about, and a verdict's also what the verdict is, so that a verdict that changes is new to readers.
-Times are those of records: a verdict's, when the last of its runs ended; a method's, when the first run of it ended, and where there
-is none, the month of its paper, since a card has no date of its own [RFC 4287].
+Times are those of records: a verdict's, when the last of its runs ended; a method's, when the first run of it ended, and where
+there is none, the month of its paper, since a card has no date of its own [RFC 4287].
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Search by need, in plain words: words are reduced to stems, and entries ranked by the stems that they share with the question.
 
 Okapi BM25 over weighted fields [Robertson, Zaragoza, Taylor 2004]: a stem t that occurs f_t times in an entry, weighted by field
-and divided by the entry's length over the mean, adds idf_t f_t (k + 1) / (f_t + k). Words that stand for each other add part of that.
-What an entry adds for a stem is rounded to an integer when the table is made, and from there on there are only integers: the page
-holds the same table and finds the same in the same order (`report/templates/find.js`).
+and divided by the entry's length over the mean, adds idf_t f_t (k + 1) / (f_t + k). Words that stand for each other add part of
+that. What an entry adds for a stem is rounded to an integer when the table is made, and from there on there are only integers:
+the page holds the same table and finds the same in the same order (`report/templates/find.js`).
 """
 
 from __future__ import annotations
