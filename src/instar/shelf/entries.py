@@ -32,6 +32,7 @@ class Entry:
     methods: tuple[Card, ...]
     """The paper's own methods; of a survey, those that it speaks of; of a method, itself."""
     needs: tuple[str, ...] = ()
+    words: str = ""
     beside: tuple[Card, ...] = ()
     """Baselines that stand beside it."""
     problems: tuple[ProblemCard, ...] = ()
@@ -77,6 +78,7 @@ def _paper(paper: listed.ListedPaper, cards: Sequence[Card], name: str) -> Entry
         listed=True,
         methods=tuple(mine),
         needs=tuple(paper.needs),
+        words=paper.words,
         beside=tuple(card for card in cards if card.system == paper.slug and card not in mine),
         problems=tuple(problems[slug] for slug in paper.problems if slug in problems),
         absent=(*(s for s in paper.methods if s not in known), *(s for s in paper.problems if s not in problems)),

@@ -28,6 +28,8 @@ class ListedPaper:
     tasks: list[str]
     needs: list[str]
     """What people want who should find it."""
+    words: str
+    """Other words that they may use."""
     methods: list[str] = field(default_factory=list)
     """Of a survey or data set: the methods that there are to run of it, and the problems."""
     problems: list[str] = field(default_factory=list)

@@ -23,10 +23,10 @@ from instar.shelf.entries import Entry
 
 _WORDS = Path(__file__).with_name("words.toml")
 _K, _B = 1.2, 0.6
-_FIELDS = {"name": 2.5, "line": 2.0, "needs": 2.0, "terms": 1.0, "methods": 0.7}
+_FIELDS = {"name": 2.5, "line": 2.0, "needs": 2.0, "words": 1.2, "terms": 1.0, "methods": 0.7}
 _OWN, _ALIKE = 5, 3
 """What a word of the question itself and one that stands for it count."""
-_SHARE = 20
+_SHARE = 36
 """Hundredths of a question, weighted by how rare its words are, that an entry must speak of to be an answer."""
 _LONGEST = 32
 
@@ -92,6 +92,7 @@ def _counts(entry: Entry, made: Table) -> Counter[str]:
         "name": [entry.id, entry.title, *(c.slug for c in entry.methods if entry.kind == "system")],
         "line": [entry.line],
         "needs": entry.needs,
+        "words": [entry.words],
         "terms": [*entry.tasks, *titles, entry.kind, entry.clock, clock],
         "methods": [f"{c.title} {c.idea}" for c in entry.methods if entry.listed and entry.kind == "system"],
     }
