@@ -23,7 +23,7 @@ def find(
     most: Annotated[int, typer.Option("--most", min=1, help="At most so many answers.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Find methods and papers by need, in plain words; exit code 1 when nothing answers.
+    """Find methods and papers by need, in plain words; exit code 1 when nothing answers outright.
 
     Examples:  `instar find "stream audio on a small device"`  ·  `instar find edit facts --json`
     """
@@ -36,6 +36,7 @@ def find(
     if not needing.stems(asked, made):
         raise typer.BadParameter(f"Say what you need in a few words; nothing in {asked!r} says what for.")
     found = needing.find(asked, made, most)
+    sure = any(one.sure for one in found)
     if as_json:
         rows = [
             {
@@ -47,14 +48,14 @@ def find(
                 "runs": every[one.entry].runs,
                 "methods": [card.slug for card in every[one.entry].methods],
                 "score": one.score,
+                "sure": one.sure,
             }
             for one in found
         ]
-        typer.echo(json.dumps({"need": asked, "answers": rows}, indent=1, ensure_ascii=False))
-    elif not found:
-        typer.echo(
-            f"Nothing here answers {asked!r}. Try other words, or browse: instar list, instar catalogue -o page.html.", err=True
-        )
+        typer.echo(json.dumps({"need": asked, "answered": sure, "answers": rows}, indent=1, ensure_ascii=False))
+    elif not sure:
+        rest = "The nearest:" if found else "Try other words, or browse: instar list, instar catalogue -o page.html."
+        typer.echo(f"Nothing here answers {asked!r} outright. {rest}", err=True)
     for one in found if not as_json else ():
         entry = every[one.entry]
         status = "" if entry.runs else "  [not built]"
@@ -62,7 +63,7 @@ def find(
         if entry.runs:
             names = " ".join(card.slug for card in entry.methods) or " ".join(card.slug for card in entry.problems)
             typer.echo(f"  instar show {names}" if entry.kind != "survey" else f"  runs: {names}")
-    raise typer.Exit(0 if found else 1)
+    raise typer.Exit(0 if sure else 1)
 
 
 def catalogue(

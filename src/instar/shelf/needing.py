@@ -27,7 +27,7 @@ _FIELDS = {"name": 2.5, "line": 2.0, "needs": 2.0, "words": 1.2, "terms": 1.0, "
 _OWN, _ALIKE = 5, 3
 """What a word of the question itself and one that stands for it count."""
 _SHARE = 36
-"""Hundredths of a question, weighted by how rare its words are, that an entry must speak of to be an answer."""
+"""Hundredths of a question, weighted by how rare its words are, that an entry must speak of to be a sure answer."""
 _LONGEST = 32
 
 
@@ -52,11 +52,11 @@ class Table(TypedDict):
 
 @dataclass(frozen=True)
 class Found:
-    """One answer: the entry's place in the list, its score, and the words of the question that it has."""
+    """One answer: the entry's place in the list, its score, and whether it speaks of enough of the question to be sure."""
 
     entry: int
     score: int
-    words: tuple[str, ...]
+    sure: bool
 
 
 def table(entries: Sequence[Entry]) -> Table:
@@ -119,12 +119,14 @@ def _fill(made: Table, counts: Sequence[Counter[str]]) -> None:
 
 
 def find(text: str, made: Table, most: int = 8) -> list[Found]:
-    """The entries that answer a question, the best first; those that score alike in the order of the list."""
+    """The entries nearest to a question, the best first; those that score alike in the order of the list.
+
+    Where none is sure, nothing here answers outright: most of the question is about something else.
+    """
     asked = stems(text, made)
     total = sum(made["own"] * made["rare"].get(word, made["unknown"]) for word in asked)
     score: Counter[int] = Counter()
     spoken: Counter[int] = Counter()
-    words: dict[int, list[str]] = {}
     for word in asked:
         adds: dict[int, int] = {}
         weight: dict[int, int] = {}
@@ -136,10 +138,8 @@ def find(text: str, made: Table, most: int = 8) -> list[Found]:
         for place, add in adds.items():
             score[place] += add
             spoken[place] += weight[place] * made["rare"].get(word, made["unknown"])
-            words.setdefault(place, []).append(word)
-    enough = [place for place in score if 100 * spoken[place] >= made["share"] * total]
-    best = sorted(enough, key=lambda place: (-score[place], place))[:most]
-    return [Found(place, score[place], tuple(words[place])) for place in best]
+    best = sorted(score, key=lambda place: (-score[place], place))[:most]
+    return [Found(place, score[place], 100 * spoken[place] >= made["share"] * total) for place in best]
 
 
 def stems(text: str, made: Table) -> list[str]:

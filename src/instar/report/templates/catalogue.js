@@ -24,7 +24,8 @@
   const search = () => {
     const found = instarFind.find(box.value, table, 8);
     list.replaceChildren(...found.map((one) => item(answers[one.entry])));
-    said.textContent = box.value.trim() === "" || found.length ? "" : "Nothing here answers that. Try other words, or browse by clock, domain and task below.";
+    if (box.value.trim() === "" || found.some((one) => one.sure)) said.textContent = "";
+    else said.textContent = `Nothing here answers that outright. ${found.length ? "The nearest:" : "Try other words, or browse by clock, domain and task below."}`;
   };
 
   const entries = Array.from(document.querySelectorAll(".entry"));

@@ -44,9 +44,12 @@ const instarFind = (() => {
         spoken.set(place, (spoken.get(place) ?? 0) + weight.get(place) * rare(word));
       }
     }
-    const enough = [...score.keys()].filter((place) => 100 * spoken.get(place) >= table.share * total);
-    enough.sort((a, b) => score.get(b) - score.get(a) || a - b);
-    return enough.slice(0, most).map((place) => ({ entry: place, score: score.get(place) }));
+    const best = [...score.keys()].sort((a, b) => score.get(b) - score.get(a) || a - b).slice(0, most);
+    return best.map((place) => ({
+      entry: place,
+      score: score.get(place),
+      sure: 100 * spoken.get(place) >= table.share * total,
+    }));
   };
 
   return { find, stems };
