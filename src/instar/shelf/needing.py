@@ -22,7 +22,7 @@ from instar.shelf import listed
 from instar.shelf.entries import Entry
 
 _WORDS = Path(__file__).with_name("words.toml")
-_K, _B = 1.2, 0.6
+_K, _B = 1.2, 0.3
 _FIELDS = {"name": 2.5, "line": 2.0, "needs": 2.0, "words": 1.2, "terms": 1.0, "methods": 0.7}
 _OWN, _ALIKE = 5, 3
 """What a word of the question itself and one that stands for it count."""
