@@ -30,8 +30,9 @@ def write(records: Sequence[Record], path: Path) -> int:
     arrow = extras.require("pyarrow", "parquet")
     parquet = extras.require("pyarrow.parquet", "parquet")
     rows = [row for record in records for row in _rows(record)]
-    numbers = sorted({key for row in rows for key in row} - {*_TEXTS, *_WHOLE, "baseline"} - _worded(rows))
-    worded = sorted(_worded(rows))
+    worded = sorted({key for row in rows for key, value in row.items() if "." in key and isinstance(value, str)})
+    numbers = sorted({key for row in rows for key in row} - {*_TEXTS, *_WHOLE, "baseline", *worded})
+    rows = [row | {key: _text(row[key]) for key in worded if key in row} for row in rows]
     fields = [
         *((name, arrow.string()) for name in _TEXTS),
         ("baseline", arrow.bool_()),
@@ -46,11 +47,6 @@ def write(records: Sequence[Record], path: Path) -> int:
     files.folder(path.parent)
     files.write(path, sink.getvalue().to_pybytes())
     return len(rows)
-
-
-def _worded(rows: Sequence[dict[str, Any]]) -> set[str]:
-    """Columns of the environment and of resources that hold words somewhere."""
-    return {key for row in rows for key, value in row.items() if "." in key and isinstance(value, str)}
 
 
 def _rows(record: Record) -> Iterator[dict[str, Any]]:

@@ -48,7 +48,7 @@ def by_domain(entries: Sequence[Entry], judgements: Sequence[Judgement]) -> list
         slugs = {p.slug for p in here}
         judged = [j for j in judgements if j.verdict not in UNJUDGED and j.measure.partition(".")[0] in slugs]
         group = _group(domain.title, "", [e for e in entries if domain.id in e.domains])
-        verdicts = dict(Counter(j.verdict for j in judged))
+        verdicts = dict(Counter(str(j.verdict) for j in judged))
         gaps = list(group.gaps)
         if not here and domain.id != "any":
             gaps.append("No problem here is of this domain, so that nothing is judged in it.")

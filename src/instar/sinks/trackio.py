@@ -39,7 +39,6 @@ class TrackioSink(Sink):
                                auto_log_gpu=False, auto_log_cpu=False)  # fmt: skip
             for step, loss in run.curve:
                 self._trackio.log({"train/loss": loss}, step=step)
-            if run.figures:
-                self._trackio.log(dict(run.figures), step=run.curve[-1][0] if run.curve else 0)
+            self._trackio.log({**run.figures, "ok": float(run.ok)}, step=run.curve[-1][0] if run.curve else 0)
             self._trackio.finish()
         self._there.add(name)
