@@ -13,6 +13,7 @@ from instar.cli import (
     catalogue,
     compress,
     costs,
+    doctor,
     edit,
     encoder,
     export,
@@ -52,6 +53,7 @@ browse.register(app)
 catalogue.register(app)
 judge.register(app)
 costs.register(app)
+doctor.register(app)
 suite.register(app)
 history.register(app)
 adapt.register(app)
