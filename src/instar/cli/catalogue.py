@@ -84,9 +84,9 @@ def catalogue(
     from instar.shelf import feed as feeding
     from instar.shelf import page
 
+    if results is not None and not results.is_dir():
+        raise typer.BadParameter(f"There is no folder {results} with records.")
     folder = results or results_folder()
-    if not folder.is_dir():
-        raise typer.BadParameter(f"There is no folder {folder} with records.")
     judgements = judge_all(select(), folder)
     for path, text in ((out, page.render), (feed, lambda judged: feeding.atom(judged, folder))):
         if path is not None:
