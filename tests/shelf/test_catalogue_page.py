@@ -120,7 +120,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def paths(tmp_path_factory: pytest.TempPathFactory, text: str, bad: str) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     for name, content in (("good", text), ("bad", bad)):
-        (folder / f"{name}.html").write_bytes(content.encode("utf-8", "replace"))
+        (folder / f"{name}.html").write_text(content, "utf-8")
     return {name: folder / f"{name}.html" for name in ("good", "bad")}
 
 

@@ -52,7 +52,7 @@ def find(
             }
             for one in found
         ]
-        typer.echo(json.dumps({"need": asked, "answered": sure, "answers": rows}, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps({"need": asked, "answered": sure, "answers": rows}, indent=1))
     elif not sure:
         rest = "The nearest:" if found else "Try other words, or browse: instar list, instar catalogue -o page.html."
         typer.echo(f"Nothing here answers {asked!r} outright. {rest}", err=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import instar
 from instar import catalogue
@@ -71,7 +72,7 @@ def _methods(records: dict[str, list[Record]]) -> Iterable[Item]:
             text=f"{card.idea} Not when: {card.when_not} Try it: instar show {slug}",
             updated=first.get(slug, _month(entry.published)),
             category="method",
-            link=f"https://arxiv.org/abs/{entry.arxiv}" if entry.arxiv else "",
+            link=f"https://arxiv.org/abs/{quote(entry.arxiv)}" if entry.arxiv else "",
         )
 
 
@@ -125,7 +126,7 @@ def _entry(feed: ET.Element, item: Item) -> None:
     _text(entry, "updated", _time(item.updated))
     ET.SubElement(entry, _tag("category")).set("term", item.category)
     if item.link:
-        ET.SubElement(entry, _tag("link")).set("href", _writable(item.link))
+        ET.SubElement(entry, _tag("link")).set("href", item.link)
     _text(entry, "content", item.text).set("type", "text")
 
 

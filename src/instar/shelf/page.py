@@ -43,7 +43,7 @@ def render(judgements: Sequence[Judgement]) -> str:
     clocks, domains = views.by_clock(every), views.by_domain(every, judgements)
     tasks = views.by_task(every)
     papers = [one for one in shown if one.entry.listed]
-    return shell.page(
+    text = shell.page(
         "catalogue.html",
         styles=["catalogue.css"],
         scripts=["find.js", "catalogue.js"],
@@ -62,6 +62,7 @@ def render(judgements: Sequence[Judgement]) -> str:
         needs=needing.table(every),
         answers=[{"to": anchor(e), "title": e.title, "line": e.line, "status": _status(e)} for e in every],
     )
+    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in a record has no form in UTF-8
 
 
 def anchor(entry: Entry) -> str:
