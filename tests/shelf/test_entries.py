@@ -71,6 +71,15 @@ def test_gaps_are_said() -> None:
         assert group.papers or group.others or "Nothing of it runs here." in group.gaps
 
 
+def test_a_survey_stands_where_something_of_it_runs() -> None:
+    """It speaks of all domains, and of tasks that nothing here does."""
+    survey = next(entry for entry in entries() if entry.id == "survey_applications")
+    for domain, group in zip(listed.domains(), views.by_domain(entries(), []), strict=True):
+        if domain.id in survey.domains:
+            there = any(domain.id in listed.domains_of(problem.domains) for problem in survey.problems)
+            assert (survey in group.papers) == there
+
+
 def test_a_card_of_another_package_has_a_place() -> None:
     with catalogue.holding(hostile(), Hostile):
         entry = next(entry for entry in entries() if entry.id == "hostile")

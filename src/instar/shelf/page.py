@@ -14,8 +14,6 @@ from instar.report import shell, units
 from instar.shelf import listed, needing, views
 from instar.shelf.entries import Entry, entries
 
-ORDER = ("holds", "partly", "does not hold here", "undecided", "not run", "not testable at this scale")
-"""Verdicts as they are listed."""
 _MARKS = {"holds": "better", "does not hold here": "worse"}
 
 
@@ -78,7 +76,7 @@ def _show(entry: Entry, judgements: Sequence[Judgement]) -> Shown:
         anchor=anchor(entry),
         status=_status(entry),
         verdicts=_counts(found),
-        claims=[_claim(j) for j in sorted(found, key=lambda j: ORDER.index(j.verdict))],
+        claims=[_claim(j) for j in sorted(found, key=lambda j: views.ORDER.index(j.verdict))],
         clock=entry.clock,
         domains="|".join(entry.domains),
         tasks="|".join(entry.tasks),
@@ -105,7 +103,7 @@ def _named(entry: Entry) -> int:
 
 def _counts(judgements: Sequence[Judgement]) -> list[tuple[str, str, int]]:
     often: Counter[str] = Counter(j.verdict for j in judgements)
-    return [(verdict, _MARKS.get(verdict, ""), often[verdict]) for verdict in ORDER if often[verdict]]
+    return [(verdict, _MARKS.get(verdict, ""), often[verdict]) for verdict in views.ORDER if often[verdict]]
 
 
 def _claim(judgement: Judgement) -> dict[str, Any]:

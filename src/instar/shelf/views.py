@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 from instar import catalogue
 from instar.bench.claims import Judgement
-from instar.cards import ProblemCard
+from instar.cards import Card, ProblemCard
 from instar.shelf import listed
 from instar.shelf.entries import Entry
 
-UNJUDGED = ("not run", "not testable at this scale")
+ORDER = ("holds", "partly", "does not hold here", "undecided", "not run", "not testable at this scale")
+"""Verdicts as they are listed."""
+UNJUDGED = ORDER[-2:]
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ def by_domain(entries: Sequence[Entry], judgements: Sequence[Judgement]) -> list
         here = [p for p in problems if domain.id in listed.domains_of(p.domains)]
         slugs = {p.slug for p in here}
         judged = [j for j in judgements if j.verdict not in UNJUDGED and j.measure.partition(".")[0] in slugs]
-        group = _group(domain.title, "", [e for e in entries if domain.id in e.domains])
-        verdicts = dict(Counter(str(j.verdict) for j in judged))
+        group = _group(domain.title, "", [e for e in entries if domain.id in e.domains and _works_in(e, domain.id)])
+        often = Counter(str(j.verdict) for j in judged)
+        verdicts = {verdict: often[verdict] for verdict in ORDER if often[verdict]}
         gaps = list(group.gaps)
         if not here and domain.id != "any":
             gaps.append("No problem here is of this domain, so that nothing is judged in it.")
@@ -62,7 +65,20 @@ def by_task(entries: Sequence[Entry]) -> list[Group]:
     """One group a task that a paper works on or two methods share, those of most entries first."""
     often = Counter(task for entry in entries for task in entry.tasks)
     wanted = {task for entry in entries if entry.listed for task in entry.tasks} | {t for t, n in often.items() if n > 1}
-    return [_group(task, "", [e for e in entries if task in e.tasks]) for task in sorted(wanted, key=lambda t: (-often[t], t))]
+    names = sorted(wanted, key=lambda task: (-often[task], task))
+    return [_group(task, "", [e for e in entries if task in e.tasks and _works_on(e, task)]) for task in names]
+
+
+def _works_in(entry: Entry, domain: str) -> bool:
+    """A survey speaks of more than runs of it: it stands in a domain where something of it does."""
+    parts: list[Card | ProblemCard] = [*entry.methods, *entry.problems]
+    return entry.kind != "survey" or not parts or any(domain in listed.domains_of(part.domains) for part in parts)
+
+
+def _works_on(entry: Entry, task: str) -> bool:
+    """The same for a task."""
+    parts: list[Card | ProblemCard] = [*entry.methods, *entry.problems]
+    return entry.kind != "survey" or not parts or any(task in part.tasks for part in parts)
 
 
 def gaps(groups: Sequence[Group]) -> list[str]:
