@@ -16,7 +16,7 @@ _LONGEST = 500
 class MLflowSink(Sink):
     """Writes to a tracking store: `mlflow:sqlite:///mlflow.db`, a folder, or the address of a server.
 
-    A run carries the record's id in the tag `instar.id`; one that is there is not written again.
+    A run carries the record's id in the tag `instar.id`; one that is there whole is not written again.
 
     Args:
         where: the tracking URI. Raises OutputError for a store that does not answer, MissingExtraError.
@@ -36,7 +36,7 @@ class MLflowSink(Sink):
         experiment = self._experiment(f"instar-{run.group or 'runs'}")
         if self._client.search_runs([experiment], filter_string=f"tags.`instar.id` = '{run.id}'", max_results=1):
             return
-        tags = {"instar.id": run.id, "mlflow.runName": run.name, "instar.status": run.reason}
+        tags = {"mlflow.runName": run.name, "instar.status": run.reason}
         made = self._client.create_run(experiment, start_time=int(1000 * run.started), tags=tags)
         name = made.info.run_id
         last, at = (run.curve[-1][0] if run.curve else 0), int(1000 * run.ended)
@@ -46,6 +46,7 @@ class MLflowSink(Sink):
         for first in range(0, max(len(points), 1), _BATCH):
             self._client.log_batch(name, metrics=points[first : first + _BATCH], params=params if first == 0 else [])
         self._client.set_terminated(name, status="FINISHED" if run.ok else "FAILED", end_time=at)
+        self._client.set_tag(name, "instar.id", run.id)  # last, so that what was cut off is sent again
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
