@@ -5,6 +5,7 @@ Claims that ask for the same problem under the same conditions share one folder 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -145,13 +146,22 @@ def folder_name(claim: Claim, quick: bool = False) -> str:
     return "-".join([*(re.sub(r"[^\w.]+", "-", word).strip("-") for word in words), digest])  # a name on every system
 
 
-def judge(card: Card, claim: Claim, results: Path, quick: bool = False) -> Judgement:
-    """The verdict of one claim from the records that are there."""
+def judge_all(claims: Iterable[tuple[Card, Claim]], results: Path) -> list[Judgement]:
+    """The verdicts of many claims; each folder of records is read once."""
+    read = functools.cache(lambda folder: list(Store(folder).all()))
+    return [
+        judge(card, claim, results, records=[] if claim.kind == "untestable" else read(results / folder_name(claim)))
+        for card, claim in claims
+    ]
+
+
+def judge(card: Card, claim: Claim, results: Path, quick: bool = False, *, records: Sequence[Record] | None = None) -> Judgement:
+    """The verdict of one claim from the records that are there, or from its `records` where they are read already."""
     verdict: Verdict = "not testable at this scale"
     estimate: Estimate | None = None
     reason, minutes = claim.reason, 0.0
     if claim.kind != "untestable":
-        records = list(Store(results / folder_name(claim, quick)).all())
+        records = list(Store(results / folder_name(claim, quick)).all() if records is None else records)
         minutes = sum(r.get("resources", {}).get("cpu_seconds", 0.0) for r in records) / 60
         estimate, verdict, reason = _decide(card, claim, records)
     return Judgement(

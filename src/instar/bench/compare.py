@@ -79,6 +79,7 @@ def compare(
     retry_failed: bool = False,
     listener: Listener | None = None,
     executor: Executor | None = None,
+    kept: Callable[[Record], None] | None = None,
 ) -> Comparison:
     """Run what is missing of a comparison.
 
@@ -87,6 +88,7 @@ def compare(
     jobs: runs at a time (default: one a core), each with its share of the threads. executor: where they run instead.
     train: whether to train and evaluate; timed: whether to make the timing pass; metrics: only these workloads.
     dry_run: plan and calibrate, write nothing. retry_failed: forget records of failures.
+    kept: called with each record that is made, after it is written (`instar.sinks` sends them to trackers).
     Guard a script's entry with `if __name__ == "__main__"`: runs are processes.
 
     Raises PlanError, DataError, BudgetError, UnknownNameError before anything is spent. A failing run is a record, not an error.
@@ -97,7 +99,7 @@ def compare(
     if jobs < 1:
         raise PlanError(f"--jobs expects at least 1, received {jobs}.")
     executor = executor or LocalExecutor(jobs)
-    engine = _Engine(Store(out), executor.threads, executor, listener)
+    engine = _Engine(Store(out), executor.threads, executor, listener, kept)
     path = out / "plan.json"
     plan, problem, _ = planning.prepare(request, Plan.load(path) if path.exists() else None)
     if not dry_run:
@@ -138,6 +140,7 @@ class _Engine:
     threads: int
     executor: Executor
     listener: Listener
+    kept: Callable[[Record], None] | None = None
 
     def calibrate(self, plan: Plan) -> None:
         """Step time of every method that the plan does not know yet, alone on the machine."""
@@ -173,7 +176,7 @@ class _Engine:
             value = outcome.value if ok else {**run.blank(task), "status": outcome.status, "reason": outcome.reason}
             if outcome.detail:
                 value["detail"] = outcome.detail
-            self.store.put(value)
+            self._keep(value)
             result.ran += 1
             result.failed += not ok
             self.listener.progress(task.id, task.spec["steps"] * task.step_seconds, f"{task.address} seed {task.spec['seed']}")
@@ -187,6 +190,11 @@ class _Engine:
 
         work = [Job(t.id, run.execute, (t, self.threads), _limit(t)) for t in missing.values()]
         self.executor.run(work, done, progress)
+
+    def _keep(self, made: Record) -> None:
+        self.store.put(made)
+        if self.kept is not None:
+            self.kept(made)
 
     def time(self, plan: Plan, metrics: Iterable[str] | None, result: Comparison) -> None:
         """One exclusive pass over all methods together: ratios only count within it."""
@@ -207,7 +215,7 @@ class _Engine:
         job = Job(name, time_task, (plan.problem, plan.settings, plan.sources, plan.entries, chosen), 3600.0, alone=True)
         self.executor.run([job], outcomes.append, lambda *_: None)
         outcome = outcomes[0]
-        self.store.put(
+        self._keep(
             {
                 "schema": record.SCHEMA,
                 "id": name,

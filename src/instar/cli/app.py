@@ -7,7 +7,23 @@ from typing import Annotated
 import typer
 
 import instar
-from instar.cli import adapt, browse, compress, costs, edit, encoder, gate, history, judge, kernels, suite, undo
+from instar.cli import (
+    adapt,
+    browse,
+    catalogue,
+    compress,
+    costs,
+    doctor,
+    edit,
+    encoder,
+    export,
+    gate,
+    history,
+    judge,
+    kernels,
+    suite,
+    undo,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,8 +50,10 @@ def root(
 
 
 browse.register(app)
+catalogue.register(app)
 judge.register(app)
 costs.register(app)
+doctor.register(app)
 suite.register(app)
 history.register(app)
 adapt.register(app)
@@ -44,4 +62,5 @@ edit.register(app)
 undo.register(app)
 app.add_typer(gate.app, name="gate")
 app.add_typer(encoder.app, name="encoder")
+app.add_typer(export.app, name="export")
 app.add_typer(kernels.app, name="kernels")

@@ -79,6 +79,9 @@ def compare(
     timing: Annotated[bool, typer.Option(help="Make the exclusive timing pass.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with its cost, and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed.")] = False,
+    sink: Annotated[
+        list[str] | None, typer.Option(help="Also send each record: tensorboard:FOLDER, mlflow:URI or trackio:PROJECT.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -93,15 +96,16 @@ def compare(
     from instar.bench.plan import Request
     from instar.bench.summary import summarise
     from instar.cli.progress import Line
+    from instar.sinks.sending import Sending
 
-    settings, overrides = _settings(set_ or [])
+    own, overrides = settings(set_ or [])
     if data:
-        settings["data"] = data[0] if len(data) == 1 else data
+        own["data"] = data[0] if len(data) == 1 else data
     request = Request(
         problem=problem,
         methods=tuple(m.strip() for m in methods.split(",") if m.strip()),
         add=tuple(add or ()),
-        settings=settings,
+        settings=own,
         overrides=overrides,
         seeds=seeds,
         budget=budget,
@@ -111,6 +115,7 @@ def compare(
     )
     folder = out or Path("runs") / problem
     with Line(quiet or as_json) as line:
+        send = Sending(sink or (), line.note)
         result = run(
             request,
             folder,
@@ -120,6 +125,7 @@ def compare(
             retry_failed=retry_failed,
             listener=line,
             executor=_executor(cluster, folder),
+            kept=send,
         )
     if dry_run:
         if as_json:
@@ -191,11 +197,11 @@ def claims(
 
     Examples:  `instar claims`  ·  `instar claims gla --json`  ·  `instar claims --into docs/claims.md`
     """
-    from instar.bench.claims import judge, results_folder, select
+    from instar.bench.claims import judge_all, results_folder, select
     from instar.report import ledger
 
     folder = results or results_folder()
-    rows = [asdict(judge(card, claim, folder)) for card, claim in select(methods or ())]
+    rows = [asdict(judgement) for judgement in judge_all(select(methods or ()), folder)]
     if into is not None:
         ledger.insert(into, rows)
     else:
@@ -245,9 +251,9 @@ def _page(path: Path) -> str:
     return page.render(result.load(path))
 
 
-def _settings(given: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def settings(given: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """`length=512` is the problem's, `gla.expand_k=1` the method's; values are JSON where they can be, else text."""
-    settings: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     overrides: dict[str, dict[str, Any]] = {}
     for item in given:
         key, equals, text = item.partition("=")
@@ -261,8 +267,8 @@ def _settings(given: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any
         if dot:
             overrides.setdefault(owner, {})[name] = value
         else:
-            settings[key] = value
-    return settings, overrides
+            own[key] = value
+    return own, overrides
 
 
 def _print_outcomes(name: str, outcomes: list[Any], quiet: bool) -> None:

@@ -1,0 +1,1 @@
+"""What is here, in the formats of others: records as a table, problems as benchmarks."""
