@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from offload_runs import FINE, batch, network, pair, same, train
 from torch import Tensor, nn
 
 from instar.errors import BudgetError, CheckpointError, ShapeError, StoreError, UnknownNameError
@@ -23,39 +24,6 @@ from instar.optim.offload import exporting
 from instar.optim.offload.media import Medium
 from instar.optim.offload.store import StoreSpec
 from instar.optim.offloaded_adamw import OffloadedAdamW
-
-FINE: dict[str, Any] = {"subgroup": 700, "buffers": 2, "ratio": 0.5}
-"""Many small subgroups, cut through matrices, half of them streamed."""
-
-
-def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    torch.manual_seed(0)
-    layers = [nn.Linear(24, 70), nn.Tanh(), nn.LayerNorm(70), nn.Linear(70, 61), nn.Tanh(), nn.Linear(61, 9)]
-    return nn.Sequential(*layers).to(dtype)
-
-
-def batch(number: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(number)
-    return torch.randn(16, 24, generator=generator).to(dtype), torch.randn(16, 9, generator=generator).to(dtype)
-
-
-def train(model: nn.Module, optimiser: torch.optim.Optimizer, steps: int, first: int = 0, accumulate: int = 1) -> None:
-    for step in range(first, first + steps):
-        for part in range(accumulate):
-            x, y = batch(step * accumulate + part, next(model.parameters()).dtype)
-            F.mse_loss(model(x), y).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
-
-
-def pair(dtype: torch.dtype = torch.float32, **arguments: Any) -> tuple[nn.Module, AdamW, nn.Module, OffloadedAdamW]:
-    model = network(dtype)
-    other = copy.deepcopy(model)
-    return model, AdamW(model), other, OffloadedAdamW(other, **arguments)
 
 
 class Delayed(Medium):
