@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,8 +18,8 @@ _STEPS = 6
 """Simulated: the last two, one in each direction, are those of a long run."""
 _FORWARD = 1 / 3
 """Of the passes: the share before the first gradient."""
-_INTERVALS = 33
-"""The largest interval that is tried, plus one."""
+_INTERVALS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""That are tried."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,10 @@ class Plan:
 
     @property
     def hiding_interval(self) -> int:
-        """The smallest k whose residents' updates hide all transfers: (k-1) c ≥ transfers + update of the streamed one."""
+        """The smallest k with k c ≥ the transfers of one subgroup, where c is an update: the processor then never waits.
+
+        In the paper's setting it is (k-1) c ≥ transfers + g, since the streamed subgroup is updated elsewhere.
+        """
         return _hiding(self)
 
     @property
@@ -130,7 +134,7 @@ def plan_offload(
     """Predict a step of `OffloadedAdamW` with these arguments; nothing is allocated, and parameters may be on the device meta.
 
     Args:
-        params: a model or the groups of an optimiser. hardware: of `calibrate`, or as it might be. k: "best" tries every interval
+        params: a model or the groups of an optimiser. hardware: of `calibrate`, or as it might be. k: "best" tries some intervals
             up to 32 besides "auto" by simulation. pass_seconds: of forward and backward pass, during which the first reads and
             the last writes go on. All others: as of `OffloadedAdamW`.
 
@@ -143,7 +147,7 @@ def plan_offload(
     plan = Plan(division, hardware, first, alternate, prefetch, pass_seconds, weights)
     tried = [plan]
     if k == "best" and schedule == "interleaved" and division.residents and division.streamed:
-        tried += [replace(plan, k=n) for n in range(2, min(division.count + 1, _INTERVALS))]
+        tried += [replace(plan, k=n) for n in _INTERVALS if n <= division.count]
     return min((replace(one, step_seconds=step_seconds(one)) for one in tried), key=lambda one: one.step_seconds)
 
 
@@ -214,4 +218,4 @@ def _hiding(plan: Plan) -> int:
     update = layout.room / hardware.update_rate * (1 + hardware.contention)
     reading, writing = layout.extent / hardware.read_rate, layout.extent / hardware.write_rate
     transfers = max(reading, writing) if hardware.duplex else reading + writing
-    return max(2, 1 + -int(-(transfers + update) // update))
+    return max(2, math.ceil(transfers / update))
