@@ -13,8 +13,10 @@ from instar.optim.offload.update import BLOCK
 
 ScheduleName = Literal["interleaved", "pipelined", "sequential"]
 SCHEDULES = ("interleaved", "pipelined", "sequential")
-LARGEST, SMALLEST, WANTED = 100_000_000, 1 << 12, 64
-"""Elements of a subgroup, at most and at least, and the number of subgroups that the automatic size aims at."""
+LARGEST, SMALLEST = 100_000_000, 1 << 12
+"""Elements of a subgroup of automatic size."""
+WANTED, MOST = 64, 512
+"""Subgroups that the automatic size aims at, and the most that a small budget makes of it."""
 
 
 @dataclass(frozen=True)
@@ -123,5 +125,5 @@ def _room(groups: Sequence[dict[str, Any]], budget: int | None, buffers: int) ->
     elements, itemsize = sum(p.numel() for p in params), max((p.dtype.itemsize for p in params), default=4)
     room = min(LARGEST, max(SMALLEST, elements // WANTED))
     if budget is not None:
-        room = min(room, max(SMALLEST, budget // (4 * buffers * 2 * itemsize)))
+        room = min(room, max(SMALLEST, elements // MOST, budget // (4 * buffers * 2 * itemsize)))
     return rounded(room, 1024)
