@@ -311,6 +311,8 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception]) -> N
 def test_parameters_that_cannot_be_cut() -> None:
     with pytest.raises(ShapeError, match="not contiguous"):
         OffloadedAdamW([nn.Parameter(torch.zeros(4, 5).T)])
+    with pytest.raises(ShapeError, match="in main memory"):
+        OffloadedAdamW(nn.Linear(3, 3, device="meta"))
     with pytest.raises(ShapeError, match="dense floating-point"):
         OffloadedAdamW([nn.Parameter(torch.zeros(4, dtype=torch.complex64))])
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from instar.errors import CheckpointError, StoreError
+from instar.errors import CheckpointError, ShapeError, StoreError
 from instar.optim.offload import exporting
 from instar.optim.offload.exporting import MOMENTS
 from instar.optim.offload.layout import checked
@@ -32,6 +32,11 @@ class Engine:
 
     def __init__(self, groups: Sequence[dict[str, Any]], division: Division, spec: StoreSpec) -> None:
         self.params = checked(groups)
+        if elsewhere := [p for p in self.params if p.device.type != "cpu"]:
+            raise ShapeError(
+                f"A parameter is on {elsewhere[0].device}; offloaded state is for parameters in main memory, and has never been "
+                "run on an accelerator."
+            )
         self.division, self.layout = division, division.layout
         self.steps = [0] * len(self.params)
         self._turn = 0
@@ -151,8 +156,12 @@ class Engine:
                 )
         self.staging.settle()
         self.staging.invalidate()
+        self._broken = "Loading a state failed in the middle, and the moments are of no step. Make a new optimiser."
         self.steps = [int(state[n]["step"]) if n in state else 0 for n in range(len(self.params))]
         for x, subgroup in enumerate(self.layout.subgroups):
+            if x >= self.division.residents and not any(piece.index in state for piece in subgroup.pieces):
+                self.store.forget(x)
+                continue
             buffer = self.residents[x] if x < self.division.residents else self.staging.scratch()
             for name, plane in zip(MOMENTS, self.layout.moments(buffer, x), strict=True):
                 for piece in subgroup.pieces:
@@ -166,6 +175,7 @@ class Engine:
             else:
                 self.store.write(x, buffer, self._turn)
         self._turn = max(self.steps, default=0)
+        self._broken = ""
         return self.steps
 
     def close(self) -> None:

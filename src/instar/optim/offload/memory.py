@@ -20,13 +20,13 @@ class MemoryBudget:
     """Bytes that may be held at once. `take` gives aligned memory or raises; nothing else here allocates state or staging.
 
     Args:
-        limit: bytes. pinned: page-locked memory, for transfers to an accelerator.
+        limit: bytes.
 
     Attributes: used, and peak, the most that was held together.
     """
 
-    def __init__(self, limit: int, *, pinned: bool = False) -> None:
-        self.limit, self.pinned = limit, pinned
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.used = self.peak = 0
 
     def take(self, nbytes: int, what: str) -> Tensor:
@@ -42,16 +42,16 @@ class MemoryBudget:
             )
         self.used += whole
         self.peak = max(self.peak, self.used)
-        return aligned(nbytes, pinned=self.pinned)
+        return aligned(nbytes)
 
     def give_back(self, buffer: Tensor) -> None:
         """Account for memory that is no longer held; the caller drops its references."""
         self.used -= buffer.untyped_storage().nbytes()
 
 
-def aligned(nbytes: int, *, pinned: bool = False) -> Tensor:
+def aligned(nbytes: int) -> Tensor:
     """Zeros, uint8 [nbytes], that begin at a multiple of a page."""
-    raw = torch.zeros(held(nbytes), dtype=torch.uint8, pin_memory=pinned)
+    raw = torch.zeros(held(nbytes), dtype=torch.uint8)
     start = -raw.data_ptr() % PAGE
     return raw[start : start + nbytes]
 

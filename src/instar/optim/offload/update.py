@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 17
-"""Elements that are carried through all operations together: their four arrays stay in a processor's second cache."""
+BLOCK = 1 << 18
+"""Elements that are carried through all operations together: their four arrays stay in a processor's caches."""
 
 
 def adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: int, group: dict[str, Any], workspace: Tensor) -> None:
