@@ -182,6 +182,16 @@ def test_parameters_without_gradients_keep_their_own_count_of_steps() -> None:
     assert sorted(set(ours.engine.steps)) == [3, 4, 6]
 
 
+def test_frozen_parameters_stay() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    ours = OffloadedAdamW(model.parameters(), **FINE)
+    before = model[0].weight.detach().clone()
+    train(model, ours, 2)
+    assert torch.equal(before, model[0].weight)
+    assert set(ours.engine.steps) == {0, 2}
+
+
 def test_a_step_without_any_gradient_is_none() -> None:
     ours = OffloadedAdamW(network(), **FINE)
     ours.step()

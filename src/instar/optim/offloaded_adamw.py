@@ -62,7 +62,7 @@ class OffloadedAdamW(Optimizer):
     Time of a step: about max(updates, reads, writes), where their sum is what the sequential schedule takes.
     Differs from the paper: the tiers are memory and a file instead of GPU and CPU memory, so that all updates run on the
     parameters' own device; which subgroups are streamed follows from the budget (`ratio`), k only orders them.
-    Maurya et al. 2024, Deep Optimizer States (arXiv 2410.21316).
+    It needs Linux. Maurya et al. 2024, Deep Optimizer States (arXiv 2410.21316).
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class OffloadedAdamW(Optimizer):
         self._engine = Engine(self.param_groups, division, self.spec)
         if self.prefetch:
             told = weakref.WeakMethod(self._backward_begins)
-            self._hooks = [p.register_post_accumulate_grad_hook(_telling(told)) for p in self._engine.params]
+            self._hooks = [p.register_post_accumulate_grad_hook(_telling(told)) for p in self._engine.params if p.requires_grad]
 
     def _backward_begins(self) -> None:
         if self._engine is not None:

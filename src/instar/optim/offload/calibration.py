@@ -40,9 +40,7 @@ def calibrate(
             f"calibrate expects extents in multiples of {PAGE} bytes, room for one, seconds > 0; received {extent}, {room}."
         )
     spec = store if isinstance(store, StoreSpec) else StoreSpec(store)
-    path = None if spec.path is None else Path(spec.path)
-    folder = path.parent if path is not None and not path.is_dir() else path
-    medium = opened(spec.mode, folder, room, spec.rate)
+    medium = opened(spec.mode, spec.folder, room, spec.rate)
     buffers = [aligned(extent).fill_(n + 1) for n in range(2)]  # zeros might be kept as a hole
     places = [range(0, room - extent + 1, extent)] * 2
     share = seconds / 5

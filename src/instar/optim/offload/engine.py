@@ -138,8 +138,8 @@ class Engine:
         exporting.export(path, self.layout, self.params, self.steps, groups, extent)
 
     def exported(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
-        """The state as a dictionary that is mapped from a file without a name."""
-        with tempfile.TemporaryDirectory(prefix="optimiser-state-") as folder:
+        """The state as a dictionary that is mapped from a file without a name, beside the store."""
+        with tempfile.TemporaryDirectory(prefix="optimiser-state-", dir=self.store.spec.folder) as folder:
             path = Path(folder) / "state.safetensors"
             self.export(path, groups)
             return exporting.read(path, shared=True)

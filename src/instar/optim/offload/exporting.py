@@ -75,7 +75,7 @@ def export(
         raise OutputError(f"Cannot write {path}: {error.strerror}. What stood there before is unchanged.") from error
 
 
-def read(path: Path, *, shared: bool = False) -> dict[str, Any]:
+def read(path: str | Path, *, shared: bool = False) -> dict[str, Any]:
     """A dictionary for `load_state_dict` of this optimiser or of `torch.optim.AdamW`, whose tensors are mapped from the file.
 
     Args:
@@ -84,7 +84,7 @@ def read(path: Path, *, shared: bool = False) -> dict[str, Any]:
     Raises CheckpointError for a file that is not one of `export`.
     """
     try:
-        with path.open("rb+" if shared else "rb") as file:
+        with Path(path).open("rb+" if shared else "rb") as file:
             kind = mmap.ACCESS_WRITE if shared else mmap.ACCESS_COPY
             whole = mmap.mmap(file.fileno(), 0, access=kind)
         (length,) = struct.unpack("<Q", whole[:8])
@@ -102,7 +102,7 @@ def read(path: Path, *, shared: bool = False) -> dict[str, Any]:
                 else torch.empty(0, dtype=dtype)
             )
             state.setdefault(int(n), {})[key] = flat.view(entry["shape"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, struct.error, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is no exported optimiser state, or a truncated one ({error}). Nothing was loaded."
         ) from error

@@ -47,6 +47,13 @@ class StoreSpec:
     rate: float = 2e9
 
     @property
+    def folder(self) -> Path | None:
+        """Where scratch files lie; None is the folder for temporary files."""
+        if self.path is None or Path(self.path).is_dir():
+            return None if self.path is None else Path(self.path)
+        return Path(self.path).parent
+
+    @property
     def recoverable(self) -> bool:
         """Whether there is a file that outlives the process."""
         return self.path is not None and self.mode != "throttled" and not Path(self.path).is_dir()
