@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import os
 import random
 import threading
 import time
@@ -354,3 +355,17 @@ def test_nothing_is_left_running() -> None:
             ours.step()
     gc.collect()
     assert threading.active_count() <= before
+
+
+def test_an_optimiser_that_is_forgotten_frees_its_file(tmp_path: Path) -> None:
+    def held() -> list[str]:
+        return [name for link in Path("/proc/self/fd").iterdir() if str(tmp_path) in (name := os.path.realpath(link))]
+
+    _, _, model, ours = pair(store=tmp_path, **FINE)
+    train(model, ours, 2)
+    assert held()
+    del ours
+    gc.collect()
+    time.sleep(0.05)  # its threads end by themselves
+    gc.collect()
+    assert not held()

@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -80,6 +81,7 @@ class File(Medium):
         except BaseException:
             os.close(self.descriptor)
             raise
+        self._closing = weakref.finalize(self, os.close, self.descriptor)  # who forgets to close keeps no room on the disk
 
     def _hold(self, nbytes: int) -> None:
         try:
@@ -130,8 +132,7 @@ class File(Medium):
             raise StoreError(f"{self.path} could not be made durable: {error.strerror}.") from error
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self.descriptor)
+        self._closing()
 
 
 class Mapped(File):
