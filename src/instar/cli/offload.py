@@ -38,7 +38,7 @@ def plan_offload(
     ] = "buffered",
     dtype: Annotated[str, typer.Option(help="Of the parameters in training: float32, bfloat16, auto (as stored).")] = "float32",
     passes: Annotated[
-        float, typer.Option(min=0.0, help="Seconds of a forward and backward pass, during which transfers go on.")
+        float, typer.Option(min=0.0, help="Seconds of a forward and backward pass, which hide what the buffers hold.")
     ] = 0.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="For measuring updates and disk.")] = 1.0,
     subgroup: Annotated[int | None, typer.Option(min=1, help="Parameters of a subgroup; default: chosen.")] = None,
