@@ -21,6 +21,7 @@ from instar.cli import (
     history,
     judge,
     kernels,
+    offload,
     suite,
     undo,
 )
@@ -59,6 +60,7 @@ history.register(app)
 adapt.register(app)
 compress.register(app)
 edit.register(app)
+offload.register(app)
 undo.register(app)
 app.add_typer(gate.app, name="gate")
 app.add_typer(encoder.app, name="encoder")

@@ -15,7 +15,7 @@ from instar.cli.browse import Json
 from instar.cli.judge import Jobs, Quiet
 from instar.errors import PlanError
 
-_BYTES: dict[str, float] = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+BYTES: dict[str, float] = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 
@@ -57,7 +57,7 @@ def suite(
     from instar.report import suite as report
 
     question = running.Question(
-        length=length, memory=quantity("--memory", memory, _BYTES), latency=quantity("--latency", latency, _SECONDS),
+        length=length, memory=quantity("--memory", memory, BYTES), latency=quantity("--latency", latency, _SECONDS),
         causal=causal, how="swapped" if swapped else "scratch", layers=layers, width=width, heads=heads,
     )  # fmt: skip
     folder = out or Path("runs") / name
