@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import instar
-from instar.cli import adapt, browse, compress, costs, edit, encoder, gate, history, judge, kernels, suite, undo
+from instar.cli import adapt, browse, compress, costs, edit, encoder, finance, gate, history, judge, kernels, suite, undo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,4 +44,5 @@ edit.register(app)
 undo.register(app)
 app.add_typer(gate.app, name="gate")
 app.add_typer(encoder.app, name="encoder")
+app.add_typer(finance.app, name="finance")
 app.add_typer(kernels.app, name="kernels")
