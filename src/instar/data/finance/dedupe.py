@@ -1,4 +1,4 @@
-"""Stage dedupe: records become articles, each once, month by month."""
+"""Stage dedupe: records become articles, each once, quarter by quarter."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from instar.data.finance.sessions import micros, moment
 CODE = ("dedupe.py", "duplicates.py", "tables.py")
 _LIGHT = ("key", "digest", "title", "url_canonical", "body_hash", "simhash", "known_at_utc")
 _OPEN = 8
-"""Parts of records that are held open: months of one large dump all read the same part."""
+"""Parts of records that are held open: quarters of one large dump all read the same part."""
 
 
 def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool) -> Iterator[Cell]:
-    """A cell for each month in which something became known. Which articles stay is decided over all, on small columns."""
+    """A cell for each quarter in which something became known. Which articles stay is decided over all, on small columns."""
     parts = catalogue.parts(build, "record", "normalise")
     seen: dict[str, Seen] = {}
     where: dict[str, str] = {}
@@ -35,17 +35,17 @@ def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool
     for key, of in same:
         told.setdefault(of, []).append(key)
     ids = {key: tables.digest(seen[key].url if urls and seen[key].url else key)[:32] for key in stay}
-    months: dict[str, tuple[list[list[str]], list[Copy]]] = {}
+    quarters: dict[str, tuple[list[list[str]], list[Copy]]] = {}
     for key in stay:
-        months.setdefault(_month(seen[key]), ([], []))[0].append([key, *sorted(told.get(key, ()))])
+        quarters.setdefault(_quarter(seen[key]), ([], []))[0].append([key, *sorted(told.get(key, ()))])
     for copy in copies:
-        months.setdefault(_month(seen[copy.key]), ([], []))[1].append(copy)
+        quarters.setdefault(_quarter(seen[copy.key]), ([], []))[1].append(copy)
     records = _Records(catalogue, where)
-    for month, (groups, again) in sorted(months.items()):
+    for quarter, (groups, again) in sorted(quarters.items()):
         facts = [[[ids[group[0]], *(digests[key] for key in group)] for group in groups]]
         facts.append([[digests[copy.key], ids[copy.of], copy.rule] for copy in again])
-        inputs = tables.digest("dedupe", month, code, facts)
-        yield Cell(month, inputs, partial(_made, records, ids, groups, again))
+        inputs = tables.digest("dedupe", quarter, code, facts)
+        yield Cell(quarter, inputs, partial(_made, records, ids, groups, again))
 
 
 class _Records:
@@ -103,5 +103,6 @@ def _made(records: _Records, ids: Mapping[str, str], groups: Sequence[Sequence[s
     }
 
 
-def _month(seen: Seen) -> str:
-    return f"{moment(seen.known):%Y-%m}"
+def _quarter(seen: Seen) -> str:
+    day = moment(seen.known)
+    return f"{day.year}-Q{(day.month + 2) // 3}"

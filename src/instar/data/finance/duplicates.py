@@ -64,10 +64,10 @@ def find(
 ) -> tuple[list[str], list[Copy], list[tuple[str, str]]]:
     """(keys of the articles that stay, copies, pairs (record, article) that are one).
 
-    Articles are read in the order of (known, address, body), whatever order they are given in, and each is compared only with
-    earlier ones: what comes later never changes what an earlier one is. Records of one address and one time are one article
-    told twice (lists of several symbols), and no copy. A near-duplicate is compared with articles that stay, of the 7 days
-    before it. Expected O(N): of two codes within 3 bits at least one of four 16-bit blocks is equal.
+    Articles are read in the order of (known, address, body; without one last), whatever order they are given in, and each is
+    compared only with earlier ones: what comes later never changes what an earlier one is. Records of one address and one time
+    are one article told twice (lists of several symbols), and no copy. A near-duplicate is compared with articles that stay, of
+    the 7 days before it. Expected O(N): of two codes within 3 bits at least one of four 16-bit blocks is equal.
 
     urls: compare addresses and bodies. near: compare SimHashes.
     """
@@ -77,7 +77,7 @@ def find(
     by_url: dict[str, tuple[str, int, str]] = {}
     by_body: dict[str, str] = {}
     recent = _Recent()
-    for one in sorted(articles, key=lambda seen: (seen.known, seen.url, seen.body, seen.key)):
+    for one in sorted(articles, key=lambda seen: (seen.known, seen.url, not seen.body, seen.body, seen.key)):
         first = by_url.get(one.url) if urls and one.url else None
         if first is not None:
             key, known, of = first

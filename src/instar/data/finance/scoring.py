@@ -65,7 +65,7 @@ class Given:
 
 
 class Lexicon:
-    """Counts words of opinion:  v = Σ ±1 (±1.5 after a booster, turned round after a negation),  S = 3 + 2 v / sqrt(v² + 15).
+    """Counts words of opinion:  v = Σ ±1 (±1.5 beside a booster, turned round after a negation),  S = 3 + 2 v / sqrt(v² + 15).
 
     The squashing is VADER's (Hutto and Gilbert 2014). A text without such words is neutral, an empty one is None. It knows no
     company: "Alcoa falls, rivals gain" is even.
@@ -91,7 +91,8 @@ class Lexicon:
         for place, word in enumerate(text):
             if word in self._sign:
                 before = set(text[max(0, place - _REACH) : place])
-                weight = self._sign[word] * (1.5 if before & self._boosters else 1.0)
+                beside = before | set(text[place + 1 : place + 2])  # "very good", and "rose strongly"
+                weight = self._sign[word] * (1.5 if beside & self._boosters else 1.0)
                 total += -weight if before & self._negations else weight
         return round(NEUTRAL + 2 * total / math.sqrt(total * total + 15), 6)
 

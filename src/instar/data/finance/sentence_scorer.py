@@ -67,14 +67,14 @@ class SentenceScorer:
     def __init__(self, model: str = "all-MiniLM-L6-v2", labels: str = "sst2", most: int | None = None) -> None:
         from instar.encoders.opening import open_encoder
 
-        self.name = "minilm" if (model, labels) == ("all-MiniLM-L6-v2", "sst2") else f"{model}+{Path(labels).name}"
-        self.encoder = open_encoder(model, {"threads": 1} if ":" not in model else {})
         self._data = sentences(labels)
-        kept = Labelled(self._data.train.texts[:most], self._data.train.labels[:most])
         if set(self._data.classes) != {"0", "1"}:
             raise DataError(
                 f"{labels} has the labels {', '.join(self._data.classes[:5])}; a scorer expects 0 (bad) and 1 (good)."
             )
+        kept = Labelled(self._data.train.texts[:most], self._data.train.labels[:most])
+        self.name = "minilm" if (model, labels) == ("all-MiniLM-L6-v2", "sst2") else f"{model}+{Path(labels).name}"
+        self.encoder = open_encoder(model, {"threads": 1} if ":" not in model else {})
         facts = [self.encoder.fingerprint, list(kept.texts), list(kept.labels), _RIDGE]
         self.version = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         self.head = self._head(kept)

@@ -69,8 +69,7 @@ def _sessions(name: str, first: int, last: int) -> Sessions:
         raise DataError(f"The calendar {name} does not reach from {first} to {last}: {error}") from error
     days = found.sessions.values.astype("datetime64[D]").astype(np.int64)
     opens, closes = (
-        part.dt.tz_convert("UTC").dt.tz_localize(None).values.astype("datetime64[us]").astype(np.int64)
-        for part in (found.opens, found.closes)
+        part.dt.tz_convert(None).to_numpy().astype("datetime64[us]").astype(np.int64) for part in (found.opens, found.closes)
     )
     return Sessions(name, days, opens, closes)
 

@@ -131,4 +131,4 @@ class Linker:
 def _alternatives(texts: Iterable[str]) -> re.Pattern[str]:
     """Any of the texts, whole words, the longest that fits."""
     inner = "|".join(re.escape(text) for text in sorted(texts, key=lambda text: (-len(text), text))) or r"(?!)"
-    return re.compile(rf"(?<![\w$])(?:{inner})(?!\w)")
+    return re.compile(rf"(?<![\w$])(?:{inner})(?!\w|\.\w)")
