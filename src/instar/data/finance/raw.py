@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -108,16 +109,19 @@ class RawStore:
         line = json.dumps(asdict(item), ensure_ascii=False).encode() + b"\n"
         files.folder(self.folder)
         try:
-            with self.manifest.open("ab") as file:
+            file = os.open(self.manifest, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o644)
+            try:
                 size = _whole_lines(self.manifest)
-                file.truncate(size)
+                os.ftruncate(file, size)
                 try:
-                    file.write(line)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if os.write(file, line) < len(line):  # not through a buffer, which would try the rest again when it is closed
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(file)
                 except OSError:
-                    os.truncate(self.manifest, size)
+                    os.ftruncate(file, size)
                     raise
+            finally:
+                os.close(file)
         except OSError as error:
             raise OutputError(f"Cannot write {self.manifest}: {error.strerror}. What stood there before is unchanged.") from error
 
