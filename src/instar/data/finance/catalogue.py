@@ -12,8 +12,6 @@ Killed at any moment, a cell has happened or it has not, and the next run does w
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from typing import Any
 
 from instar import extras, files
 from instar.data.finance import tables
+from instar.data.finance.parts import Parts
 from instar.errors import DataError, OutputError
 
 _SCHEMA = """
@@ -68,7 +67,7 @@ class Catalogue:
         self.folder, self.readonly = folder, readonly
         self.path = folder / "catalogue.duckdb"
         self._duckdb = extras.require("duckdb", "finance")
-        self._parquet = extras.require("pyarrow.parquet", "finance")
+        self.files = Parts(folder)
         self._lock: int | None = None
         if readonly and not self.path.is_file():
             raise DataError(f"{folder} holds no store of news and prices: there is no {self.path.name}.")
@@ -76,9 +75,9 @@ class Catalogue:
             files.folder(folder)
             self._lock = _locked(folder / "lock")
         try:
+            if not self.path.is_file():
+                self._create()
             self.db = self._duckdb.connect(str(self.path), read_only=readonly, config={"threads": 1})
-            if not readonly:
-                self.db.execute(_SCHEMA)
         except self._duckdb.Error as error:
             self._unlock()
             said = " ".join(str(error).split())[:200]
@@ -115,7 +114,7 @@ class Catalogue:
                 continue
             started = datetime.now(UTC)
             parts = self._made(name, cell.key, cell.inputs) if others else []
-            parts = parts or [(table, *self._write(table, value)) for table, value in sorted(cell.compute().items())]
+            parts = parts or [(table, *self.files.write(table, value)) for table, value in sorted(cell.compute().items())]
             waiting.append((cell, parts, started))
             done.made += 1
             if len(waiting) >= _EVERY:
@@ -136,24 +135,9 @@ class Catalogue:
         asked = "SELECT sha256 FROM part WHERE build = ? AND name = ? ORDER BY stage, cell"
         return [row[0] for row in self.db.execute(asked, [build, table]).fetchall()]
 
-    def file(self, table: str, sha256: str) -> Path:
-        """Where a part of a table stands."""
-        return self.folder / "tables" / table / f"{sha256}.parquet"
-
     def read(self, table: str, shas: Iterable[str], columns: Sequence[str] | None = None) -> Any:
-        """Parts of a table, one after another, as one Arrow table. Raises DataError for a part that is gone or damaged."""
-        pa = extras.require("pyarrow", "finance")
-        schema = tables.schema(table)
-        empty = schema.empty_table().select(columns) if columns else schema.empty_table()
-        found = []
-        for sha256 in shas:
-            path = self.file(table, sha256)
-            try:
-                with self._parquet.ParquetFile(path) as file:
-                    found.append(file.read(columns=list(columns) if columns else None, use_threads=False))
-            except (OSError, ValueError) as error:
-                raise DataError(f"{path} cannot be read: {str(error)[:150]}. Remove catalogue.duckdb and build again.") from error
-        return pa.concat_tables([empty, *found])
+        """See `Parts.read`."""
+        return self.files.read(table, shas, columns)
 
     def builds(self) -> list[str]:
         """The builds that the store holds: "main", and one for each date as of which something was asked."""
@@ -170,11 +154,8 @@ class Catalogue:
     def problems(self) -> Iterator[str]:
         """Parts that are gone or were changed."""
         for name, sha256 in self.db.execute("SELECT DISTINCT name, sha256 FROM part ORDER BY ALL").fetchall():
-            path = self.file(name, sha256)
-            if not path.is_file():
-                yield f"{path} is gone. Remove catalogue.duckdb and build again from the raw store."
-            elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-                yield f"{path} was changed. Remove it and catalogue.duckdb, and build again from the raw store."
+            if problem := self.files.problem(name, sha256):
+                yield problem
 
     def tidy(self) -> None:
         """Files that no build uses go, with what killed writers left; the views of the tables of "main" are made anew."""
@@ -182,13 +163,39 @@ class Catalogue:
         for path in (self.folder / "tables").glob("*/*"):
             if (path.parent.name, path.stem) not in used or path.suffix != ".parquet":
                 path.unlink(missing_ok=True)
-        for table in tables.names():
-            paths = [str(self.file(table, sha).absolute()).replace("'", "''") for sha in self.shas("main", table)]
-            if paths:
-                listed = ", ".join(f"'{path}'" for path in paths)
-                self.db.execute(f'CREATE OR REPLACE VIEW "{table}" AS SELECT * FROM read_parquet([{listed}])')
-            else:
-                self.db.execute(f'DROP VIEW IF EXISTS "{table}"')
+        try:
+            for table in tables.names():
+                self._view(table, [self.files.path(table, sha) for sha in self.shas("main", table)])
+        except self._duckdb.Error as error:
+            raise self._full(error) from error
+
+    def _view(self, table: str, paths: Sequence[Path]) -> None:
+        """For whoever opens the catalogue with DuckDB: the table, read from its parts."""
+        if not paths:
+            self.db.execute(f'DROP VIEW IF EXISTS "{table}"')
+            return
+        listed = ", ".join("'" + str(path.absolute()).replace("'", "''") + "'" for path in paths)
+        self.db.execute(f'CREATE OR REPLACE VIEW "{table}" AS SELECT * FROM read_parquet([{listed}])')
+
+    def _create(self) -> None:
+        """An empty catalogue, under another name until it is whole: half a one cannot be opened."""
+        made = self.path.with_name(".catalogue.new")
+        try:
+            for path in self.folder.glob(f"{made.name}*"):
+                path.unlink()
+            with self._duckdb.connect(str(made)) as db:
+                db.execute(_SCHEMA)
+                db.execute("CHECKPOINT")  # closing alone keeps silent about a full disk
+            with made.open("rb") as file:
+                os.fsync(file.fileno())
+            made.replace(self.path)
+        except (self._duckdb.Error, OSError) as error:
+            self._unlock()
+            raise self._full(error) from error
+
+    def _full(self, error: Exception) -> OutputError:
+        said = " ".join(str(error).split())[:200]
+        return OutputError(f"Cannot write {self.path}: {said}. What was committed before stands; run again when there is room.")
 
     def _made(self, stage: str, cell: str, inputs: str) -> list[tuple[str, str, int]]:
         """What another build computed from the same inputs."""
@@ -197,18 +204,7 @@ class Catalogue:
             "WHERE r.stage = ? AND r.cell = ? AND r.input_hash = ? ORDER BY ALL",
             [stage, cell, inputs],
         ).fetchall()
-        return [tuple(row) for row in dict.fromkeys(found) if self.file(row[0], row[1]).is_file()]
-
-    def _write(self, table: str, value: Any) -> tuple[str, int]:
-        buffer = io.BytesIO()
-        self._parquet.write_table(value.combine_chunks(), buffer, compression="zstd")
-        data = buffer.getvalue()
-        sha256 = hashlib.sha256(data).hexdigest()
-        path = self.file(table, sha256)
-        if not path.is_file():
-            files.folder(path.parent)
-            files.write(path, data)
-        return sha256, value.num_rows
+        return [tuple(row) for row in dict.fromkeys(found) if self.files.path(row[0], row[1]).is_file()]
 
     def _commit(self, build: str, stage: str, made: Sequence[tuple[Any, ...]], gone: Sequence[str] = ()) -> None:
         if not made and not gone:
@@ -224,8 +220,7 @@ class Catalogue:
             self._insert("run", [[build, stage, cell.key, cell.inputs, out, "done", started, now] for cell, out, started in done])
             self.db.execute("COMMIT")
         except self._duckdb.Error as error:
-            said = " ".join(str(error).split())[:200]
-            raise OutputError(f"Cannot write {self.path}: {said}. What was committed before stands; run again.") from error
+            raise self._full(error) from error
 
     def _insert(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
         if rows:
