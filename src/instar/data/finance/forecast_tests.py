@@ -30,17 +30,18 @@ class Difference:
 def diebold_mariano(losses: Losses, against: Losses, horizon: int = 1) -> tuple[float, float]:
     """(statistic, two-sided p) of equal expected loss (Diebold and Mariano 1995), one value of each loss [T] for each time.
 
-        d_t = a_t − b_t        DM = mean(d) / sqrt((γ_0 + 2 Σ_{k<h} (1 − k/h) γ_k) / T)
+        d_t = a_t − b_t        DM = mean(d) / sqrt((γ_0 + 2 Σ_{k<h} γ_k) / T)
 
     times the small-sample factor of Harvey, Leybourne and Newbold (1997), sqrt((T + 1 − 2h + h(h−1)/T) / T), against Student's
-    t with T − 1 degrees of freedom. The weights 1 − k/h (Bartlett) are ours: with equal ones the variance can be negative.
-    Losses that are the same give (0, 1).
+    t with T − 1 degrees of freedom. Where that variance is not above 0, its terms are weighed by 1 − k/h (Bartlett), which
+    cannot be negative but is too small for losses that overlap. Losses that are the same give (0, 1).
     """
     d = _differences(losses, against, horizon)
     count, centred = len(d), d - d.mean()
-    variance = sum(
-        (1 if k == 0 else 2) * (1 - k / horizon) * float(centred[k:] @ centred[: count - k]) / count for k in range(horizon)
-    )
+    terms = [(1 if k == 0 else 2) * float(centred[k:] @ centred[: count - k]) / count for k in range(horizon)]
+    variance = sum(terms)
+    if variance <= 0:
+        variance = sum((1 - k / horizon) * term for k, term in enumerate(terms))
     if variance <= 0:
         return 0.0, 1.0
     factor = math.sqrt((count + 1 - 2 * horizon + horizon * (horizon - 1) / count) / count)
