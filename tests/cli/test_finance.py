@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from instar.cli.app import app
-from instar.errors import DataError, UnknownNameError
+from instar.errors import DataError, MissingExtraError, UnknownNameError
 
 pytest.importorskip("duckdb")
 pytest.importorskip("exchange_calendars")
@@ -87,3 +88,9 @@ def test_what_gives_nothing_is_told_and_the_rest_is_fetched(config: str) -> None
 def test_help_has_examples() -> None:
     for command in ("ingest", "update", "build", "status", "verify", "effect"):
         assert "Example" in run(command, "--help")
+
+
+def test_without_the_extra_it_is_said_how_to_install_it(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    with pytest.raises(MissingExtraError, match=r"instar\[finance\]"):
+        run("build", config)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,58 @@ def test_nothing_is_asked_unless_allowed_and_only_the_web() -> None:
         Offline().get(URL, {})
     with pytest.raises(FetchError, match="http"):
         Network().get("file:///etc/passwd", {})
+
+
+class _Host(BaseHTTPRequestHandler):
+    """A host on this machine: a page with a tag, one that is too long, ways to elsewhere."""
+
+    def do_GET(self) -> None:
+        if self.path == "/page":
+            known = self.headers.get("If-None-Match") == "tag"
+            self.send_response(304 if known else 200)
+            self.send_header("ETag", "tag")
+            self.end_headers()
+            self.wfile.write(b"" if known else b"body")
+        elif self.path == "/long":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(1000):
+                    self.wfile.write(b"x" * 1000)
+        elif self.path in ("/there", "/ftp", "/file"):
+            self.send_response(302)
+            self.send_header(
+                "Location", {"/there": "/page", "/ftp": "ftp://x.example/", "/file": "file:///etc/passwd"}[self.path]
+            )
+            self.end_headers()
+        else:
+            self.send_response(404)
+            self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+def test_the_network_reads_up_to_a_limit_and_follows_the_web_alone() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Host)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    root, network = f"http://127.0.0.1:{server.server_address[1]}", Network(largest=1000)
+    try:
+        found = network.get(f"{root}/page", {})
+        assert (found.status, found.body, found.headers["etag"]) == (200, b"body", "tag")
+        assert network.get(f"{root}/page", {"If-None-Match": "tag"}).status == 304
+        assert network.get(f"{root}/there", {}).body == b"body"
+        assert network.get(f"{root}/none", {}).status == 404
+        with pytest.raises(FetchError, match="more than 1000 bytes"):
+            network.get(f"{root}/long", {})
+        with pytest.raises(FetchError, match="no address of http"):
+            network.get(f"{root}/ftp", {})
+        assert network.get(f"{root}/file", {}).body == b""
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(FetchError, match="2 tries"):
+        Polite(network, tries=2, sleep=lambda _: None).get(f"{root}/page", {})
 
 
 def test_recordings_answer_by_address_and_entity_tag(tmp_path: Path) -> None:

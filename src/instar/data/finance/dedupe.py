@@ -9,7 +9,7 @@ from typing import Any
 from instar.data.finance import tables
 from instar.data.finance.catalogue import Catalogue, Cell
 from instar.data.finance.duplicates import Copy, Seen, find
-from instar.data.finance.sessions import micros, moment
+from instar.data.finance.sessions import moment
 
 CODE = ("dedupe.py", "duplicates.py", "tables.py")
 _LIGHT = ("key", "digest", "title", "url_canonical", "body_hash", "simhash", "known_at_utc")
@@ -24,12 +24,13 @@ def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool
     where: dict[str, str] = {}
     digests: dict[str, str] = {}
     for sha in parts.values():
-        for row in catalogue.read("record", [sha], _LIGHT).to_pylist():
-            known = micros(row["known_at_utc"])
+        table = catalogue.read("record", [sha], _LIGHT)
+        columns = [table.column(name) for name in _LIGHT]
+        columns[-1] = columns[-1].cast("int64")  # microseconds
+        for key, digest, title, url, body, bits, known in zip(*(column.to_pylist() for column in columns), strict=True):
             # Without an address, the same headline at the same time is the same article.
-            url = row["url_canonical"] or (f"text:{row['title']}:{known}" if row["title"] else "")
-            seen[row["key"]] = Seen(row["key"], url, known, row["body_hash"], row["simhash"])
-            where[row["key"]], digests[row["key"]] = sha, row["digest"]
+            seen[key] = Seen(key, url or (f"text:{title}:{known}" if title else ""), known, body, bits)
+            where[key], digests[key] = sha, digest
     stay, copies, same = find(list(seen.values()), urls=urls, near=near)
     told: dict[str, list[str]] = {}
     for key, of in same:

@@ -20,12 +20,17 @@ CODE = (
 )  # fmt: skip
 
 
+_LARGE = 256 * 1024
+"""Bytes."""
+
+
 def cells(raw: RawStore, items: Sequence[RawItem], sources: Mapping[str, Source], code: str) -> Iterator[Cell]:
-    """A cell for each day on which a source gave something new."""
+    """A cell for each day on which a source gave something new, and for each large content, so that it is read once."""
     days: dict[str, list[RawItem]] = {}
     for item in items:
         if item.sha256 and item.source in sources:
-            days.setdefault(f"{item.source}/{item.retrieved:%Y-%m-%d}", []).append(item)
+            large = f"/{item.sha256[:12]}" if item.size >= _LARGE else ""
+            days.setdefault(f"{item.source}/{item.retrieved:%Y-%m-%d}{large}", []).append(item)
     for key, found in sorted(days.items()):
         found.sort(key=lambda item: (item.sha256, item.url, item.retrieved_at))
         given = sources[found[0].source]

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from instar import files
@@ -56,6 +56,15 @@ class Offline:
         )
 
 
+class _WebOnly(urllib.request.HTTPRedirectHandler):
+    """Redirects lead to http and https alone: not to ftp, which urllib would follow."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise FetchError(f"{req.full_url} leads to {newurl[:80]}, which is no address of http or https.")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 class Network:
     """HTTP and HTTPS with the standard library; redirects are followed to these two alone, and a body is read up to a limit.
 
@@ -64,6 +73,7 @@ class Network:
 
     def __init__(self, largest: int = LARGEST) -> None:
         self.largest = largest
+        self._opener = urllib.request.build_opener(_WebOnly)
 
     def get(self, url: str, headers: Mapping[str, str]) -> Response:
         """See `Transport.get`."""
@@ -71,7 +81,7 @@ class Network:
             raise FetchError(f"{url} is no address of http or https.")
         asked = urllib.request.Request(url, headers={"User-Agent": _AGENT, **headers})
         try:
-            with urllib.request.urlopen(asked, timeout=_TIMEOUT) as answer:
+            with self._opener.open(asked, timeout=_TIMEOUT) as answer:
                 return self._read(url, answer.status, dict(answer.headers), answer.read(self.largest + 1))
         except urllib.error.HTTPError as error:
             with error:
