@@ -72,6 +72,11 @@ def test_a_host_is_not_asked_more_often_than_it_likes() -> None:
         polite.get(URL, {})
     polite.get("https://other.example/", {})
     assert host.asked == [0, 3, 6, 9, 12, 12]
+    hosts: dict[str, float] = {}
+    host = Scripted(200, 200)
+    for _ in range(2):  # two sources of one host
+        host.polite(per_minute=20, hosts=hosts).get(URL, {})
+    assert host.asked == [0, 3]
     with pytest.raises(DataError, match="above 0"):
         Polite(host, per_minute=0)
 

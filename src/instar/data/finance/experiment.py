@@ -65,7 +65,7 @@ class Effect:
         gain, control = found["with"].against_without, found["shuffled"].against_without
         assert gain is not None
         assert control is not None
-        said = f"{100 * -gain.relative:+.2f} % MSE [{100 * -gain.high:+.2f}, {100 * -gain.low:+.2f}], p {gain.p:.2f}"
+        said = f"MSE {100 * gain.relative:+.2f} % [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}] against without, p {gain.p:.2f}"
         if gain.high < 0 and gain.p < 0.05 and gain.relative < control.relative:
             useful = found["with"].against_persistence.high < 0
             return f"sentiment helps {model} ({said})" + ("." if useful else ", but the forecast does not beat persistence.")

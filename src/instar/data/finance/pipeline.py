@@ -112,9 +112,9 @@ class NewsPricePipeline:
         return self.run(told=told)
 
     def _ingest(self) -> Ingested:
-        found = Ingested()
+        found, hosts = Ingested(), dict[str, float]()
         for given in self.sources.values():
-            polite = Polite(self.transport, per_minute=given.per_minute)
+            polite = Polite(self.transport, per_minute=given.per_minute, hosts=hosts)
             before = [item for item in self.raw.items() if item.source == given.name and item.sha256]
             cursor = {item.url: item.etag for item in before if item.etag}
             since = max((item.retrieved for item in before), default=None)

@@ -137,6 +137,7 @@ class Polite:
         inner: what is asked. per_minute: most requests to one host. tries: of one address, where it answers 429 or 5xx or not
         at
             all; the pause doubles from 1 s to a minute, or is what the host says in Retry-After (an hour at most).
+        hosts: when each host may be asked again; several of these that share it keep to the pace together.
         sleep, clock: how time passes.
     """
 
@@ -146,13 +147,14 @@ class Polite:
         *,
         per_minute: float = 30,
         tries: int = 4,
+        hosts: dict[str, float] | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if per_minute <= 0 or tries < 1:
             raise DataError(f"per_minute is above 0 and tries at least 1; received {per_minute}, {tries}.")
         self.inner, self.pause, self.tries, self.sleep, self.clock = inner, 60 / per_minute, tries, sleep, clock
-        self._next: dict[str, float] = {}
+        self._next = {} if hosts is None else hosts
 
     def get(self, url: str, headers: Mapping[str, str]) -> Response:
         """See `Transport.get`. The last answer, whatever it is, after the last try."""
