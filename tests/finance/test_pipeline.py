@@ -77,8 +77,6 @@ def test_every_table_is_filled_and_joined(built: Config) -> None:
     assert [(day - date(1970, 1, 1)).days for day in frame["session"]] == expected  # the price's sessions are the calendar's
     assert frame["scored"].sum() == frame["articles"].sum() > 5
     assert verify(built.store) == []
-    closes = {row["session"]: close for row, close in zip(frame.to_dict("records"), calendar.closes[-len(frame) :], strict=False)}
-    assert closes
 
 
 def test_each_article_stands_in_the_first_session_that_closes_after_it(built: Config) -> None:
@@ -278,10 +276,9 @@ def test_fnspids_rule_on_the_same_news(built: Config, tmp_path: Path) -> None:
     run(compat)
     frame = load_daily(compat, ["ALU"])
     assert frame["log_return"].isna().all()
-    first, last = (min, max)
     days = [row["session"] for row in rows(compat, "aligned") if row["symbol"] == "ALU"]
-    assert first(days) <= frame["session"].min()
-    assert frame["session"].max() <= last(days)
+    assert min(days) <= frame["session"].min()
+    assert frame["session"].max() <= max(days)
     assert 0 < status(compat.store)["look_ahead_of_fnspid"] < 1
 
 
