@@ -17,6 +17,7 @@ from instar.cli import (
     edit,
     encoder,
     export,
+    finance,
     gate,
     history,
     judge,
@@ -65,4 +66,5 @@ undo.register(app)
 app.add_typer(gate.app, name="gate")
 app.add_typer(encoder.app, name="encoder")
 app.add_typer(export.app, name="export")
+app.add_typer(finance.app, name="finance")
 app.add_typer(kernels.app, name="kernels")

@@ -1,0 +1,109 @@
+"""Stage dedupe: records become articles, each once, quarter by quarter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from instar.data.finance import tables
+from instar.data.finance.catalogue import Catalogue, Cell
+from instar.data.finance.duplicates import Copy, Seen, find
+from instar.data.finance.sessions import moment
+
+CODE = ("dedupe.py", "duplicates.py", "tables.py")
+_LIGHT = ("key", "digest", "title", "url_canonical", "body_hash", "simhash", "known_at_utc")
+_OPEN = 8
+"""Parts of records that are held open: quarters of one large dump all read the same part."""
+
+
+def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool) -> Iterator[Cell]:
+    """A cell for each quarter in which something became known. Which articles stay is decided over all, on small columns."""
+    parts = catalogue.parts(build, "record", "normalise")
+    seen: dict[str, Seen] = {}
+    where: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    for sha in parts.values():
+        table = catalogue.read("record", [sha], _LIGHT)
+        columns = [table.column(name) for name in _LIGHT]
+        columns[-1] = columns[-1].cast("int64")  # microseconds
+        for key, digest, title, url, body, bits, known in zip(*(column.to_pylist() for column in columns), strict=True):
+            # Without an address, the same headline at the same time is the same article.
+            seen[key] = Seen(key, url or (f"text:{title}:{known}" if title else ""), known, body, bits)
+            where[key], digests[key] = sha, digest
+    stay, copies, same = find(list(seen.values()), urls=urls, near=near)
+    told: dict[str, list[str]] = {}
+    for key, of in same:
+        told.setdefault(of, []).append(key)
+    ids = {key: tables.digest(seen[key].url if urls and seen[key].url else key)[:32] for key in stay}
+    quarters: dict[str, tuple[list[list[str]], list[Copy]]] = {}
+    for key in stay:
+        quarters.setdefault(_quarter(seen[key]), ([], []))[0].append([key, *sorted(told.get(key, ()))])
+    for copy in copies:
+        quarters.setdefault(_quarter(seen[copy.key]), ([], []))[1].append(copy)
+    records = _Records(catalogue, where)
+    for quarter, (groups, again) in sorted(quarters.items()):
+        facts = [[[ids[group[0]], *(digests[key] for key in group)] for group in groups]]
+        facts.append([[digests[copy.key], ids[copy.of], copy.rule] for copy in again])
+        inputs = tables.digest("dedupe", quarter, code, facts)
+        yield Cell(quarter, inputs, partial(_made, records, ids, groups, again))
+
+
+class _Records:
+    """Whole records by key; the last few parts stay in memory."""
+
+    def __init__(self, catalogue: Catalogue, where: Mapping[str, str]) -> None:
+        self.catalogue, self.where = catalogue, where
+        self.open: dict[str, tuple[Any, dict[str, int]]] = {}
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        sha = self.where[key]
+        if sha not in self.open:
+            if len(self.open) >= _OPEN:
+                del self.open[next(iter(self.open))]
+            table = self.catalogue.read("record", [sha])
+            self.open[sha] = table, {name: place for place, name in enumerate(table.column("key").to_pylist())}
+        table, places = self.open[sha]
+        return dict(table.slice(places[key], 1).to_pylist()[0])
+
+
+def _made(records: _Records, ids: Mapping[str, str], groups: Sequence[Sequence[str]], again: Sequence[Copy]) -> dict[str, Any]:
+    rows: dict[str, list[dict[str, Any]]] = {"article": [], "body": [], "hint": [], "duplicate": []}
+    for group in groups:
+        found = [records[key] for key in group]
+        article = ids[group[0]]
+        longest = {
+            name: max((row[name] for row in found), key=lambda text: (len(text), text)) for name in ("title", "body", "publisher")
+        }
+        seen_at = min(row["first_seen_at"] for row in found)
+        rows["article"].append({**found[0], **longest, "id": article, "first_seen_at": seen_at})
+        rows["body"].append({"article": article, "text": longest["body"]})
+        hints: dict[str, list[float]] = {}
+        for row in found:
+            for symbol in row["symbols"]:
+                hints.setdefault(symbol, []).extend([] if row["given"] is None else [row["given"]])
+        for symbol, given in hints.items():
+            rows["hint"].append(
+                {"article": article, "symbol": symbol, "given": sum(sorted(given)) / len(given) if given else None}
+            )
+    for copy in again:
+        row = records[copy.key]
+        rows["duplicate"].append({**row, "id": tables.digest(copy.key)[:32], "article": ids[copy.of], "rule": copy.rule})
+    order = {
+        "article": ("known_at_utc", "id"),
+        "body": ("article",),
+        "hint": ("article", "symbol"),
+        "duplicate": ("known_at_utc", "id"),
+    }
+    fitted = {
+        name: [{column: row[column] for column in tables.schema(name).names} for row in found] for name, found in rows.items()
+    }
+    return {
+        name: tables.table(name, sorted(found, key=lambda row: tuple(row[column] for column in order[name])))
+        for name, found in fitted.items()
+    }
+
+
+def _quarter(seen: Seen) -> str:
+    day = moment(seen.known)
+    return f"{day.year}-Q{(day.month + 2) // 3}"

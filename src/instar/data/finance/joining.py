@@ -1,0 +1,192 @@
+"""Stages align and build: each article to its session, and each symbol's sessions to one table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from instar.data.finance import compat, features, tables, texts
+from instar.data.finance.catalogue import Catalogue, Cell
+from instar.data.finance.config import Config
+from instar.data.finance.features import Bars, News
+from instar.data.finance.sessions import Sessions, align, day_number, day_of, look_ahead, micros, sessions
+
+ALIGN = ("joining.py", "sessions.py", "times.py", "tables.py")
+BUILD = ("joining.py", "features.py", "compat.py", "scoring.py", "tables.py")
+_AROUND = 40
+"""Days of the calendar beyond a quarter that its alignment may need."""
+_QUARTER = 92
+"""Days of the longest one."""
+
+
+def aligned(catalogue: Catalogue, build: str, config: Config, code: str) -> Iterator[Cell]:
+    """The session of each article and copy, for each of its symbols, quarter by quarter."""
+    parts = {
+        name: catalogue.parts(build, name, stage)
+        for name, stage in {"article": "dedupe", "duplicate": "dedupe", "article_symbol": "link"}.items()
+    }
+    if not parts["article"]:
+        return
+    quarters = sorted(parts["article"])
+    calendar = sessions(config.calendar, _first(quarters[0]), day_of(day_number(_first(quarters[-1])) + _QUARTER + _AROUND))
+    copied = _symbols_of_copies(catalogue, parts)
+    for quarter in quarters:
+        if quarter not in parts["article_symbol"]:
+            continue
+        start = day_number(_first(quarter))
+        near = calendar.between(start - _AROUND, start + _QUARTER + _AROUND)
+        again = copied.get(quarter, {})
+        facts = [config.alignment, near.sha256, sorted(again.items())]
+        inputs = tables.digest("align", quarter, code, facts, [parts[name][quarter] for name in sorted(parts)])
+        shas = {name: found[quarter] for name, found in parts.items()}
+        yield Cell(quarter, inputs, partial(_aligned, catalogue, config, shas, again, near))
+
+
+def _symbols_of_copies(catalogue: Catalogue, parts: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, list[str]]]:
+    """Month of a copy -> its article, which may be of an earlier quarter -> the article's symbols."""
+    wanted = {
+        quarter: set(catalogue.read("duplicate", [sha], ["article"]).column("article").to_pylist())
+        for quarter, sha in parts["duplicate"].items()
+    }
+    asked = set().union(*wanted.values()) if wanted else set()
+    symbols: dict[str, list[str]] = defaultdict(list)
+    for sha in parts["article_symbol"].values() if asked else ():
+        for row in catalogue.read("article_symbol", [sha], ["article", "symbol"]).to_pylist():
+            if row["article"] in asked:
+                symbols[row["article"]].append(row["symbol"])
+    return {
+        quarter: {article: symbols[article] for article in sorted(found) if article in symbols}
+        for quarter, found in wanted.items()
+        if found
+    }
+
+
+def _aligned(
+    catalogue: Catalogue, config: Config, shas: Mapping[str, str], again: Mapping[str, Sequence[str]], calendar: Sessions
+) -> dict[str, Any]:
+    links: dict[str, list[str]] = defaultdict(list)
+    for row in catalogue.read("article_symbol", [shas["article_symbol"]], ["article", "symbol"]).to_pylist():
+        links[row["article"]].append(row["symbol"])
+    columns = ["id", "published_at_utc", "known_at_utc"]
+    found = []
+    for table, copy in (("article", False), ("duplicate", True)):
+        rows = catalogue.read(table, [shas[table]], columns + (["article"] if copy else [])).to_pylist()
+        published, known = (np.array([micros(row[name]) for row in rows], np.int64) for name in columns[1:])
+        days = align(published, known, config.alignment, calendar)
+        early = look_ahead(published, known, calendar)
+        for row, day, ahead in zip(rows, days.tolist(), early.tolist(), strict=True):
+            symbols = again.get(row["article"], ()) if copy else links.get(row["id"], ())
+            told = {"article": row["id"], "session": day_of(day), "rule": config.alignment, "copy": copy, "look_ahead": ahead}
+            found += [{**told, "symbol": symbol} for symbol in symbols]
+    found.sort(key=lambda row: (row["symbol"], row["session"], row["copy"], row["article"]))
+    return {"aligned": tables.table("aligned", found)}
+
+
+def built(catalogue: Catalogue, build: str, config: Config, code: str, build_id: str) -> Iterator[Cell]:
+    """The table `daily` of each symbol."""
+    news = _news(catalogue, build, config)
+    bars = _where(catalogue, build)
+    if not news and not bars:
+        return
+    days = [one.day for found in news.values() for one in found]
+    reached = [day_of(edge) for edge in (min(days), max(days))] if days else []
+    edges = [*reached, *(edge for found in bars.values() for _, first, last in found for edge in (first, last))]
+    calendar = sessions(config.calendar, min(edges), max(edges))
+    for symbol in sorted(news.keys() | bars.keys()):
+        mine, parts = news.get(symbol, []), [sha for sha, _, _ in bars.get(symbol, [])]
+        reach = [*(day_of(one.day) for one in mine), *(edge for _, *both in bars.get(symbol, []) for edge in both)]
+        near = calendar.between(day_number(min(reach)), day_number(max(reach)))
+        facts = [config.alignment, config.rate, config.window, near.sha256, build_id]
+        inputs = tables.digest("build", symbol, code, facts, mine, parts)
+        yield Cell(symbol, inputs, partial(_daily, catalogue, config, build_id, symbol, mine, parts, near))
+
+
+def _daily(
+    catalogue: Catalogue,
+    config: Config,
+    build_id: str,
+    symbol: str,
+    news: Sequence[News],
+    parts: Sequence[str],
+    calendar: Sessions,
+) -> dict[str, Any]:
+    bars = _bars(catalogue, symbol, parts)
+    lost = []
+    if config.alignment == "fnspid_compat":
+        rows = _compat(symbol, news, bars)
+    else:
+        rows = features.daily(symbol, news, bars, calendar.days, rate=config.rate, window=config.window)
+        strange = sorted({int(day) for one in bars for day in one.days} - set(calendar.days.tolist()))
+        for day in strange:
+            reason = f"{symbol} has a price on {day_of(day)}, on which {config.calendar} has no session: it was left out"
+            lost.append({"source": "", "raw": "", "place": -1, "stage": "build", "reason": reason})
+    rows = [{"build_id": build_id, **row} for row in rows]
+    return {"daily": tables.table("daily", rows), "quarantine": tables.table("quarantine", lost)}
+
+
+def _compat(symbol: str, news: Sequence[News], bars: Sequence[Bars]) -> list[dict[str, Any]]:
+    if not bars or not any(one.score is not None for one in news):
+        return []
+    days, values = compat.integrate(news, bars[-1])
+    names = ("open", "high", "low", "close", "adj_close", "volume", "decayed", "news_flag", "scaled_sentiment")
+    rows = [dict(zip(names, row, strict=True)) for row in values.tolist()]
+    return [
+        {**row, "news_flag": int(row["news_flag"]), "symbol": symbol, "session": day} for day, row in zip(days, rows, strict=True)
+    ]
+
+
+def _news(catalogue: Catalogue, build: str, config: Config) -> dict[str, list[News]]:
+    """What stands aligned to each symbol, with the scores of the scorer that makes the features, in an order of its own."""
+    made = texts.of_scorer(catalogue.parts(build, "sentiment", "score"), config.scorer)
+    scores = {
+        (row["article"], row["symbol"]): row["score"]
+        for row in catalogue.read("sentiment", made, ["article", "symbol", "score"]).to_pylist()
+    }
+    found: dict[str, list[News]] = defaultdict(list)
+    for row in catalogue.read("aligned", catalogue.parts(build, "aligned", "align").values()).to_pylist():
+        score = None if row["copy"] else scores.get((row["article"], row["symbol"]))
+        found[row["symbol"]].append(News(day_number(row["session"]), score, row["copy"]))
+    return {symbol: sorted(mine, key=repr) for symbol, mine in found.items()}
+
+
+def _where(catalogue: Catalogue, build: str) -> dict[str, list[tuple[str, date, date]]]:
+    """Symbol -> parts with prices of it, and their first and last day."""
+    found: dict[str, list[tuple[str, date, date]]] = defaultdict(list)
+    for sha in catalogue.parts(build, "price", "normalise").values():
+        table = catalogue.read("price", [sha], ["symbol", "session"])
+        edges = table.group_by("symbol", use_threads=False).aggregate([("session", "min"), ("session", "max")])
+        for row in edges.to_pylist():
+            found[row["symbol"]].append((sha, row["session_min"], row["session_max"]))
+    return dict(found)
+
+
+def _bars(catalogue: Catalogue, symbol: str, parts: Sequence[str]) -> list[Bars]:
+    """The retrievals of a symbol's prices, oldest first."""
+    rows: dict[tuple[Any, str, str], dict[int, list[float]]] = defaultdict(dict)
+    for sha in parts:
+        table = catalogue.read("price", [sha])
+        for row in table.filter(_equal(table, symbol)).to_pylist():
+            values = [np.nan if row[name] is None else row[name] for name in features.PRICES]
+            rows[row["as_of"], row["source"], row["raw"]][day_number(row["session"])] = values
+    found = []
+    for key in sorted(rows):
+        days = sorted(rows[key])
+        found.append(Bars(np.array(days, np.int64), np.array([rows[key][day] for day in days])))
+    return found
+
+
+def _equal(table: Any, symbol: str) -> Any:
+    import pyarrow.compute as pc
+
+    return pc.equal(table.column("symbol"), symbol)
+
+
+def _first(quarter: str) -> date:
+    """The first day of "2024-Q1"."""
+    year, number = quarter.split("-Q")
+    return date(int(year), 3 * int(number) - 2, 1)

@@ -1,0 +1,379 @@
+"""What comes in: recordings, politeness, feeds and dumps that lie, and a raw store that keeps every byte."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import made_news as made
+import pytest
+
+from instar.data.finance.dumps import Dump
+from instar.data.finance.feeds import Feed
+from instar.data.finance.json_api import JsonApi
+from instar.data.finance.prices import Prices
+from instar.data.finance.raw import RawItem, RawStore
+from instar.data.finance.sources import Given, NewsRecord, PriceRecord, Record, Reject, source
+from instar.data.finance.transport import FetchError, Network, Offline, Polite, ReplayTransport, Response
+from instar.errors import DataError, OutputError, ShapeError, UnknownNameError
+
+URL = "https://feeds.example/rss"
+
+
+def raw(url: str = URL, content_type: str = "") -> RawItem:
+    return RawItem("s", url, made.NOW.isoformat(), 200, "0" * 64, 1, "", content_type)
+
+
+class Scripted:
+    """A host that answers as it is told, and a clock that only sleeping moves."""
+
+    def __init__(self, *answers: int | OSError, **headers: str) -> None:
+        self.answers, self.headers, self.now = list(answers), headers, 0.0
+        self.asked: list[float] = []
+        self.slept: list[float] = []
+
+    def get(self, url: str, headers: Mapping[str, str]) -> Response:
+        self.asked.append(self.now)
+        answer = self.answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return Response(url, answer, b"x", {name.replace("_", "-"): value for name, value in self.headers.items()})
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def polite(self, **rest: Any) -> Polite:
+        return Polite(self, sleep=self.sleep, clock=lambda: self.now, **rest)
+
+
+def test_errors_that_pass_are_waited_out_longer_each_time() -> None:
+    host = Scripted(503, OSError("reset"), 429, 200)
+    assert host.polite(per_minute=6000).get(URL, {}).status == 200
+    assert [wait for wait in host.slept if wait >= 1] == [1, 2, 4]
+    host = Scripted(429, 200, retry_after="120")
+    assert host.polite().get(URL, {}).status == 200
+    assert host.slept[0] == 120
+    assert Scripted(404).polite().get(URL, {}).status == 404  # that will not pass
+    assert Scripted(500, 500).polite(tries=2).get(URL, {}).status == 500
+    with pytest.raises(FetchError, match="2 tries"):
+        Scripted(OSError("a"), OSError("b")).polite(tries=2).get(URL, {})
+
+
+def test_a_host_is_not_asked_more_often_than_it_likes() -> None:
+    host = Scripted(*[200] * 6)
+    polite = host.polite(per_minute=20)
+    for _ in range(5):
+        polite.get(URL, {})
+    polite.get("https://other.example/", {})
+    assert host.asked == [0, 3, 6, 9, 12, 12]
+    hosts: dict[str, float] = {}
+    host = Scripted(200, 200)
+    for _ in range(2):  # two sources of one host
+        host.polite(per_minute=20, hosts=hosts).get(URL, {})
+    assert host.asked == [0, 3]
+    with pytest.raises(DataError, match="above 0"):
+        Polite(host, per_minute=0)
+
+
+def test_nothing_is_asked_unless_allowed_and_only_the_web() -> None:
+    with pytest.raises(FetchError, match="network is off"):
+        Offline().get(URL, {})
+    with pytest.raises(FetchError, match="http"):
+        Network().get("file:///etc/passwd", {})
+
+
+class _Host(BaseHTTPRequestHandler):
+    """A host on this machine: a page with a tag, one that is too long, ways to elsewhere."""
+
+    def do_GET(self) -> None:
+        if self.path == "/page":
+            known = self.headers.get("If-None-Match") == "tag"
+            self.send_response(304 if known else 200)
+            self.send_header("ETag", "tag")
+            self.end_headers()
+            self.wfile.write(b"" if known else b"body")
+        elif self.path == "/long":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(1000):
+                    self.wfile.write(b"x" * 1000)
+        elif self.path in ("/there", "/ftp", "/file"):
+            self.send_response(302)
+            self.send_header(
+                "Location", {"/there": "/page", "/ftp": "ftp://x.example/", "/file": "file:///etc/passwd"}[self.path]
+            )
+            self.end_headers()
+        else:
+            self.send_response(404)
+            self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+def test_the_network_reads_up_to_a_limit_and_follows_the_web_alone() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Host)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    root, network = f"http://127.0.0.1:{server.server_address[1]}", Network(largest=1000)
+    try:
+        found = network.get(f"{root}/page", {})
+        assert (found.status, found.body, found.headers["etag"]) == (200, b"body", "tag")
+        assert network.get(f"{root}/page", {"If-None-Match": "tag"}).status == 304
+        assert network.get(f"{root}/there", {}).body == b"body"
+        assert network.get(f"{root}/none", {}).status == 404
+        with pytest.raises(FetchError, match="more than 1000 bytes"):
+            network.get(f"{root}/long", {})
+        with pytest.raises(FetchError, match="no address of http"):
+            network.get(f"{root}/ftp", {})
+        assert network.get(f"{root}/file", {}).body == b""
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(FetchError, match="2 tries"):
+        Polite(network, tries=2, sleep=lambda _: None).get(f"{root}/page", {})
+
+
+def test_recordings_answer_by_address_and_entity_tag(tmp_path: Path) -> None:
+    replay = ReplayTransport(tmp_path)
+    replay.record(Response(URL, 200, b"body", {"etag": '"1"'}))
+    assert replay.get(URL, {}).body == b"body"
+    assert replay.get(URL, {"If-None-Match": '"1"'}).status == 304
+    assert replay.get(URL, {"If-None-Match": '"0"'}).status == 200
+    with pytest.raises(FetchError, match="no recording"):
+        replay.get(URL + "?x", {})
+    replay.path(URL).with_suffix(".json").write_text("{")
+    with pytest.raises(FetchError, match="damaged"):
+        replay.get(URL, {})
+
+
+def news(records: Iterator[Record]) -> list[NewsRecord]:
+    return [one for one in records if isinstance(one, NewsRecord)]
+
+
+def rejects(records: Iterator[Record]) -> list[str]:
+    return [one.reason for one in records if isinstance(one, Reject)]
+
+
+def feed(body: bytes, content_type: str = "") -> list[Record]:
+    pytest.importorskip("feedparser")
+    return list(Feed("s", urls=[URL]).parse(body, raw(content_type=content_type)))
+
+
+def test_feeds_of_both_kinds_are_read() -> None:
+    rows = made.articles(3)
+    found = feed(made.rss(rows))
+    assert [(one.title, one.url) for one in news(iter(found))] == [(row["Article_title"], row["Url"]) for row in rows]
+    atom = (
+        '<feed xmlns="http://www.w3.org/2005/Atom"><title>t</title><entry><title>Alu Works</title><link href="https://a.example/1"/>'
+        "<updated>2023-05-01T10:00:00Z</updated><content type='html'>&lt;p&gt;Long text&lt;/p&gt;</content></entry>"
+        "<entry><title>No date</title></entry></feed>"
+    )
+    first, second = feed(atom.encode())
+    assert isinstance(first, NewsRecord)
+    assert (first.date, first.url) == ("2023-05-01T10:00:00Z", "https://a.example/1")
+    assert "Long text" in first.body
+    assert isinstance(second, Reject)
+
+
+def test_feeds_that_lie_about_their_encoding_are_read_as_what_they_are() -> None:
+    text = (
+        '<?xml version="1.0" encoding="utf-8"?><rss version="2.0"><channel>'
+        + "<item><title>Café</title><pubDate>2023-05-01</pubDate></item></channel></rss>"
+    )
+    for encoding in ("latin-1", "utf-8", "utf-16"):
+        (one,) = news(iter(feed(text.replace("utf-8", "utf-8" if encoding == "latin-1" else encoding).encode(encoding))))
+        assert one.title == "Café", encoding
+
+
+BOMB = (
+    '<?xml version="1.0"?><!DOCTYPE r [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'
+    '<rss version="2.0"><channel><item><title>&b;</title></item></channel></rss>'
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_entities_are_refused_before_they_grow(encoding: str) -> None:
+    with pytest.raises(DataError, match="entities"):
+        feed(BOMB.encode(encoding))
+
+
+@pytest.mark.parametrize("body", [b"", b"\x00" * 100, b"<html><body>Sign in</body></html>", b"{}", b"GIF89a" + bytes(range(256))])
+def test_what_is_no_feed_is_told(body: bytes) -> None:
+    with pytest.raises(DataError, match="no feed"):
+        feed(body)
+
+
+def test_a_feed_that_breaks_off_gives_what_came_before() -> None:
+    whole = made.rss(made.articles(5))
+    assert len(news(iter(feed(whole[: len(whole) * 2 // 3])))) >= 2
+
+
+def dump(text: str | bytes, name: str = "aa.csv", **options: Any) -> list[Record]:
+    body = text if isinstance(text, bytes) else text.encode()
+    return list(Dump("s", files=["*"], **options).parse(body, raw(f"/data/{name}")))
+
+
+def test_dumps_in_the_layouts_of_fnspid_are_read() -> None:
+    hub = 'Unnamed: 0,Date,Article_title,Stock_symbol,Url,Publisher,Author,Article\n0,2023-05-01 10:00:00 UTC,"Alu, up",ALU,https://a.example/1,P,A,"Two\nlines"\n'
+    (one,) = news(iter(dump(hub)))
+    assert (one.title, one.symbols, one.body, one.publisher) == ("Alu, up", ("ALU",), "Two\nlines", "P")
+    scored = "Date,Url,Sentiment_gpt\n2023-05-01 03:52:00+00:00,https://a.example/1,5.0\n2023-05-02 03:52:00+00:00,https://a.example/2,\n"
+    one, two = news(iter(dump(scored, symbol="stem")))
+    assert (one.symbols, one.score, two.score) == (("AA",), 5.0, None)
+    marked = "\ufeffDate,Headline,URL,Mark\n14 HOURS AGO,First,https://a.example/1,1\n2 DAYS AGO,Premium,https://a.example/2,2\n"
+    assert [one.title for one in news(iter(dump(marked)))] == ["First"]
+    lines = '{"date": "2023-05-01", "title": "T", "symbols": ["A", "B"]}\n\n{"date": "2023-05-01", "when": 1, "ticker": "A|B"}\n'
+    assert [one.symbols for one in news(iter(dump(lines)))] == [("A", "B"), ("A", "B")]
+    assert news(iter(dump("when,Titel\n2023-05-01,T\n", columns={"date": "When", "title": "titel"})))[0].title == "T"
+
+
+def test_broken_rows_are_rejected_and_the_others_kept() -> None:
+    rows = [
+        "Date,Title,Score",
+        "2023-05-01,a,1",
+        "2023-05-01,b",
+        ",c,2",
+        "2023-05-01,d,good",
+        "2023-05-01,e,inf",
+        "2023-05-01,f,3",
+    ]
+    text = "\n".join([*rows, '2023-05-01,"cut off'])
+    found = dump(text)
+    assert [one.title for one in news(iter(found))] == ["a", "f"]
+    assert len(rejects(iter(found))) == 5
+    assert any("line 3 has 2 cells" in reason for reason in rejects(iter(found)))
+    found = dump('{"date": "2023-05-01", "title": "a"}\n{"date": "2023\n[1]\n' + "[" * 100_000)
+    assert [one.title for one in news(iter(found))] == ["a"]
+    assert len(rejects(iter(found))) == 3
+    with pytest.raises(DataError, match="no column of dates"):
+        dump("Title\na\n")
+    with pytest.raises(DataError, match="no text in UTF-8"):
+        dump(b"Date,Title\n2023-05-01,\xff\xff\n")
+    for options, match in (({"columns": {"datum": "x"}}, "datum"), ({"clock": "wrong"}, "fnspid")):
+        with pytest.raises(ShapeError, match=match):
+            dump("", **options)  # type: ignore[arg-type]
+
+
+def test_an_interface_is_followed_page_by_page(tmp_path: Path) -> None:
+    first, second = "https://api.example/v1?from=1970-01-01", "https://api.example/v1?page=2"
+    pages = {
+        first: {"data": [{"at": 1682935200, "t": {"x": "One"}, "tickers": ["ALU"], "s": 4}], "next": "?page=2"},
+        second: {"data": [{"at": "", "t": {"x": "Two"}}, {"at": "2023-05-01", "s": "?"}, 7], "next": "?page=2"},
+    }
+    for url, page in pages.items():
+        made.record(tmp_path, url, json.dumps(page).encode())
+    fields = {"date": "at", "title": "t.x", "symbols": "tickers", "score": "s"}
+    api = JsonApi("s", urls=["https://api.example/v1?from={since}"], rows="data", fields=fields, next="next")
+    replay, found = ReplayTransport(tmp_path), []
+    for item in api.list(None, {}):
+        found += list(api.parse(api.fetch(item, replay).body, raw(item.location)))
+    assert [(one.title, one.date, one.symbols, one.score) for one in news(iter(found))] == [("One", "1682935200", ("ALU",), 4.0)]
+    assert len(rejects(iter(found))) == 3
+    for body, match in ((b"<html>", "no JSON"), (b'{"data": 3}', "no list"), (b"[" * 100_000, "no JSON")):
+        with pytest.raises(DataError, match=match):
+            list(api.parse(body, raw()))
+    for fields_, match in (({"title": "t"}, "date"), ({"date": "d", "colour": "c"}, "colour")):
+        with pytest.raises(ShapeError, match=match):
+            JsonApi("s", urls=[URL], fields=fields_)
+
+
+BARS = "Date,Open,High,Low,Close,Adj Close,Volume\n"
+
+
+def test_prices_are_read_and_impossible_bars_rejected() -> None:
+    rows = ["2023-05-01,1,2,0.5,1.5,1.4,100"] * 2 + [
+        "2023-05-02,1,0.5,2,1,1,1",
+        "2023-05-03,null,1,1,1,1,1",
+        "2023-05-04,-1,1,1,1,1,1",
+    ]
+    text = BARS + "\n".join([*rows, "x,1,1,1,1,1,1", "2023-05-05,1", "2023-05-08,1,1,1,1,,", ""])
+    found = list(Prices("s", files=["*"]).parse(text.encode(), raw("/data/alu.csv")))
+    good = [one for one in found if isinstance(one, PriceRecord)]
+    assert [(one.symbol, one.session.day, one.adj_close) for one in good] == [("ALU", 1, 1.4), ("ALU", 8, 1.0)]
+    assert good[1].volume != good[1].volume
+    assert len(rejects(iter(found))) == 6
+    with pytest.raises(DataError, match="lacks the columns close"):
+        list(Prices("s", files=["*"]).parse(b"Date,Open,High,Low,Volume\n", raw()))
+    several = "symbol," + BARS + "A,2023-05-01,1,2,0.5,1.5,1.4,100\nB,2023-05-01,1,2,0.5,1.5,1.4,100\n"
+    assert [one.symbol for one in Prices("s", files=["*"]).parse(several.encode(), raw()) if isinstance(one, PriceRecord)] == [
+        "A",
+        "B",
+    ]
+
+
+def test_sources_are_made_by_name_and_their_errors_told(tmp_path: Path) -> None:
+    assert source(Given("a", "feed", {"urls": [URL]})).kind == "news"
+    with pytest.raises(UnknownNameError, match="feed"):
+        source(Given("a", "fead", {}))
+    with pytest.raises(ShapeError, match="colour"):
+        source(Given("a", "feed", {"urls": [URL], "colour": 1}))
+    with pytest.raises(DataError, match="no file"):
+        list(source(Given("a", "dump", {"files": [str(tmp_path / "*.csv")]})).list(None, {}))
+    with pytest.raises(DataError, match="a list of addresses"):
+        list(source(Given("a", "dump", {"files": "x.csv"})).list(None, {}))
+
+
+def item(store: RawStore, body: bytes, url: str = URL) -> bool:
+    import hashlib
+
+    return store.add(RawItem("s", url, made.NOW.isoformat(), 200, hashlib.sha256(body).hexdigest(), len(body)), body)
+
+
+def test_the_raw_store_keeps_each_content_once_and_knows_when_one_was_changed(tmp_path: Path) -> None:
+    store = RawStore(tmp_path)
+    assert [item(store, b"one"), item(store, b"one"), item(store, b"two"), item(store, b"one", URL + "2")] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    again = RawStore(tmp_path)
+    assert [one.url for one in again.items()] == [URL, URL, URL + "2"]
+    assert item(again, b"one") is False
+    assert list(again.problems()) == []
+    path = again.path(again.items()[1].sha256)
+    path.write_bytes(b"tw0")
+    with pytest.raises(DataError, match="was changed"):
+        again.body(path.name)
+    path.unlink()
+    assert "cannot be read" in next(iter(again.problems()))
+
+
+def test_a_torn_line_at_the_end_was_never_promised_and_any_other_is_told(tmp_path: Path) -> None:
+    store = RawStore(tmp_path)
+    item(store, b"one")
+    with store.manifest.open("ab") as file:
+        file.write(b'{"source": "s", "url')
+    assert len(RawStore(tmp_path).items()) == 1
+    again = RawStore(tmp_path)
+    item(again, b"two")
+    assert [one.size for one in RawStore(tmp_path).items()] == [3, 3]
+    store.manifest.write_bytes(b'{"source"\n' + store.manifest.read_bytes())
+    with pytest.raises(DataError, match="line 1"):
+        RawStore(tmp_path).items()
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    import resource
+
+    store = RawStore(tmp_path)
+    item(store, b"one")
+    before = store.manifest.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (len(before) + 10, 1000):  # no room for the line; room for the line, none for the content
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limit[1]))
+        try:
+            with pytest.raises(OutputError, match="unchanged"):
+                item(store, b"two" * (1000 if room == 1000 else 1))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert store.manifest.read_bytes() == before
+    assert item(store, b"two")
+    assert list(RawStore(tmp_path).problems()) == []
