@@ -14,7 +14,7 @@ from instar.adapters.limits import gradients
 from instar.adapters.limits.attention import attention, choose, choose_for
 from instar.adapters.limits.diagnosis import diagnose, table
 from instar.adapters.limits.polynomial import Features, chebyshev, smallest, taylor
-from instar.adapters.limits.transition import phase_transition
+from instar.adapters.lora_limits import phase_transition
 from instar.errors import DivergedError, ModelError, ShapeError
 
 
