@@ -20,7 +20,8 @@ class GradientDescent(InContextLearner):
     each step of which squares the error, where one step of gradient descent shrinks it.
 
     Args:
-        lr: α; no part of Newton's iteration. steps: of batch and Newton; a single pass over the examples has as many as there are.
+        lr: α; no part of Newton's iteration. steps: of batch and Newton; a single pass over the examples has as many as
+        there are.
         rule: one of the three. ridge: λ ≥ 0.
         mean: divide the gradient of a batch by N, so that one rate suits all lengths.
 
@@ -29,9 +30,7 @@ class GradientDescent(InContextLearner):
     (arXiv 2310.17086) for the iteration as a reference learner.
     """
 
-    def __init__(
-        self, *, lr: float = 0.05, steps: int = 1, rule: Rule = "batch", ridge: float = 0.0, mean: bool = False
-    ) -> None:
+    def __init__(self, *, lr: float = 0.05, steps: int = 1, rule: Rule = "batch", ridge: float = 0.0, mean: bool = False) -> None:
         if rule not in ("batch", "one_pass", "newton") or not (lr > 0 and ridge >= 0) or steps < 0:
             raise ShapeError(
                 f"Expected rule batch, one_pass or newton, lr > 0, ridge ≥ 0, steps ≥ 0; received {rule}, {lr}, {ridge}, {steps}."

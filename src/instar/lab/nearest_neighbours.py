@@ -13,7 +13,8 @@ from instar.lab.icl import contexts
 
 
 class NearestNeighbours(InContextLearner):
-    r"""ŷ = Σ_i a_i y_i over the k nearest examples; a_i is 1/k, or proportional to 1/‖x - x_i‖ (all on exact hits, if there are any).
+    r"""ŷ = Σ_i a_i y_i over the k nearest examples; a_i is 1/k, or proportional to 1/‖x - x_i‖ (all on exact hits, if there
+    are any).
 
     Args:
         k: neighbours; all examples where there are fewer. weigh: uniform or distance.

@@ -92,7 +92,9 @@ class TransformersBackbone(nn.Module):
         config: Any = getattr(model, "config", None)
         width = getattr(config, "hidden_size", None)
         if config is None or width is None or getattr(config, "is_encoder_decoder", False):
-            raise ShapeError(f"{type(model).__name__} has no config.hidden_size of a decoder; give a causal model of transformers.")
+            raise ShapeError(
+                f"{type(model).__name__} has no config.hidden_size of a decoder; give a causal model of transformers."
+            )
         self.model = getattr(model, getattr(model, "base_model_prefix", ""), model)
         self.width, self.frozen = int(width), frozen
         if frozen:
