@@ -1,6 +1,6 @@
 """Which algorithm has a small transformer learnt in context? Train it on linear tasks, then hold it against the textbook.
 
-python examples/which_algorithm.py               # about twenty seconds on one core
+python examples/which_algorithm.py               # about forty seconds on one core
 python examples/which_algorithm.py retnet 3000   # another mixer of the catalogue, more steps
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from instar.bench.run import lift
 from instar.errors import DataError, ShapeError
 from instar.lab.elimination import Elimination
 from instar.lab.icl import closeness, measures, probes, rows
@@ -16,6 +17,7 @@ from instar.lab.icl_dynamics import LinearSelfAttention
 from instar.lab.icl_linear import InContextDecoder
 from instar.lab.least_squares import LeastSquares
 from instar.lab.nearest_neighbours import NearestNeighbours
+from instar.problems.in_context import InContextProblem
 from instar.problems.in_context_boolean import InContextBooleanProblem
 
 
@@ -113,6 +115,17 @@ def test_a_model_of_transformers_is_studied_like_any_other(frozen: bool) -> None
     assert near[0].mspd > 0
     with pytest.raises(ShapeError, match="hidden_size"):
         TransformersBackbone(torch.nn.Linear(2, 2))
+
+
+def test_learners_without_weights_say_that_they_are_done() -> None:
+    problem, told = InContextProblem(test_tasks=20), []
+    data = problem.load(0)
+    subject = lift(problem, "bayes_linear", {}, data, 0)
+    problem.fit(subject, data.train, steps=5, seed=0, monitor=lambda step, _: told.append(step))
+    assert told == [4, 5]  # what a plan needs to know how long a step takes
+    found = problem.evaluate(subject, data.test)
+    assert found["distance@bayes"].value == 0.0
+    assert all(len(items.totals) == 20 for items in found.values())
 
 
 def test_the_boolean_problem_counts_what_was_taught() -> None:

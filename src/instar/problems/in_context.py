@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -95,7 +96,7 @@ class InContextProblem(Problem):
         def loss(found: Tensor, ys: Tensor) -> Tensor:
             return (found - ys).square().mean()
 
-        subject.fit(tasks, loss, steps=steps, seed=seed, monitor=monitor, checkpoint=checkpoint)
+        train_on(subject, tasks, loss, steps=steps, seed=seed, monitor=monitor, checkpoint=checkpoint)
 
     def evaluate(self, subject: InContextLearner, split: tuple[Tensor, Tensor]) -> dict[str, Items]:
         """Errors and distances of every task."""
@@ -112,6 +113,29 @@ class InContextProblem(Problem):
             gap = ((said - other).square()[:, few] / self.width).mean(1)
             found[f"distance@{name}"] = Items(gap.double().tolist(), [1.0] * len(gap))
         return found
+
+
+def train_on(
+    subject: InContextLearner,
+    tasks: Callable[[int], tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    steps: int,
+    seed: int,
+    monitor: Monitor | None,
+    checkpoint: Path | None,
+) -> None:
+    """`InContextLearner.fit`; a learner that has nothing to learn reports its last steps, as those do that count them."""
+    told: list[int] = []
+
+    def tell(step: int, loss: float) -> bool | None:
+        told.append(step)
+        return None if monitor is None else monitor(step, loss)
+
+    subject.fit(tasks, loss, steps=steps, seed=seed, monitor=tell, checkpoint=checkpoint)
+    if monitor is not None and not told:
+        for step in sorted({max(1, steps - 1), steps}):
+            monitor(step, 0.0)
 
 
 def make(cls: type, arguments: dict[str, Any], given: dict[str, Any]) -> Any:

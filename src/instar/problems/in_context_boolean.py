@@ -14,7 +14,7 @@ from instar.catalogue import Build
 from instar.errors import ShapeError
 from instar.interfaces import Data, InContextLearner, Items, Monitor, Problem
 from instar.lab.icl_boolean import TAUGHT, BooleanSampler, Family
-from instar.problems.in_context import answers, make
+from instar.problems.in_context import answers, make, train_on
 
 Split = tuple[Tensor, Tensor, Tensor]
 """xs, ys, and the length of each function's teaching sequence."""
@@ -94,7 +94,7 @@ class InContextBooleanProblem(Problem):
         def loss(found: Tensor, ys: Tensor) -> Tensor:
             return F.softplus(-ys * found).mean()
 
-        subject.fit(tasks, loss, steps=steps, seed=seed, monitor=monitor, checkpoint=checkpoint)
+        train_on(subject, tasks, loss, steps=steps, seed=seed, monitor=monitor, checkpoint=checkpoint)
 
     def evaluate(self, subject: InContextLearner, split: Split) -> dict[str, Items]:
         """Right answers of every task; an answer of 0 is half right."""

@@ -14,7 +14,7 @@ from instar.errors import ShapeError
 from instar.interfaces import Data, InContextLearner, Items, Monitor, Problem
 from instar.lab.icl.closeness import documents, sensitivity
 from instar.lab.softmax_step import SoftmaxStep
-from instar.problems.in_context import make
+from instar.problems.in_context import make, train_on
 
 
 class InContextSoftmaxProblem(Problem):
@@ -76,7 +76,8 @@ class InContextSoftmaxProblem(Problem):
         checkpoint: Path | None = None,
     ) -> None:
         """Fresh documents at every step; squared error of all labels."""
-        subject.fit(
+        train_on(
+            subject,
             lambda index: self.drawn(self.batch, stream(seed, f"data/{index}")),
             lambda found, ys: (found - ys).square().mean(),
             steps=steps,
