@@ -48,6 +48,7 @@ __all__ = [
     "Generation",
     "Hits",
     "Id",
+    "InContextLearner",
     "Index",
     "Items",
     "Mixer",
@@ -458,6 +459,42 @@ class Updater(abc.ABC):
         After no steps, what takes one pass answers as the new version does. folder: progress is kept there and taken up again to
         the bit, for the same versions. Raises DataError for no rows, ModelError for versions of different vocabularies,
         AdapterError where no adapter is active, DivergedError.
+        """
+
+
+class InContextLearner(abc.ABC):
+    """Answers queries from labelled examples that it is shown; its weights, if it has any, stay as they are while it does.
+
+    B tasks · N examples · D width of an input · Q queries. Labels are numbers; of two classes they are −1 and 1, and the sign of
+    a prediction is the class. A constructor may ask for `width` (D), `examples` (the most of a context), and `noise` and `prior`
+    (standard deviations of labels' noise and of weights): a problem gives those that it names.
+    """
+
+    @abc.abstractmethod
+    def predict(self, xs: Tensor, ys: Tensor, x_query: Tensor) -> Tensor:
+        """xs [B, N, D], ys [B, N], x_query [B, Q, D] -> labels of the queries [B, Q], each answered alone. N may be 0.
+
+        Raises ShapeError for shapes that do not fit, or more examples than it can take.
+        """
+
+    def prefixes(self, xs: Tensor, ys: Tensor) -> Tensor:
+        """xs [B, N, D], ys [B, N] -> [B, N]: what is said of y_i after the i − 1 pairs before it."""
+        found = [self.predict(xs[:, :i], ys[:, :i], xs[:, i : i + 1]) for i in range(xs.shape[1])]
+        return torch.cat(found, 1) if found else ys.new_zeros(ys.shape)
+
+    def fit(  # noqa: B027 - closed forms have nothing to learn
+        self,
+        tasks: Callable[[int], tuple[Tensor, Tensor]],
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        steps: int,
+        seed: int = 0,
+        monitor: Monitor | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Learn to learn, in place. tasks: of a step, xs [B, N, D] and ys [B, N]. loss: of predictions [B, N] and labels.
+
+        Learners without weights do nothing.
         """
 
 

@@ -1,0 +1,1 @@
+"""What a model computes: studies of models rather than models."""
