@@ -17,7 +17,7 @@ from instar import formula
 from instar.errors import CardError, FormulaError, UnknownNameError
 
 Kind = Literal["system", "baseline", "study", "dataset", "survey"]
-Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer"]
+Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer", "Growth"]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
 
@@ -88,6 +88,8 @@ class Cost:
     bytes of teachers' logits that are kept for a token, the default being all of them.
     Optimizer, one linear layer of I inputs, its bias counted as one more, and O outputs: flops: of a step, mean over steps.
     state: bytes that are kept between steps, counts of steps excluded.
+    Growth, one feed-forward layer of width D, N units or pairs, and M matrices (2 of Pattention, 3 of SwiGLU): flops: of one
+    token through it. state: bytes of its weights, float32.
     """
 
     flops: str
