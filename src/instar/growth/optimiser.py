@@ -1,0 +1,76 @@
+"""What becomes of an optimiser when the parameters that it trains are replaced, or when there are more of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from instar.errors import TransformError
+
+Role = Literal["gradient", "square"]
+"""What an entry of a state is made of: gradients (a momentum), or their squares."""
+_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum")
+"""Names that torch's optimisers give to averages and sums of squares."""
+
+
+class Kept:
+    """The parameters and the state of an optimiser at one moment, and changes of them that can be taken back as one.
+
+    `None` is an optimiser too: of nobody.
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer | None, model: nn.Module) -> None:
+        self.optimiser = optimiser
+        if optimiser is None:
+            return
+        self._groups = [list(group["params"]) for group in optimiser.param_groups]
+        self._state = dict(optimiser.state)
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        if foreign := sum(id(p) not in self._names for group in self._groups for p in group):
+            raise TransformError(f"The optimiser trains {foreign} parameters that are not of this {type(model).__name__}.")
+
+    def replace(self, old: nn.Parameter, new: nn.Parameter | None, grown: Callable[[Tensor, Role], Tensor] | None) -> None:
+        """`new` in the place of `old`, or nobody; what the state has of its shape is what `grown` makes of it, or gone.
+
+        Raises TransformError where the optimiser keeps tensors of other shapes for it.
+        """
+        if self.optimiser is None:
+            return
+        for group in self.optimiser.param_groups:
+            group["params"][:] = [new if p is old else p for p in group["params"] if p is not old or new is not None]
+        state: Mapping[str, Any] | None = self.optimiser.state.pop(old, None)
+        if state is None or new is None or grown is None:
+            return
+        entries: dict[str, Any] = {}
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or not value.dim():
+                entries[name] = value
+            elif value.shape == old.shape:
+                entries[name] = grown(value, "square" if name in _SQUARES else "gradient")
+            else:
+                raise TransformError(
+                    f"{type(self.optimiser).__name__} keeps '{name}' of shape {tuple(value.shape)} for "
+                    f"{self._names.get(id(old), 'a parameter')} of shape {tuple(old.shape)}, which cannot grow with it. Leave "
+                    "the optimiser out and make a new one for the larger model."
+                )
+        self.optimiser.state[new] = entries
+
+    def append(self, new: nn.Parameter, beside: nn.Parameter) -> None:
+        """Train `new` in the group of `beside`, where that is trained; it has no state yet and counts its own steps."""
+        if self.optimiser is None:
+            return
+        for group in self.optimiser.param_groups:
+            if any(p is beside for p in group["params"]):
+                group["params"].append(new)
+
+    def restore(self) -> None:
+        """As it was at the start."""
+        if self.optimiser is None:
+            return
+        for group, params in zip(self.optimiser.param_groups, self._groups, strict=True):
+            group["params"][:] = params
+        self.optimiser.state.clear()
+        self.optimiser.state.update(self._state)
