@@ -36,12 +36,12 @@ class Axis:
     @classmethod
     def copied(cls, source: Tensor, value: Tensor | float = 1.0, gradient: Tensor | float = 1.0) -> Axis:
         """Every place from a source."""
-        pair = [torch.full((len(source),), v).double() if isinstance(v, float) else v.double() for v in (value, gradient)]
-        return cls(source, *pair)
+        return cls(source, *_constant(len(source), value, gradient))
 
 
-def _constant(count: int, *values: float) -> list[Tensor]:
-    return [torch.full((count,), value, dtype=torch.float64) for value in values]
+def _constant(count: int, *values: Tensor | float) -> list[Tensor]:
+    """Factors of every place, in float64, where a third is one."""
+    return [torch.as_tensor(value, dtype=torch.float64).expand(count) for value in values]
 
 
 def repeated(old: int, new: int) -> Tensor:

@@ -27,7 +27,7 @@ class Kept:
         if optimiser is None:
             return
         self._groups = [list(group["params"]) for group in optimiser.param_groups]
-        self._state = dict(optimiser.state)
+        self._states = [dict(state) for state in _states(optimiser)]
         self._names = {id(p): name for name, p in model.named_parameters()}
         if foreign := sum(id(p) not in self._names for group in self._groups for p in group):
             raise TransformError(f"The optimiser trains {foreign} parameters that are not of this {type(model).__name__}.")
@@ -39,15 +39,25 @@ class Kept:
         """
         if self.optimiser is None:
             return
+        if getattr(self.optimiser, "layers", None):
+            raise TransformError(
+                f"{type(self.optimiser).__name__} keeps statistics of layers, which cannot grow with them. Leave the "
+                "optimiser out and make a new one for the other model."
+            )
         for group in self.optimiser.param_groups:
             group["params"][:] = [new if p is old else p for p in group["params"] if p is not old or new is not None]
-        state: Mapping[str, Any] | None = self.optimiser.state.pop(old, None)
-        if state is None or new is None or grown is None:
-            return
+        for states in _states(self.optimiser):
+            state: Mapping[str, Any] | None = states.pop(old, None)
+            if state is not None and new is not None and grown is not None:
+                states[new] = self._entries(state, old, grown)
+
+    def _entries(self, state: Mapping[str, Any], old: nn.Parameter, grown: Callable[[Tensor, Role], Tensor]) -> dict[str, Any]:
         entries: dict[str, Any] = {}
         for name, value in state.items():
-            if not isinstance(value, Tensor) or not value.dim():
+            if not isinstance(value, Tensor):
                 entries[name] = value
+            elif not value.dim():
+                entries[name] = value.clone()  # a count of steps, which is added to in place
             elif value.shape == old.shape:
                 entries[name] = grown(value, "square" if name in _SQUARES else "gradient")
             else:
@@ -56,7 +66,7 @@ class Kept:
                     f"{self._names.get(id(old), 'a parameter')} of shape {tuple(old.shape)}, which cannot grow with it. Leave "
                     "the optimiser out and make a new one for the larger model."
                 )
-        self.optimiser.state[new] = entries
+        return entries
 
     def append(self, new: nn.Parameter, beside: nn.Parameter) -> None:
         """Train `new` in the group of `beside`, where that is trained; it has no state yet and counts its own steps."""
@@ -72,5 +82,13 @@ class Kept:
             return
         for group, params in zip(self.optimiser.param_groups, self._groups, strict=True):
             group["params"][:] = params
-        self.optimiser.state.clear()
-        self.optimiser.state.update(self._state)
+        for state, before in zip(_states(self.optimiser), self._states, strict=True):
+            state.clear()
+            state.update(before)
+
+
+def _states(optimiser: torch.optim.Optimizer) -> list[dict[Any, Any]]:
+    """The states of an optimiser and of those that it is made of, each once."""
+    parts = [one for value in vars(optimiser).values() for one in (value if isinstance(value, list) else [value])]
+    every = [optimiser, *(part for part in parts if isinstance(part, torch.optim.Optimizer))]
+    return list({id(one.state): one.state for one in every}.values())
