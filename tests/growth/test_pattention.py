@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.growth.norm_gelu import norm_gelu
 from instar.growth.pattention import COUNTING, MODES, Pattention
 
 NORMED = ("l2_norm_gelu", "l2_norm")
@@ -48,6 +49,18 @@ def test_the_fast_form_is_the_reference(mode: str, masked: bool, counts: list[in
         strict=True,
     ):
         assert close(a, b, 1e-10)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 0.3])
+def test_the_backward_pass_is_the_derivative_and_has_one_itself(eps: float) -> None:
+    parts = [inputs(3, 2).flatten(1)[:, :n].clone().requires_grad_() for n in (5, 1, 4)]
+    tau = torch.tensor(2.0, dtype=torch.float64)
+
+    def run(*scores: Tensor) -> tuple[Tensor, ...]:
+        return tuple(norm_gelu(list(scores), tau, eps))
+
+    assert torch.autograd.gradcheck(run, parts)
+    assert torch.autograd.gradgradcheck(run, parts)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from instar import release
 from instar.cli.app import app
+from instar.doors import decoder
+from instar.doors.local import Settings
 from instar.errors import CheckpointError, ModelError, OutputError, TransformError
 from instar.growth import TokenFormer
 from instar.growth.saved import load_any
@@ -91,3 +93,17 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         failed = runner.invoke(app, ["grow", "tokenformer", "-o", "more", *wrong])
         assert failed.exit_code != 0
         assert not (tmp_path / "more").exists()
+
+
+def test_the_gate_takes_what_grew(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    TokenFormer(257, 16, 1, heads=2).save_pretrained(tmp_path / "base")
+    growing.grow(tmp_path / "base", {"n": "2x"}, tmp_path / "larger")
+    ids, keep = torch.tensor([[256, 84, 111]]), torch.tensor([0, 2])
+    found = []
+    for name in ("base", "larger"):
+        assert decoder.recognised(tmp_path / name)
+        subject, _ = decoder.DecoderModel.open(str(tmp_path / name), Settings())
+        with torch.no_grad():
+            found.append(subject.logits(ids, keep))
+    assert torch.equal(*found)

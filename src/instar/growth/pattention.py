@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.growth.norm_gelu import factor_of, norm_gelu
 
 Mode = Literal["l2_norm_gelu", "gelu_l2_norm", "softmax", "gelu", "l2_norm", "gelu_layer_norm", "linear"]
 MODES = get_args(Mode)
@@ -131,16 +132,11 @@ class Pattention(nn.Module):
             scores = [F.gelu(part) for part in scores]
             if self.mode == "gelu":
                 return scores
-        factor = self._factor(scores)
-        scores = [part * factor for part in scores]
-        return [F.gelu(part) for part in scores] if self.mode == "l2_norm_gelu" else scores
-
-    def _factor(self, parts: list[Tensor]) -> Tensor:
-        """τ / (‖a‖₂ + eps) over all parts, [..., 1]."""
-        dtype = torch.promote_types(parts[0].dtype, torch.float32)
-        norms = [torch.linalg.vector_norm(part, dim=-1, keepdim=True, dtype=dtype) for part in parts]
-        norm = torch.linalg.vector_norm(torch.cat(norms, -1), dim=-1, keepdim=True)
-        return (self.tau2.to(dtype).sqrt() / (norm + self.eps)).to(parts[0].dtype)
+        tau = self.tau2.sqrt()
+        if self.mode == "l2_norm_gelu":
+            return norm_gelu(scores, tau, self.eps)
+        factor = factor_of(tuple(scores), tau, self.eps)[0].to(scores[0].dtype)
+        return [part * factor for part in scores]
 
     def _softmax(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         dtype = torch.promote_types(scores.dtype, torch.float32)
