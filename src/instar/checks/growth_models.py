@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instar.checks.subject import Subject
+from instar.errors import ContractError
 from instar.interfaces import Growth, Plan
 from instar.models.decoder import Decoder
 
@@ -28,6 +30,14 @@ OPTIMISERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "RMSprop": lambda model: torch.optim.RMSprop(model.parameters(), lr=1e-3, momentum=0.5, centered=True),
     "Adagrad": lambda model: torch.optim.Adagrad(model.parameters(), lr=1e-2),
 }
+
+
+def build(subject: Subject) -> Growth:
+    """The growth with the subject's arguments."""
+    made = subject.cls(**subject.arguments)
+    if not isinstance(made, Growth):
+        raise ContractError(f"{subject.cls.__name__} is no instar.interfaces.Growth: derive the class from it.")
+    return made
 
 
 def built(growth: Growth, dtype: torch.dtype = torch.float64) -> Any:
@@ -59,15 +69,28 @@ def tokens() -> Tensor:
     return torch.randint(VOCABULARY, (3, 13), generator=torch.Generator().manual_seed(7))
 
 
+def logits(model: Any) -> Tensor:
+    """What a model says of fixed tokens."""
+    with torch.no_grad():
+        found: Tensor = model(tokens())[0]
+    return found
+
+
+def loss(model: Any) -> Tensor:
+    """The loss of the batch on which `train` trains."""
+    ids = tokens()
+    return F.cross_entropy(model(ids[:, :-1])[0].flatten(0, 1), ids[:, 1:].flatten())
+
+
 def train(model: Any, optimiser: torch.optim.Optimizer, steps: int) -> list[float]:
     """Steps on one batch."""
-    ids, losses = tokens(), []
+    losses = []
     for _ in range(steps):
-        loss = F.cross_entropy(model(ids[:, :-1])[0].flatten(0, 1), ids[:, 1:].flatten())
+        found = loss(model)
         optimiser.zero_grad()
-        loss.backward()
+        found.backward()
         optimiser.step()
-        losses.append(float(loss.detach()))
+        losses.append(float(found.detach()))
     return losses
 
 
