@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instar.errors import CheckpointError, ShapeError, TransformError
-from instar.growth import TokenFormer, freeze_old, grow, shrink, weakest
+from instar.growth import TokenFormer, freeze_old, grow, merge, shrink, weakest
 from instar.growth.tokenformer import TokenFormerGrowth
 from instar.growth.tokenformer_decoder import KINDS
 from instar.receipt import fingerprint
@@ -84,8 +84,8 @@ def test_sizes_and_start_are_those_of_the_paper() -> None:
     assert per_layer == 2 * 64 * (3 * 64 + 64 + 4 * 64)
     parts = dict(model.pattentions())
     assert [parts[f"blocks.0.{kind}"].n for kind in KINDS] == [64, 64, 64, 64, 256]
-    keys = torch.cat([part.key.flatten() for part in parts.values()])
-    values = torch.cat([part.value.flatten() for part in parts.values()])
+    keys = torch.cat([part.key.detach().flatten() for part in parts.values()])
+    values = torch.cat([part.value.detach().flatten() for part in parts.values()])
     assert float(keys.std()) == pytest.approx(0.02, rel=0.02)
     assert float(values.std()) == pytest.approx(2 / (4 * 64**0.5), rel=0.02)
     assert model.head is None
@@ -188,6 +188,43 @@ def test_shrinking_keeps_the_optimiser_and_comes_back() -> None:
         weakest(model, {"n": 100})
     with pytest.raises(TransformError, match="layers are"):
         shrink(model, {"blocks.7.feed": [0]})
+
+
+def test_pairs_in_one_piece_go_on_learning_as_the_pieces_do() -> None:
+    """With an optimiser that counts no steps nothing is lost but rounding; with Adam the moments stay, row by row."""
+    parts, whole = made(), made()
+    for model in (parts, whole):
+        optimiser = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+        step(model, optimiser, 2)
+        grow(model, optimiser, {"n": "2x"})
+        step(model, optimiser, 2)
+        if model is whole:
+            before = fingerprint(model)
+            merge(model, optimizer=optimiser).undo()
+            assert fingerprint(model) == before
+            merge(model, optimizer=optimiser)
+            assert dict(model.pattentions())["blocks.0.query"].counts == [48]
+        step(model, optimiser, 3)
+    for (_, a), (_, b) in zip(parts.pattentions(), whole.pattentions(), strict=True):
+        assert torch.allclose(a.key, b.key, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(a.value, b.value, rtol=1e-9, atol=1e-12)
+    model = made()
+    optimiser = torch.optim.AdamW(model.parameters(), foreach=True)
+    step(model, optimiser, 3)
+    grow(model, optimiser, {"feed": "2x"})
+    merge(model, optimizer=optimiser)
+    state = optimiser.state[model.blocks[0].feed.keys[0]]  # type: ignore[index,union-attr]
+    assert state["exp_avg"].shape == (80, 32)
+    assert not bool(state["exp_avg"][40:].any())
+    assert float(state["step"]) == 3
+    step(model, optimiser, 1)
+    with pytest.raises(TransformError, match="nothing to merge"):
+        merge(model)
+    grow(model, plan={"feed": "2x"})
+    freeze_old(model)
+    with pytest.raises(ShapeError, match="frozen"):
+        merge(model)
+    assert dict(model.pattentions())["blocks.0.feed"].counts == [80, 80]
 
 
 def test_files_say_pairs_and_tau_of_each_layer(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from instar.growth.growing import Grown
 from instar.growth.lemon import Lemon
 from instar.growth.pattention import Pattention
-from instar.growth.shrinking import freeze_old, shrink, weakest
+from instar.growth.shrinking import freeze_old, merge, shrink, weakest
 from instar.growth.tokenformer import TokenFormerGrowth
 from instar.growth.tokenformer_decoder import TokenFormer
 from instar.growth.tokenize import tokenize_linear
@@ -32,6 +32,7 @@ __all__ = [
     "TokenFormer",
     "freeze_old",
     "grow",
+    "merge",
     "shrink",
     "tokenize_linear",
     "weakest",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -67,6 +67,27 @@ class Kept:
                     "the optimiser out and make a new one for the larger model."
                 )
         return entries
+
+    def merge(self, old: Sequence[nn.Parameter], new: nn.Parameter) -> None:
+        """`new`, the rows of all `old` ones, in the place of the first; rows without state get zeros, counts are the first's."""
+        if self.optimiser is None:
+            return
+        for group in self.optimiser.param_groups:
+            rest = [p for p in group["params"] if all(p is not one for one in old[1:])]
+            group["params"][:] = [new if p is old[0] else p for p in rest]
+        for states in _states(self.optimiser):
+            found = [states.pop(p, None) for p in old]
+            known = next((state for state in found if state is not None), None)
+            if known is None:
+                continue
+            entries: dict[str, Any] = {}
+            for name, value in known.items():
+                if isinstance(value, Tensor) and value.dim():
+                    rows = [p.new_zeros(p.shape) if state is None else state[name] for p, state in zip(old, found, strict=True)]
+                    entries[name] = torch.cat(rows)
+                else:
+                    entries[name] = value.clone() if isinstance(value, Tensor) else value
+            states[new] = entries
 
     def append(self, new: nn.Parameter, beside: nn.Parameter) -> None:
         """Train `new` in the group of `beside`, where that is trained; it has no state yet and counts its own steps."""

@@ -1,4 +1,4 @@
-"""A TokenFormer with fewer pairs, or of which only the newest pairs are trained."""
+"""A TokenFormer with fewer pairs, with pairs in one piece, or of which only the newest pairs are trained."""
 
 from __future__ import annotations
 
@@ -31,6 +31,22 @@ def shrink(
         for name, idx in gone.items():
             for old, new, rows in parts[name].shrink(idx):
                 work.kept.replace(old, new, lambda state, _, rows=rows: state[rows])  # type: ignore[misc]
+        model.describe()
+    return work.grown
+
+
+def merge(model: TokenFormer, *, optimizer: torch.optim.Optimizer | None = None) -> Grown:
+    """Make the pairs of every layer one parameter again, in place, all or nothing: for speed, once growths have settled.
+
+    Outputs are as before but for rounding. An optimiser keeps its moments row by row, and counts steps for all rows as it did for
+    the oldest. Raises TransformError where nothing grew, ShapeError where pairs are partly frozen.
+    """
+    if all(len(part.keys) == 1 for _, part in model.pattentions()):
+        raise TransformError("Every layer has one parameter for its pairs already: there is nothing to merge.")
+    with growing(model, optimizer, method="merge", settings={}) as work:
+        for _, part in model.pattentions():
+            for old, new in part.merge():
+                work.kept.merge(old, new)
         model.describe()
     return work.grown
 
