@@ -15,9 +15,9 @@ from instar.growth.optimiser import Role
 class Axis:
     r"""new_i = value_i · old_{source_i}, and the gradient of new_i is gradient_i times that of its source.
 
-    A place without a source is new. Where the function is kept, value and gradient follow from each other: a unit that is
-    copied c times while what reads it is divided by c gets a c-th of the gradient in each copy, and a coordinate that is written
-    s times larger a gradient s times smaller.
+    A place without a source is new, and such places are the last ones. Where the function is kept, value and gradient follow from
+    each other: a unit that is copied c times while what reads it is divided by c gets a c-th of the gradient in each copy, and a
+    coordinate that is written s times larger a gradient s times smaller.
     """
 
     source: Tensor
@@ -55,28 +55,30 @@ def shares(source: Tensor) -> Tensor:
 
 
 def lengthened(old: Tensor, axes: Sequence[Axis | None], fill: Tensor | None = None) -> Tensor:
-    """The values of the longer tensor; places of which an axis has no source are those of `fill`, or 0."""
-    return _placed(old, axes, ["value"] * len(axes), 1, fill)
+    """The values of the longer tensor; new places, the last of an axis, are those of `fill`, which is written into, or 0."""
+    return _placed(old, axes, [None if axis is None else axis.value for axis in axes], fill)
 
 
 def lengthened_state(old: Tensor, axes: Sequence[Axis | None], role: Role) -> Tensor:
     """What an optimiser has averaged of gradients, or of their squares; 0 at new places."""
-    return _placed(old, axes, ["gradient"] * len(axes), 2 if role == "square" else 1, None)
+    power = 2 if role == "square" else 1
+    return _placed(old, axes, [None if axis is None else axis.gradient**power for axis in axes], None)
 
 
-def _placed(old: Tensor, axes: Sequence[Axis | None], names: Sequence[str], power: int, fill: Tensor | None) -> Tensor:
-    new = old
-    lacking: Tensor | None = None
-    for dim, (axis, name) in enumerate(zip(axes, names, strict=True)):
-        if axis is None:
+def _placed(old: Tensor, axes: Sequence[Axis | None], factors: Sequence[Tensor | None], fill: Tensor | None) -> Tensor:
+    new, shape = old, list(old.shape)
+    for dim, (axis, factor) in enumerate(zip(axes, factors, strict=True)):
+        if axis is None or factor is None:
             continue
-        source, factor = axis.source.to(old.device), getattr(axis, name).to(old.device)
-        shape = [-1 if d == dim else 1 for d in range(old.dim())]
-        new = new.index_select(dim, source.clamp(min=0))
-        if not bool((factor == 1).all()):
-            new = new * (factor**power).to(new.dtype).view(shape)
-        here = (source < 0).view(shape)
-        lacking = here if lacking is None else lacking | here
-    if lacking is not None and bool(lacking.any()):
-        new = torch.where(lacking, new.new_zeros(()) if fill is None else fill, new)
-    return new
+        source = axis.source[axis.source >= 0]
+        shape[dim] = len(axis.source)
+        if not torch.equal(source, torch.arange(old.shape[dim])):
+            new = new.index_select(dim, source.to(old.device))
+        known = factor[: len(source)]
+        if not bool((known == 1).all()):
+            new = new * known.to(new.device, new.dtype).view([-1 if d == dim else 1 for d in range(old.dim())])
+    if list(new.shape) == shape:
+        return new
+    longer = new.new_zeros(shape) if fill is None else fill
+    longer[tuple(slice(size) for size in new.shape)] = new
+    return longer
