@@ -17,7 +17,9 @@ from instar import formula
 from instar.errors import CardError, FormulaError, UnknownNameError
 
 Kind = Literal["system", "baseline", "study", "dataset", "survey"]
-Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer", "InContextLearner"]
+Interface = Literal[
+    "Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer", "InContextLearner", "Growth"
+]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
 
@@ -92,6 +94,8 @@ class Cost:
     state: bytes that are kept between steps, counts of steps excluded.
     InContextLearner, N examples of width D: flops: of answering one query after them, from scratch. state: bytes of what it keeps
     of the examples, float32.
+    Growth, one feed-forward layer of width D, N units or pairs, and M matrices (2 of Pattention, 3 of SwiGLU): flops: of one
+    token through it. state: bytes of its weights, float32.
     """
 
     flops: str

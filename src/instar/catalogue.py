@@ -227,6 +227,7 @@ def minimal(cls: type, path: Path) -> Card:
         interfaces.Updater: ("Updater", "compat", []),
         interfaces.Optimizer: ("Optimizer", "optim", []),
         interfaces.InContextLearner: ("InContextLearner", "lab", ["ordered"]),
+        interfaces.Growth: ("Growth", "growth", []),
     }
     found = next((said for base, said in families.items() if issubclass(cls, base)), None)
     if found is None:

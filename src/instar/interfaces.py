@@ -33,6 +33,7 @@ from instar.state import State
 
 if TYPE_CHECKING:
     from instar.adapters.layer import AdapterLayer
+    from instar.growth.growing import Grown
     from instar.receipt import Receipt
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Floats",
     "Fusion",
     "Generation",
+    "Growth",
     "Hits",
     "Id",
     "InContextLearner",
@@ -55,6 +57,8 @@ __all__ = [
     "Monitor",
     "Optimizer",
     "Pairs",
+    "Plan",
+    "Preserves",
     "Problem",
     "State",
     "Transform",
@@ -411,6 +415,39 @@ class Transform(abc.ABC):
 
         data: what the method needs to choose by, as its card says; None for methods that need none. Raises TransformError, and
         ModelError for a model that it cannot take.
+        """
+
+
+Plan = Mapping[str, int | str]
+"""How large a model shall become: name of a size -> the size, or a multiple of it, as in {"hidden": 512} or {"n": "2x"}."""
+Preserves = Literal["bits", "rounding", "nothing"]
+"""What a growth keeps of a model's outputs: every bit, all but rounding, or no promise."""
+
+
+class Growth(abc.ABC):
+    """Makes a model larger in place, so that it keeps what it has learnt. Constructor arguments are the configuration.
+
+    It is no `Transform`, since it needs a plan for each model, and the optimiser with which the model is trained on.
+    """
+
+    architecture: Literal["tokenformer", "decoder"]
+    """Which models it takes: `instar.growth.TokenFormer`, or `instar.models.decoder.Decoder` with softmax attention."""
+    sizes: tuple[str, ...]
+    """What a plan may name."""
+    grows: ClassVar[bool] = True
+    """Whether anything is added; a control may leave the model as it is."""
+
+    @property
+    @abc.abstractmethod
+    def preserves(self) -> Preserves:
+        """What it keeps with these settings."""
+
+    @abc.abstractmethod
+    def grow(self, model: nn.Module, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None, seed: int = 0) -> Grown:
+        """Grow the model, and what the optimiser knows of it; all or nothing, a function of model, plan and seed.
+
+        Raises TransformError for a plan that names what is not there, wants less than there is, or does not divide, for a model
+        that it cannot take, and for an optimiser whose state cannot grow.
         """
 
 

@@ -19,6 +19,7 @@ from instar.cli import (
     export,
     finance,
     gate,
+    grow,
     history,
     judge,
     kernels,
@@ -62,6 +63,7 @@ adapt.register(app)
 compress.register(app)
 edit.register(app)
 offload.register(app)
+grow.register(app)
 undo.register(app)
 app.add_typer(gate.app, name="gate")
 app.add_typer(encoder.app, name="encoder")

@@ -16,13 +16,14 @@ from instar.doors.local import Settings, Subject
 from instar.doors.settings import meanings
 from instar.doors.speaking import Speaker
 from instar.errors import ModelError
+from instar.growth import saved
 from instar.models import pretrained
 from instar.models.decoder import Decoder
 from instar.problems.text import BOS, VOCABULARY
 
 
 class DecoderModel(process.LocalModel):
-    """A folder that `Decoder.save_pretrained` wrote, of a decoder over bytes (257 tokens; 256 begins and ends a text).
+    """A folder that `Decoder` or `TokenFormer` wrote, of a decoder over bytes (257 tokens; 256 begins and ends a text).
 
     Tasks, settings and costs are those of causal models of `transformers`; see `TransformersModel`.
     """
@@ -37,7 +38,7 @@ class DecoderModel(process.LocalModel):
     def open(folder: str, settings: Settings) -> tuple[Subject, dict[str, Any]]:
         """In the fresh process: load, and say what it is. Raises CheckpointError."""
         path = Path(folder)
-        return prepared(pretrained.load(path), path, settings)
+        return prepared(saved.load_any(path), path, settings)
 
 
 def recognised(folder: Path) -> bool:
@@ -46,7 +47,7 @@ def recognised(folder: Path) -> bool:
         config = json.loads((folder / pretrained.CONFIG).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(config, dict) and str(config.get("format", "")).startswith("instar-decoder-")
+    return isinstance(config, dict) and str(config.get("format", "")).startswith(("instar-decoder-", "instar-tokenformer-"))
 
 
 class Bytes(Speaker):

@@ -53,9 +53,13 @@ class InstarForCausalLM(transformers.PreTrainedModel, transformers.GenerationMix
     def __init__(self, config: InstarConfig, decoder: Decoder | None = None) -> None:
         super().__init__(config)
         require_causal(config.mixer)
-        self.decoder = build(config) if decoder is None else decoder
+        self.decoder = self._built() if decoder is None else decoder
         self._hollow = any(tensor.is_meta for tensor in self.decoder.parameters())
         self.post_init()
+
+    def _built(self) -> Decoder:
+        """A fresh decoder, as the configuration says."""
+        return build(self.config)
 
     @classmethod
     def from_decoder(cls, decoder: Decoder, **settings: Any) -> InstarForCausalLM:
@@ -176,7 +180,7 @@ class InstarForCausalLM(transformers.PreTrainedModel, transformers.GenerationMix
                 module.weight.normal_(std=0.02)
         elif self._hollow:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-                fresh = dict(tensors(build(self.config)))
+                fresh = dict(tensors(self._built()))
             for name, tensor in tensors(self.decoder):
                 if not getattr(tensor, "_is_hf_initialized", False):
                     tensor.copy_(fresh[name])
