@@ -17,7 +17,7 @@ from instar import formula
 from instar.errors import CardError, FormulaError, UnknownNameError
 
 Kind = Literal["system", "baseline", "study", "dataset", "survey"]
-Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer"]
+Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer", "Forecaster"]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
 
@@ -38,6 +38,10 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "exact_at_birth": bool,
     "structured": bool,
     "labelled": bool,
+    "equivariant": bool,
+    "shift_equivariant": bool,
+    "any_series": bool,
+    "covariates": bool,
 }
 """Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
 
@@ -48,6 +52,8 @@ are a rotation of the new ones are found again beyond chance (`learnt`) or exact
 Of an adapter: `exact_at_birth`, whether it leaves every bit of the outputs as it was until it is trained.
 Of a transform: `structured`, it takes transformers whose parts `instar.anatomy` finds, and no other model; `labelled`, it chooses
 by labelled batches and does nothing without them.
+Of a forecaster: `equivariant`, a series that is shifted and stretched after training is forecast shifted and stretched
+(`shift_equivariant`: shifted only); `any_series`, it forecasts series that it did not learn from; `covariates`, it reads them.
 """
 
 
@@ -88,6 +94,8 @@ class Cost:
     bytes of teachers' logits that are kept for a token, the default being all of them.
     Optimizer, one linear layer of I inputs, its bias counted as one more, and O outputs: flops: of a step, mean over steps.
     state: bytes that are kept between steps, counts of steps excluded.
+    Forecaster, one window of N series, L rows of context, P rows of horizon: flops: of the matrix products of a forecast. state:
+    bytes of what is trained, float32. Both of the default form, without marks of time and covariates.
     """
 
     flops: str
