@@ -18,8 +18,9 @@ from instar.data.forecast_sets import forecast_set
 from instar.data.panel import Panel, Values
 from instar.errors import DataError, ShapeError
 from instar.forecasting import inputs, residuals, windows
+from instar.forecasting.mixer_encoder import MixerEncoder
 from instar.forecasting.neural import NeuralForecaster
-from instar.interfaces import Data, Forecaster, Items, Monitor, Problem, Workload
+from instar.interfaces import Data, Forecaster, Items, Mixer, Monitor, Problem, Workload
 from instar.problems.kept import digest
 
 LEVELS = tuple(round(0.1 * level, 1) for level in range(1, 10))
@@ -54,7 +55,7 @@ class ForecastProblem(Problem):
     DataError, ShapeError, UnknownNameError.
     """
 
-    accepts: ClassVar = {Forecaster: "forecaster"}
+    accepts: ClassVar = {Forecaster: "forecaster", Mixer: "encoder"}
 
     def __init__(
         self,
@@ -110,10 +111,16 @@ class ForecastProblem(Problem):
         return Data(splits[0], splits[1], splits[2], sha, facts)
 
     def forecaster(self, build: Build, data: Data, seed: int) -> Forecaster:
-        """The method, for this horizon and look-back; the season goes to those that ask for one."""
+        """The method, for this horizon, look-back, season and batch, where it takes them."""
         takes = inspect.signature(build.cls).parameters
-        given = {"season": self.season} if "season" in takes else {}
+        given = {name: getattr(self, name) for name in ("season", "batch") if name in takes}
         made: Forecaster = build(self.horizon, context=self.context, **given)
+        made.prepare(_readable(made, data.train.panel))
+        return made
+
+    def encoder(self, build: Build, data: Data, seed: int) -> MixerEncoder:
+        """A mixer between the patches of each series."""
+        made = MixerEncoder.around(build, self.horizon, self.context, batch=self.batch)
         made.prepare(_readable(made, data.train.panel))
         return made
 
@@ -152,7 +159,7 @@ class ForecastProblem(Problem):
     def costs(self, subject: Forecaster) -> dict[str, float]:
         """FLOPs of one forecast of all series, by the card's formula."""
         card = catalogue.of(type(subject))
-        if card is None or card.cost is None:
+        if card is None or card.cost is None or (isinstance(subject, MixerEncoder) and subject.mixing.card.slug != "softmax"):
             return {}
         given = {name: getattr(subject, name) for name in inspect.signature(type(subject)).parameters}
         series = len(subject.ids) if isinstance(subject, NeuralForecaster) else 1
