@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from instar import catalogue
 from instar.bench import costs
+from instar.bench.plan import Request, prepare
 from instar.bench.run import lift
 from instar.data.forecast_sets import forecast_set
 from instar.errors import DataError, ShapeError, UnknownNameError
@@ -114,6 +116,21 @@ def test_what_no_series_reads_stays_out_and_covariates_go_to_those_that_read_the
         subject = lift(problem, name, {}, data, 0)
         problem.fit(subject, data.train, steps=2, seed=0)
         assert np.isfinite(problem.evaluate(subject, data.test)["mse"].value)
+
+
+def test_the_look_back_is_the_problems_for_every_method(path: Path) -> None:
+    settings = {"data": str(path), "target": "web", "horizon": 6, "context": 20}
+    request = Request(
+        "forecast", ("seasonal_naive", "itransformer"), settings=settings, overrides={"itransformer": {"width": 16}}
+    )
+    plan, problem, data = prepare(request)
+    for entry in plan.entries:
+        subject = lift(problem, entry.slug, entry.arguments, data, 0)
+        assert subject.context == 20
+        assert getattr(subject, "season", 7) == 7
+        assert getattr(subject, "width", 16) == 16
+    asked = prepare(replace(request, overrides={"itransformer": {"context": 10}}))[0].entries[-1]
+    assert lift(problem, asked.slug, asked.arguments, data, 0).context == 10
 
 
 def test_costs_are_measured_and_formulas_hold(problem: ForecastProblem, data: Data) -> None:
