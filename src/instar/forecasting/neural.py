@@ -116,7 +116,7 @@ class NeuralForecaster(Forecaster):
             self,
             batch,
             loss,
-            steps=min(_MOST_STEPS, _EPOCHS * (len(origins) // size)) if steps is None else steps,
+            steps=self.steps_for(panel) if steps is None else steps,
             lr=self.lr,
             weight_decay=0.0,
             betas=(0.9, 0.999),
@@ -150,6 +150,11 @@ class NeuralForecaster(Forecaster):
         if not np.isfinite(answer).all():
             raise DivergedError("The forecast is not finite: values lie too far from those in training, or training diverged.")
         return answer
+
+    def steps_for(self, panel: Panel) -> int:
+        """Ten epochs, and no more than 2,000 steps."""
+        count = len(windows.origins_of(panel, self.context, self.horizon))
+        return min(_MOST_STEPS, _EPOCHS * (count // min(self.batch, count)))
 
     @property
     def device(self) -> torch.device:
