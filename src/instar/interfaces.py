@@ -493,7 +493,7 @@ class Forecaster(nn.Module, abc.ABC):
     """L: the rows before an origin that a forecast is made of."""
     trained: ClassVar[bool] = True
     """Whether `learn` takes steps of an optimiser; otherwise it is a formula and ignores them."""
-    covariates: ClassVar[bool] = False
+    covariates: bool = False
     """Whether it reads the panel's covariates; those that do not refuse panels that have any."""
     kept: Panel | None
     """The last rows of what was fitted: where `predict` starts."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import nn
 
@@ -22,8 +20,8 @@ class Autoformer(NeuralForecaster):
     (arXiv 2106.13008). Raises ShapeError.
     """
 
-    marked: ClassVar[bool] = True
-    fixed_series: ClassVar[bool] = True
+    marked: bool = True
+    fixed_series: bool = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class ITransformer(NeuralForecaster):
     tokens. Quadratic in the series, linear in the context. Source: Liu et al. 2024 (arXiv 2310.06625). Raises ShapeError.
     """
 
-    covariates: ClassVar[bool] = True
+    covariates: bool = True
 
     def __init__(
         self,

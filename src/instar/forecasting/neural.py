@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +36,9 @@ class NeuralForecaster(Forecaster):
 
     mean: Tensor
     deviation: Tensor
-    marked: ClassVar[bool] = False
+    marked: bool = False
     """Whether the network reads marks of time; those that read covariates do."""
-    fixed_series: ClassVar[bool] = False
+    fixed_series: bool = False
     """Whether it forecasts the series that it was built for and no others."""
 
     def __init__(self, horizon: int, context: int, *, lr: float, batch: int) -> None:
@@ -48,7 +48,8 @@ class NeuralForecaster(Forecaster):
                 f"{horizon}, {context}, {batch} and {lr}."
             )
         super().__init__(horizon, context)
-        self.lr, self.batch = lr, batch
+        self.lr = self.rate = lr
+        self.batch = batch
         self.network: nn.Module | None = None
         self.ids: tuple[int | str, ...] = ()
 
@@ -117,7 +118,7 @@ class NeuralForecaster(Forecaster):
             batch,
             loss,
             steps=self.steps_for(panel) if steps is None else steps,
-            lr=self.lr,
+            lr=self.rate,
             weight_decay=0.0,
             betas=(0.9, 0.999),
             seed=seed,

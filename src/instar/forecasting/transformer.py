@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import nn
 
@@ -22,8 +20,8 @@ class Transformer(NeuralForecaster):
     (arXiv 1706.03762), in the form of Zhou et al. 2021 (arXiv 2012.07436). Raises ShapeError.
     """
 
-    marked: ClassVar[bool] = True
-    fixed_series: ClassVar[bool] = True
+    marked: bool = True
+    fixed_series: bool = True
 
     def __init__(
         self,
