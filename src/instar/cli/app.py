@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import instar
-from instar.cli import adapt, browse, compress, costs, edit, encoder, gate, history, judge, kernels, suite, undo
+from instar.cli import adapt, browse, compress, costs, edit, encoder, gate, history, judge, kernels, protocol, suite, undo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +37,7 @@ browse.register(app)
 judge.register(app)
 costs.register(app)
 suite.register(app)
+protocol.register(app)
 history.register(app)
 adapt.register(app)
 compress.register(app)
