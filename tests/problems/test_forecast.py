@@ -81,6 +81,14 @@ def test_every_window_is_scored_at_any_batch_size(path: Path, batch: int) -> Non
         assert len(items.totals) == data.facts["test_items"] == 10
 
 
+def test_a_stride_scores_every_so_manyth_window(path: Path) -> None:
+    problem = ForecastProblem(data=str(path), target="web", horizon=6, context=20, stride=5)
+    data = problem.load(0)
+    found = problem.evaluate(lift(problem, "repeat_last", {}, data, 0), data.test)
+    assert data.test.origins == range(240, 295, 5)
+    assert sum(found["mse"].weights) == 11 * 6
+
+
 def test_losses_are_their_definitions_and_missing_truth_is_not_scored(problem: ForecastProblem, data: Data) -> None:
     subject = lift(problem, "repeat_last", {}, data, 0)
     told: list[int] = []

@@ -47,7 +47,8 @@ class ForecastProblem(Problem):
         data: ETTh1, exchange_rate, los_speed, eeg (ships with matplotlib; the default), or a table of your own.
         time, target, covariates: columns of a table, see `data.forecast_sets.forecast_set`.
         horizon: H. context: L, the look-back of every method. season: rows of a season; 0 takes the natural one.
-        batch: windows a step.
+        batch: windows a step. stride: rows between the windows that are scored; 1 is all, more is for methods that are fitted
+            anew for each.
 
     Each series has mean 0 and deviation 1 over the rows of training; errors are in these units. An item is a block of H
     neighbouring windows, which overlap and tell the same. The pinball loss is the mean over the quantiles 0.1 … 0.9, made from
@@ -68,14 +69,16 @@ class ForecastProblem(Problem):
         context: int = 96,
         season: int = 0,
         batch: int = 32,
+        stride: int = 1,
     ) -> None:
-        if min(horizon, context, batch) < 1 or season < 0:
+        if min(horizon, context, batch, stride) < 1 or season < 0:
             raise ShapeError(
-                "forecast expects a horizon, a context and a batch of at least 1 and a season of at least 0; received "
-                f"{horizon}, {context}, {batch} and {season}."
+                "forecast expects a horizon, a context, a batch and a stride of at least 1 and a season of at least 0; received "
+                f"{horizon}, {context}, {batch}, {stride} and {season}."
             )
         self.data, self.time, self.target, self.covariates = data, time, target, covariates
         self.horizon, self.context, self.season, self.batch = horizon, context, season, batch
+        self.stride = stride
         self.tokens_per_step = batch * context
 
     def load(self, seed: int) -> Data:
@@ -98,8 +101,8 @@ class ForecastProblem(Problem):
         train, valid, test = (scaled.until(end) for end in bounds[1:])
         splits = (
             Span(train, windows.origins_of(train, self.context, H), train, error),
-            Span(valid, range(found.train, found.valid - H + 1), train, error),
-            Span(test, range(found.valid, found.last - H + 1), valid, error),
+            Span(valid, range(found.train, found.valid - H + 1, self.stride), train, error),
+            Span(test, range(found.valid, found.last - H + 1, self.stride), valid, error),
         )
         facts = {
             **{"name": found.name, "item": f"block of {H} windows", "series": len(scaled.ids), "rows": len(scaled)},
@@ -107,7 +110,17 @@ class ForecastProblem(Problem):
             **{"test_windows": len(splits[2].origins), "season": found.season, "horizon": H},
             "missing_values": int(np.isnan(scaled.values).sum()),
         }
-        sha = digest([found.name, str(bounds), str(H), str(self.season), *map(str, scaled.ids), scaled.values, scaled.covariates])
+        sha = digest(
+            [
+                found.name,
+                str(bounds),
+                str((H, self.stride)),
+                str(self.season),
+                *map(str, scaled.ids),
+                scaled.values,
+                scaled.covariates,
+            ]
+        )
         return Data(splits[0], splits[1], splits[2], sha, facts)
 
     def forecaster(self, build: Build, data: Data, seed: int) -> Forecaster:
