@@ -14,6 +14,7 @@ _PUBLIC = {
     "CompatibleHead": "instar.interfaces",
     "Decoder": "instar.models.decoder",
     "Encoder": "instar.interfaces",
+    "Forecaster": "instar.interfaces",
     "Index": "instar.interfaces",
     "InstarError": "instar.errors",
     "Mixer": "instar.interfaces",

@@ -18,7 +18,16 @@ from instar.errors import CardError, FormulaError, UnknownNameError
 
 Kind = Literal["system", "baseline", "study", "dataset", "survey"]
 Interface = Literal[
-    "Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer", "InContextLearner", "Growth"
+    "Mixer",
+    "CompatibleHead",
+    "Adapter",
+    "Editor",
+    "Transform",
+    "Updater",
+    "Optimizer",
+    "InContextLearner",
+    "Growth",
+    "Forecaster",
 ]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
@@ -41,6 +50,10 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "structured": bool,
     "labelled": bool,
     "ordered": bool,
+    "equivariant": bool,
+    "shift_equivariant": bool,
+    "any_series": bool,
+    "covariates": bool,
 }
 """Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
 
@@ -52,6 +65,8 @@ Of an adapter: `exact_at_birth`, whether it leaves every bit of the outputs as i
 Of a transform: `structured`, it takes transformers whose parts `instar.anatomy` finds, and no other model; `labelled`, it chooses
 by labelled batches and does nothing without them.
 Of an in-context learner: `ordered`, the order of the examples changes what it says.
+Of a forecaster: `equivariant`, a series that is shifted and stretched after training is forecast shifted and stretched
+(`shift_equivariant`: shifted only); `any_series`, it forecasts series that it did not learn from; `covariates`, it reads them.
 """
 
 
@@ -96,6 +111,8 @@ class Cost:
     of the examples, float32.
     Growth, one feed-forward layer of width D, N units or pairs, and M matrices (2 of Pattention, 3 of SwiGLU): flops: of one
     token through it. state: bytes of its weights, float32.
+    Forecaster, one window of N series, L rows of context, P rows of horizon: flops: of the matrix products of a forecast. state:
+    bytes of what is trained, float32. Both of the default form, without marks of time and covariates.
     """
 
     flops: str

@@ -228,6 +228,7 @@ def minimal(cls: type, path: Path) -> Card:
         interfaces.Optimizer: ("Optimizer", "optim", []),
         interfaces.InContextLearner: ("InContextLearner", "lab", ["ordered"]),
         interfaces.Growth: ("Growth", "growth", []),
+        interfaces.Forecaster: ("Forecaster", "forecasting", []),
     }
     found = next((said for base, said in families.items() if issubclass(cls, base)), None)
     if found is None:

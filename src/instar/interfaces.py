@@ -33,6 +33,7 @@ from instar.state import State
 
 if TYPE_CHECKING:
     from instar.adapters.layer import AdapterLayer
+    from instar.data.panel import Panel
     from instar.growth.growing import Grown
     from instar.receipt import Receipt
 
@@ -45,6 +46,7 @@ __all__ = [
     "Encoder",
     "Fact",
     "Floats",
+    "Forecaster",
     "Fusion",
     "Generation",
     "Growth",
@@ -548,6 +550,113 @@ class Optimizer(torch.optim.Optimizer):
     @abc.abstractmethod
     def state_bytes(self) -> int:
         """Bytes that it keeps between steps, as they are now."""
+
+
+class Forecaster(nn.Module, abc.ABC):
+    """Learns from series how they go on.
+
+    `Forecaster(horizon, *, context=…, **knobs)`; each argument is kept as an attribute of its name. Whoever has a table or an
+    array calls `fit`, `predict` and `cross_validation`; beneath them stand `learn` and `forecast` on a `Panel`:
+        T rows · N series · L context · H horizon · W origins (a forecast each) · Q quantiles
+    An origin is the number of rows that are known; a forecast never reads a value at or after its origin.
+    """
+
+    horizon: int
+    """H: a forecast is of so many steps."""
+    context: int
+    """L: the rows before an origin that a forecast is made of."""
+    trained: ClassVar[bool] = True
+    """Whether `learn` takes steps of an optimiser; otherwise it is a formula and ignores them."""
+    covariates: bool = False
+    """Whether it reads the panel's covariates; those that do not refuse panels that have any."""
+    kept: Panel | None
+    """The last rows of what was fitted: where `predict` starts."""
+    errors: Tensor | None
+    """[R, H, N], truth minus forecast at origins that taught nothing: what quantiles are made of."""
+    frame: Callable[[dict[str, Any]], Any] | None
+    """Makes a table of the kind that was fitted."""
+
+    def __init__(self, horizon: int, context: int) -> None:
+        super().__init__()
+        self.horizon, self.context = horizon, context
+        self.kept = self.errors = self.frame = None
+
+    @property
+    def reach(self) -> int:
+        """Rows before an origin beyond which nothing is read: the context, unless it says otherwise."""
+        return self.context
+
+    def prepare(self, panel: Panel) -> None:
+        """Make the parameters that depend on a panel's series and covariates, drawn from the global generator."""
+
+    @abc.abstractmethod
+    def learn(
+        self,
+        panel: Panel,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        monitor: Monitor | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Learn in place from all rows. The result is a function of panel, steps and seed; parameters that are there are kept.
+
+        steps: of training; None takes what suits the number of windows. checkpoint: as of `Problem.fit`. Raises DataError for a
+        panel without a whole window (L + H rows) or with covariates that it cannot read, DivergedError.
+        """
+
+    @abc.abstractmethod
+    def forecast(self, panel: Panel, origins: Sequence[int], *, rows: int = 256) -> NDArray[np.float64]:
+        """What follows each origin, [W, H, N], in the units of the panel; finite whatever is missing.
+
+        rows: origins that are computed at a time; the result does not depend on it. Raises DataError for origins outside the
+        panel or future covariates that are not there, ShapeError before `learn` where something has to be learnt.
+        """
+
+    def fit(
+        self,
+        frame: Any,
+        *,
+        known: Sequence[str] = (),
+        calibration: int = 0,
+        steps: int | None = None,
+        seed: int = 0,
+        monitor: Monitor | None = None,
+    ) -> Forecaster:
+        """Learn from a long table (unique_id, ds, y, and covariates), or an array [T] or [T, N]; returns itself.
+
+        frame: of pandas, polars, pyarrow, or a mapping of columns; rows in any order, y may be missing, series may begin and end
+        at different times. known: covariates whose future is given to `predict`. calibration: so many of the last rows teach
+        nothing but the errors that quantiles are made of. Raises DataError that says what is wrong with the table.
+        """
+        from instar.forecasting import framing
+
+        return framing.fit(self, frame, known=known, calibration=calibration, steps=steps, seed=seed, monitor=monitor)
+
+    def predict(self, h: int | None = None, frame: Any = None, *, future: Any = None, quantiles: Sequence[float] = ()) -> Any:
+        """The next h steps of each series from its own end, in the kind of table that was given: unique_id, ds, and the forecast.
+
+        h: at most `horizon`, which is the default. frame: a history to go on from; None is what was fitted. future: unique_id, ds
+        and the covariates that were called known. quantiles: columns beside, from the errors on the calibration rows.
+        """
+        from instar.forecasting import framing
+
+        return framing.predict(self, h, frame, future=future, quantiles=quantiles)
+
+    def cross_validation(self, frame: Any, *, windows: int = 1, step: int | None = None, refit: bool = False) -> Any:
+        """Forecasts from the last origins of a table, `step` rows apart (H by default), with cutoff and the truth beside them.
+
+        refit: learn anew before each origin from what precedes it; otherwise once, from what precedes the first.
+        """
+        from instar.forecasting import framing
+
+        return framing.cross_validation(self, frame, windows=windows, step=step, refit=refit)
+
+    def save(self, folder: Path) -> None:
+        """Write it to a folder, with what `predict` needs; `instar.forecasting.saved.load` reads it."""
+        from instar.forecasting import saved
+
+        saved.save(self, folder)
 
 
 @dataclass(frozen=True)

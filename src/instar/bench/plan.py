@@ -271,7 +271,7 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
                         raise UnknownNameError.among(f"argument of {address.slug}", key, known)
                 arguments.update(values)
         # These are the problem's to choose unless the method was asked for its own.
-        for name in ("heads", "input_dim"):
+        for name in ("context", "season", "batch") if method.interface == "Forecaster" else ("heads", "input_dim"):
             if name not in address.arguments and name not in request.overrides.get(str(address), {}):
                 arguments.pop(name, None)
         location = added.get(address.slug)

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from instar.cards import Card
-from instar.checks import adapter, compatible_head, editor, growth, in_context, mixer, optimizer, transform, updater
+from instar.checks import adapter, compatible_head, editor, forecaster, growth, in_context, mixer, optimizer, transform, updater
 from instar.checks.subject import Check, Subject, find
 from instar.errors import CardError, ContractError
 
@@ -51,6 +51,7 @@ def contract(interface: str | None) -> tuple[Check, ...]:
         "Optimizer": optimizer.CONTRACT,
         "InContextLearner": in_context.CONTRACT,
         "Growth": growth.CONTRACT,
+        "Forecaster": forecaster.CONTRACT,
     }
     if interface not in known:
         raise CardError(f"There is no contract for the interface {interface}; known are {', '.join(known)}.")

@@ -24,6 +24,7 @@ from instar.cli import (
     judge,
     kernels,
     offload,
+    protocol,
     suite,
     undo,
 )
@@ -58,6 +59,7 @@ judge.register(app)
 costs.register(app)
 doctor.register(app)
 suite.register(app)
+protocol.register(app)
 history.register(app)
 adapt.register(app)
 compress.register(app)

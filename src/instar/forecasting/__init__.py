@@ -1,0 +1,1 @@
+"""Forecasters: from repeating the last value to transformers, all behind `instar.interfaces.Forecaster`."""

@@ -1,0 +1,58 @@
+"""The point-wise transformer: a token is all series at one time, as in the forecasting literature before patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from instar.data.panel import Panel
+from instar.forecasting.neural import NeuralForecaster
+from instar.forecasting.transformer_network import PointTransformer
+
+
+class Transformer(NeuralForecaster):
+    r"""Encoder and decoder of Vaswani et al. over time steps, the whole horizon in one pass; see `PointTransformer`.
+
+    Args:
+        horizon: H. context: L. width, depth, heads, hidden, dropout: of the network. lr, batch: of training.
+
+    It forecasts the series that it learnt from and no others. Quadratic in the context. Sources: Vaswani et al. 2017
+    (arXiv 1706.03762), in the form of Zhou et al. 2021 (arXiv 2012.07436). Raises ShapeError.
+    """
+
+    marked: bool = True
+    fixed_series: bool = True
+
+    def __init__(
+        self,
+        horizon: int,
+        *,
+        context: int = 96,
+        width: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        hidden: int = 128,
+        dropout: float = 0.1,
+        lr: float = 5e-4,
+        batch: int = 32,
+    ) -> None:
+        super().__init__(horizon, context, lr=lr, batch=batch)
+        self.width, self.depth, self.heads, self.hidden, self.dropout = width, depth, heads, hidden, dropout
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            self._network(1, 0)  # refuses what cannot be built before any data are read
+
+    def build(self, panel: Panel) -> nn.Module:
+        return self._network(len(panel.ids), panel.grid.mark_count)
+
+    def _network(self, series: int, marks: int) -> PointTransformer:
+        return PointTransformer(
+            series,
+            self.context,
+            self.horizon,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            hidden=self.hidden,
+            dropout=self.dropout,
+            marks=marks,
+        )
