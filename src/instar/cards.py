@@ -17,7 +17,7 @@ from instar import formula
 from instar.errors import CardError, FormulaError, UnknownNameError
 
 Kind = Literal["system", "baseline", "study", "dataset", "survey"]
-Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer"]
+Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer", "Labeller"]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
 
@@ -38,6 +38,7 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "exact_at_birth": bool,
     "structured": bool,
     "labelled": bool,
+    "program": bool,
 }
 """Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
 
@@ -48,6 +49,7 @@ are a rotation of the new ones are found again beyond chance (`learnt`) or exact
 Of an adapter: `exact_at_birth`, whether it leaves every bit of the outputs as it was until it is trained.
 Of a transform: `structured`, it takes transformers whose parts `instar.anatomy` finds, and no other model; `labelled`, it chooses
 by labelled batches and does nothing without them.
+Of a labeller: `program`, its method `program()` gives what it learnt as a program that runs alone.
 """
 
 
@@ -88,6 +90,8 @@ class Cost:
     bytes of teachers' logits that are kept for a token, the default being all of them.
     Optimizer, one linear layer of I inputs, its bias counted as one more, and O outputs: flops: of a step, mean over steps.
     state: bytes that are kept between steps, counts of steps excluded.
+    Labeller, sequences of up to T tokens, V tokens known, C labels; of a program, K values of a variable and M variables that it
+    is given. flops: of the matrix products of one forward pass over T tokens. state: bytes of what is learnt, float32.
     """
 
     flops: str

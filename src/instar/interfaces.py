@@ -42,6 +42,7 @@ __all__ = [
     "Data",
     "Editor",
     "Encoder",
+    "Examples",
     "Fact",
     "Floats",
     "Fusion",
@@ -50,6 +51,7 @@ __all__ = [
     "Id",
     "Index",
     "Items",
+    "Labeller",
     "Mixer",
     "Monitor",
     "Optimizer",
@@ -459,6 +461,58 @@ class Updater(abc.ABC):
         the bit, for the same versions. Raises DataError for no rows, ModelError for versions of different vocabularies,
         AdapterError where no adapter is active, DivergedError.
         """
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Sequences of tokens with what shall be said of them."""
+
+    tokens: Sequence[Sequence[str]]
+    labels: Sequence[Sequence[str | None]]
+    """As long as the tokens, None where nothing is asked; or one label for a whole sequence, in a list of one (`pooled`)."""
+    pooled: bool = False
+    """Whether a sequence has one label, in place of one for each token."""
+    causal: bool = False
+    """Whether the label of a token may depend only on that token and those before it."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class Labeller(abc.ABC):
+    """Learns to label the tokens of sequences, or whole sequences. Constructor arguments are the configuration.
+
+    Each argument is kept as an attribute of its name.
+    """
+
+    @abc.abstractmethod
+    def fit(
+        self,
+        train: Examples,
+        valid: Examples,
+        *,
+        steps: int,
+        batch: int,
+        seed: int = 0,
+        monitor: Monitor | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Learn for `steps` steps of `batch` sequences in all; choices are made by `valid`.
+
+        The result is a function of data, steps, batch and seed alone. With `checkpoint`, progress is kept there and taken
+        up again to the bit. Raises DataError for data that it cannot take, ShapeError, DivergedError.
+        """
+
+    @abc.abstractmethod
+    def predict(self, sequences: Sequence[Sequence[str]]) -> list[list[str]]:
+        """A label for each token (one in all where it learnt from pooled examples); each sequence by itself.
+
+        Raises DataError for a token that it does not know, an empty sequence, or one that is too long, and before `fit`.
+        """
+
+    @abc.abstractmethod
+    def parameters(self) -> int:
+        """Numbers that it learnt. 0 before `fit`."""
 
 
 class Optimizer(torch.optim.Optimizer):
