@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import instar
-from instar.cli import adapt, browse, compress, costs, edit, encoder, gate, history, judge, kernels, suite, undo
+from instar.cli import adapt, browse, compress, costs, edit, encoder, gate, history, judge, kernels, program, suite, undo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +41,7 @@ history.register(app)
 adapt.register(app)
 compress.register(app)
 edit.register(app)
+program.register(app)
 undo.register(app)
 app.add_typer(gate.app, name="gate")
 app.add_typer(encoder.app, name="encoder")
