@@ -42,6 +42,7 @@ def program(
         float | None, typer.Option(help="Take out what changes at most this share of labels (0: none) on training sequences.")
     ] = None,
     tables: Annotated[Path | None, typer.Option(help="Folder for the tables, as CSV.")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML file: the code and how well it answers, side by side.")] = None,
     save: Annotated[Path | None, typer.Option(help="File for weights, vocabulary and configuration (.safetensors).")] = None,
     keep: Annotated[Path | None, typer.Option(help="Folder for progress: the same command goes on from there.")] = None,
     explain: Annotated[str | None, typer.Option(help="Tokens, apart by spaces, whose labels are explained step by step.")] = None,
@@ -62,6 +63,7 @@ def program(
     """
     from instar import files
     from instar.cli.encoder_given import Telling
+    from instar.lab.programs import page as paging
     from instar.lab.programs import saved
     from instar.lab.programs import tables as writing
     from instar.lab.programs.making import make
@@ -92,6 +94,8 @@ def program(
     files.write(out, made.text)
     if tables is not None:
         writing.write(made.program, tables)
+    if page is not None:
+        files.write(page, paging.page(task, made, parts[2], learner.tries))
     if save is not None:
         saved.save(learner, save)
     if as_json:

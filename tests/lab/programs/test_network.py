@@ -7,9 +7,12 @@ import torch
 from made_networks import SHAPES, network, sequences, tensors
 
 from instar.errors import ShapeError
+from instar.lab.programs import discretise, generate
 from instar.lab.programs.heads import CategoricalHeads, NumericalHeads, distances
 from instar.lab.programs.reference import reference
 from instar.lab.programs.sampling import sample, temperature
+from instar.lab.programs.training import accuracy
+from instar.lab.programs.vocabulary import Vocabulary
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -58,30 +61,22 @@ def test_a_causal_network_ignores_the_future(how: str) -> None:
     assert how == "argmax" or not torch.equal(first[3:], second[3:])
 
 
-def test_the_nearest_match_wins_then_the_earlier_then_itself_then_the_first_place() -> None:
+def looks(values: list[int], wants: list[int]) -> list[int]:
+    """Where each place looks: `wants` says which value a value looks for."""
     torch.manual_seed(0)
-    heads = CategoricalHeads(1, 1, 3, 7)
+    heads = CategoricalHeads(1, 2, 7, 7)
     with torch.no_grad():
-        heads.predicate[0] = torch.eye(3)  # looks for its own value
-    seen = torch.ones(1, 7, 7, dtype=torch.bool)
+        heads.predicate[0] = torch.eye(7)[torch.tensor([*wants, *range(len(wants), 7)])]
+        for gates, variable in ((heads.query, 0), (heads.key, 0), (heads.value, 1)):  # values, and the places of keys
+            only(gates, 0, variable)
+    variables = torch.stack([torch.eye(7)[torch.tensor(values)], torch.eye(7)], 1)[None]
+    return heads(variables, torch.ones(1, 7, 7, dtype=torch.bool), 1.0, "argmax")[0, :, 0].argmax(-1).tolist()
 
-    def looks(values: list[int]) -> list[int]:
-        one_hot = torch.eye(3)[torch.tensor(values)]
-        score = heads.scores(one_hot[None, :, None], 1.0, "argmax")[0, 0]
-        places = torch.eye(7)[None, :, None]
-        heads.k, kept = 7, heads.scores
-        heads.scores = lambda *_: score[None, None]  # type: ignore[method-assign]
-        heads.register_buffer("unused", torch.zeros(()), persistent=False)
-        found = heads(places, seen, 1.0, "argmax")
-        heads.scores = kept  # type: ignore[method-assign]
-        return found[0, :, 0].argmax(-1).tolist()
 
-    assert looks([0, 1, 0, 1, 0, 2, 1]) == [2, 3, 0, 1, 2, 5, 3]
-    wanting = torch.zeros(3, 3)
-    wanting[:, 2] = 1.0
-    with torch.no_grad():
-        heads.predicate[0] = wanting  # all look for a value that nobody has
-    assert looks([0, 1, 0, 1, 0, 1, 1]) == [0] * 7
+def test_the_nearest_match_wins_then_the_earlier_then_itself_then_the_first_place() -> None:
+    assert looks([0, 1, 0, 1, 0, 2, 1], [0, 1, 2]) == [2, 3, 0, 1, 2, 5, 3]
+    assert looks([0, 1, 0, 1, 0, 1, 1], [2, 2, 2]) == [0] * 7
+    assert looks([0, 1, 1, 0, 0, 1, 1], [1, 0, 2]) == [1, 0, 3, 2, 5, 4, 4]
 
 
 def test_distances_order_all_places_as_the_rule_says() -> None:
@@ -130,3 +125,50 @@ def test_too_small_variables_are_refused() -> None:
     with pytest.raises(ShapeError, match="number its places"):
         network(k=5, length=6)
     assert network(k=5, embedded=1, tokens=500).shape.tokens == 500
+
+
+def only(gates: torch.nn.Parameter, head: int, variable: int) -> None:
+    """The gate of a head chooses this variable."""
+    gates[head] = 0.0
+    gates[head, variable] = 1.0
+
+
+def test_a_histogram_written_by_hand_as_weights_is_a_program_without_errors() -> None:
+    train, _, test = generate("hist", samples=300)
+    vocabulary = Vocabulary.of(train, train)
+    model = network(tokens=7, classes=7, length=8, k=8, layers=1, cat_heads=0, num_heads=1, cat_mlps=0, num_mlps=0)
+    with torch.no_grad():
+        attn = model.blocks[0]["num_attn"]  # type: ignore[index]
+        only(attn.query, 0, 0)
+        only(attn.key, 0, 0)
+        attn.predicate[0] = torch.eye(8)
+        count = torch.arange(1.0, 8.0)
+        model.classifier.zero_()  # c·n − c²/2 is largest for the count c that is n
+        model.classifier[:, -2], model.classifier[:, -1] = -(count**2) / 2, count
+    program = discretise(model, vocabulary.tokens, "1234567")
+    for part in (train, test):
+        assert accuracy([program.run(row) for row in part.tokens], part) == 1.0
+
+
+def test_an_induction_head_written_by_hand_as_weights_is_a_program_without_errors() -> None:
+    train, _, test = generate("induction", samples=300)
+    vocabulary = Vocabulary.of(train, train)
+    labels, tokens = vocabulary.labels, vocabulary.tokens
+    sizes = {"cat_heads": 1, "num_heads": 0, "cat_mlps": 0, "num_mlps": 0}
+    model = network(tokens=9, classes=len(labels), length=9, k=9, layers=2, causal=True, **sizes)
+    with torch.no_grad():
+        before, same = (parts["attn"] for parts in model.blocks)  # type: ignore[index]
+        only(before.query, 0, 1)
+        only(before.key, 0, 1)
+        only(before.value, 0, 0)
+        before.predicate[0] = torch.eye(9).roll(-1, 1)  # each place looks at the one before it
+        only(same.query, 0, 0)
+        only(same.key, 0, 2)
+        only(same.value, 0, 0)
+        same.predicate[0] = torch.eye(9)  # each token looks for a place behind the same token
+        model.classifier.zero_()
+        for i, label in enumerate(labels):
+            model.classifier[i, 3 * 9 + tokens.index("<s>" if label == "<unk>" else label)] = 1.0
+    program = discretise(model, tokens, labels)
+    for part in (train, test):
+        assert accuracy([program.run(row) for row in part.tokens], part) == 1.0

@@ -21,7 +21,7 @@ _ARGUMENTS = (
 _VOCABULARY = ("tokens", "labels", "length", "pooled", "unknown")
 
 
-def save(learner: TransformerPrograms, path: Path) -> None:
+def save(learner: TransformerPrograms, path: str | Path) -> None:
     """One safetensors file, replaced at once. Raises DataError where nothing was learnt, OutputError."""
     if learner.network is None or learner.vocabulary is None:
         raise DataError("Nothing was learnt yet: call fit first.")
@@ -31,11 +31,12 @@ def save(learner: TransformerPrograms, path: Path) -> None:
         "shape": asdict(learner.network.shape),
         "tries": [asdict(one) for one in learner.tries],
     }
-    checkpoint.write(path, learner.network.state_dict(), {"transformer_programs": json.dumps(facts)})
+    checkpoint.write(Path(path), learner.network.state_dict(), {"transformer_programs": json.dumps(facts)})
 
 
-def load(path: Path) -> TransformerPrograms:
+def load(path: str | Path) -> TransformerPrograms:
     """A learner that answers, and prints, as the saved one did. Raises CheckpointError."""
+    path = Path(path)
     tensors, metadata = checkpoint.read(path)
     try:
         facts = json.loads(metadata["transformer_programs"])
