@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from instar.lab.programs.sampling import How, sample
 
 MASKED = -1e30
+HARD = 0.01
+"""What stands for 1e−20 and 1e−10 where samples are one-hot and scores exactly 0, whose gradients would overflow."""
 
 
 def distances(length: int) -> Tensor:
@@ -74,13 +76,14 @@ class CategoricalHeads(PredicateHeads):
         """Variables [B, N, V, k], seen bool [B, N, N] (what each query may look at) -> [B, N, H, k].
 
         logits = (log(S + 1e−20) + b(j − i)) / √k after the first place has been given relu(1 − m_i), m_i = s_i / (s_i + 1e−10),
-        s_i = Σ_j S_ij over what is seen.
+        s_i = Σ_j S_ij over what is seen; with straight-through samples both small numbers are HARD.
         """
         score, seen, N = self.scores(variables, tau, how), seen[:, None], variables.shape[1]
         total = score.masked_fill(~seen, 0.0).sum(-1, keepdim=True)
-        none = torch.relu(1 - total / (total + 1e-10))
+        floor, least = (HARD, HARD) if how == "gumbel_hard" else (1e-20, 1e-10)
+        none = torch.relu(1 - total / (total + least))
         first = torch.arange(N, device=score.device) == 0
-        logits = (score + none * first + 1e-20).log() + self.bias[:N, :N].to(score.dtype)
+        logits = (score + none * first + floor).log() + self.bias[:N, :N].to(score.dtype)
         attention = sample(logits.masked_fill(~seen, MASKED) / self.k**0.5, tau, how)
         return (attention @ gate(self.value, variables, tau, how)).transpose(1, 2)
 
