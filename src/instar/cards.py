@@ -28,6 +28,7 @@ Interface = Literal[
     "InContextLearner",
     "Growth",
     "Forecaster",
+    "Labeller",
 ]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
@@ -54,6 +55,7 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "shift_equivariant": bool,
     "any_series": bool,
     "covariates": bool,
+    "program": bool,
 }
 """Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
 
@@ -67,6 +69,7 @@ by labelled batches and does nothing without them.
 Of an in-context learner: `ordered`, the order of the examples changes what it says.
 Of a forecaster: `equivariant`, a series that is shifted and stretched after training is forecast shifted and stretched
 (`shift_equivariant`: shifted only); `any_series`, it forecasts series that it did not learn from; `covariates`, it reads them.
+Of a labeller: `program`, its method `program()` gives what it learnt as a program that runs alone.
 """
 
 
@@ -113,6 +116,8 @@ class Cost:
     token through it. state: bytes of its weights, float32.
     Forecaster, one window of N series, L rows of context, P rows of horizon: flops: of the matrix products of a forecast. state:
     bytes of what is trained, float32. Both of the default form, without marks of time and covariates.
+    Labeller, sequences of up to T tokens, V tokens known, C labels; of a program, K values of a variable and M variables that it
+    is given. flops: of the matrix products of one forward pass over T tokens. state: bytes of what is learnt, float32.
     """
 
     flops: str

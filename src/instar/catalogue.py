@@ -50,7 +50,7 @@ def _discover(group: str) -> dict[str, Any]:
 
 
 def _builtin(group: str) -> Iterator[Path]:
-    for path in sorted(_ROOT.glob("*/*.toml")):
+    for path in sorted([*_ROOT.glob("*/*.toml"), *_ROOT.glob("lab/*/*.toml")]):
         if path.with_suffix(".py").exists() and (path.parent.name == "problems") == (group == "problems"):
             yield path
 
@@ -229,6 +229,7 @@ def minimal(cls: type, path: Path) -> Card:
         interfaces.InContextLearner: ("InContextLearner", "lab", ["ordered"]),
         interfaces.Growth: ("Growth", "growth", []),
         interfaces.Forecaster: ("Forecaster", "forecasting", []),
+        interfaces.Labeller: ("Labeller", "programs", []),
     }
     found = next((said for base, said in families.items() if issubclass(cls, base)), None)
     if found is None:

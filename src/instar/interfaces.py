@@ -44,6 +44,7 @@ __all__ = [
     "Data",
     "Editor",
     "Encoder",
+    "Examples",
     "Fact",
     "Floats",
     "Forecaster",
@@ -55,6 +56,7 @@ __all__ = [
     "InContextLearner",
     "Index",
     "Items",
+    "Labeller",
     "Mixer",
     "Monitor",
     "Optimizer",
@@ -527,6 +529,36 @@ class InContextLearner(abc.ABC):
         loss: Callable[[Tensor, Tensor], Tensor],
         *,
         steps: int,
+@dataclass(frozen=True)
+class Examples:
+    """Sequences of tokens with what shall be said of them."""
+
+    tokens: Sequence[Sequence[str]]
+    labels: Sequence[Sequence[str | None]]
+    """As long as the tokens, None where nothing is asked; or one label for a whole sequence, in a list of one (`pooled`)."""
+    pooled: bool = False
+    """Whether a sequence has one label, in place of one for each token."""
+    causal: bool = False
+    """Whether the label of a token may depend only on that token and those before it."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class Labeller(abc.ABC):
+    """Learns to label the tokens of sequences, or whole sequences. Constructor arguments are the configuration.
+
+    Each argument is kept as an attribute of its name.
+    """
+
+    @abc.abstractmethod
+    def fit(
+        self,
+        train: Examples,
+        valid: Examples,
+        *,
+        steps: int,
+        batch: int,
         seed: int = 0,
         monitor: Monitor | None = None,
         checkpoint: Path | None = None,
@@ -535,6 +567,23 @@ class InContextLearner(abc.ABC):
 
         Learners without weights do nothing.
         """
+
+        """Learn for `steps` steps of `batch` sequences in all; choices are made by `valid`.
+
+        The result is a function of data, steps, batch and seed alone. With `checkpoint`, progress is kept there and taken
+        up again to the bit. Raises DataError for data that it cannot take, ShapeError, DivergedError.
+        """
+
+    @abc.abstractmethod
+    def predict(self, sequences: Sequence[Sequence[str]]) -> list[list[str]]:
+        """A label for each token (one in all where it learnt from pooled examples); each sequence by itself.
+
+        Raises DataError for a token that it does not know, an empty sequence, or one that is too long, and before `fit`.
+        """
+
+    @abc.abstractmethod
+    def parameters(self) -> int:
+        """Numbers that it learnt. 0 before `fit`."""
 
 
 class Optimizer(torch.optim.Optimizer):

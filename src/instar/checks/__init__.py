@@ -22,7 +22,19 @@ from typing import Literal
 import torch
 
 from instar.cards import Card
-from instar.checks import adapter, compatible_head, editor, forecaster, growth, in_context, mixer, optimizer, transform, updater
+from instar.checks import (
+    adapter,
+    compatible_head,
+    editor,
+    forecaster,
+    growth,
+    in_context,
+    mixer,
+    optimizer,
+    program,
+    transform,
+    updater,
+)
 from instar.checks.subject import Check, Subject, find
 from instar.errors import CardError, ContractError
 
@@ -52,6 +64,7 @@ def contract(interface: str | None) -> tuple[Check, ...]:
         "InContextLearner": in_context.CONTRACT,
         "Growth": growth.CONTRACT,
         "Forecaster": forecaster.CONTRACT,
+        "Labeller": program.CONTRACT,
     }
     if interface not in known:
         raise CardError(f"There is no contract for the interface {interface}; known are {', '.join(known)}.")

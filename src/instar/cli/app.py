@@ -24,6 +24,7 @@ from instar.cli import (
     judge,
     kernels,
     offload,
+    program,
     protocol,
     suite,
     undo,
@@ -66,6 +67,7 @@ compress.register(app)
 edit.register(app)
 offload.register(app)
 grow.register(app)
+program.register(app)
 undo.register(app)
 app.add_typer(gate.app, name="gate")
 app.add_typer(encoder.app, name="encoder")
