@@ -529,6 +529,16 @@ class InContextLearner(abc.ABC):
         loss: Callable[[Tensor, Tensor], Tensor],
         *,
         steps: int,
+        seed: int = 0,
+        monitor: Monitor | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Learn to learn, in place. tasks: of a step, xs [B, N, D] and ys [B, N]. loss: of predictions [B, N] and labels.
+
+        Learners without weights do nothing.
+        """
+
+
 @dataclass(frozen=True)
 class Examples:
     """Sequences of tokens with what shall be said of them."""
@@ -563,11 +573,6 @@ class Labeller(abc.ABC):
         monitor: Monitor | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        """Learn to learn, in place. tasks: of a step, xs [B, N, D] and ys [B, N]. loss: of predictions [B, N] and labels.
-
-        Learners without weights do nothing.
-        """
-
         """Learn for `steps` steps of `batch` sequences in all; choices are made by `valid`.
 
         The result is a function of data, steps, batch and seed alone. With `checkpoint`, progress is kept there and taken
