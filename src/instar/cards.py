@@ -17,7 +17,7 @@ from instar import formula
 from instar.errors import CardError, FormulaError, UnknownNameError
 
 Kind = Literal["system", "baseline", "study", "dataset", "survey"]
-Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer"]
+Interface = Literal["Mixer", "CompatibleHead", "Adapter", "Editor", "Transform", "Updater", "Optimizer", "Predictor"]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
 
@@ -38,6 +38,7 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "exact_at_birth": bool,
     "structured": bool,
     "labelled": bool,
+    "reads": ("tokens", "vectors", "images"),
 }
 """Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
 
@@ -48,6 +49,7 @@ are a rotation of the new ones are found again beyond chance (`learnt`) or exact
 Of an adapter: `exact_at_birth`, whether it leaves every bit of the outputs as it was until it is trained.
 Of a transform: `structured`, it takes transformers whose parts `instar.anatomy` finds, and no other model; `labelled`, it chooses
 by labelled batches and does nothing without them.
+Of a predictor: `reads`, what x is; `causal`, a position's answer does not know later ones.
 """
 
 
@@ -88,6 +90,8 @@ class Cost:
     bytes of teachers' logits that are kept for a token, the default being all of them.
     Optimizer, one linear layer of I inputs, its bias counted as one more, and O outputs: flops: of a step, mean over steps.
     state: bytes that are kept between steps, counts of steps excluded.
+    Predictor, one sequence (or image) of T positions, D width, V of a vocabulary: flops: of the matrix products of one more step.
+    state: bytes that are computed once and read by every step, float32.
     """
 
     flops: str

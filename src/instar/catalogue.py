@@ -226,6 +226,7 @@ def minimal(cls: type, path: Path) -> Card:
         interfaces.Transform: ("Transform", "compression", []),
         interfaces.Updater: ("Updater", "compat", []),
         interfaces.Optimizer: ("Optimizer", "optim", []),
+        interfaces.Predictor: ("Predictor", "inference", []),
     }
     found = next((said for base, said in families.items() if issubclass(cls, base)), None)
     if found is None:

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from instar.cards import Card
-from instar.checks import adapter, compatible_head, editor, mixer, optimizer, transform, updater
+from instar.checks import adapter, compatible_head, editor, mixer, optimizer, predictor, transform, updater
 from instar.checks.subject import Check, Subject, find
 from instar.errors import CardError, ContractError
 
@@ -49,6 +49,7 @@ def contract(interface: str | None) -> tuple[Check, ...]:
         "Transform": transform.CONTRACT,
         "Updater": updater.CONTRACT,
         "Optimizer": optimizer.CONTRACT,
+        "Predictor": predictor.CONTRACT,
     }
     if interface not in known:
         raise CardError(f"There is no contract for the interface {interface}; known are {', '.join(known)}.")
