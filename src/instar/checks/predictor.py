@@ -115,7 +115,7 @@ def check_learns(subject: Subject) -> None:
     predictor.train()
     optimiser = torch.optim.AdamW(predictor.groups(3e-3))
     losses = []
-    for step in range(24):
+    for step in range(16):
         torch.manual_seed(step % 4)
         loss = predictor.loss(x, target)
         if loss.dim() != 0 or not bool(loss.isfinite()):
