@@ -220,7 +220,7 @@ def _better(one: tuple[Tensor, Trace], two: tuple[Tensor, Trace], select: Select
         "highest": eb[-1] > ea[-1],
         "drop": eb[0] - eb[-1] > ea[0] - ea[-1],
     }[select]
-    changes = torch.where(second, *(_extended(c, length - 1, 0.0) for c in (b.changes, a.changes)))
+    changes = torch.where(second, _extended(b.changes, length - 1, 0.0), _extended(a.changes, length - 1, 0.0))
     kept = Trace(
         torch.where(second, b.steps, a.steps),
         torch.where(second, eb, ea),

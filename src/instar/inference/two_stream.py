@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -15,7 +16,7 @@ from instar.mixers.positions import rotate
 
 Conditioning = Literal["none", "time_embed", "adaln", "adaln_zero"]
 Activation = Literal["silu", "gelu", "relu", "tanh"]
-_ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}
 ROPE_BASE = 1e4
 Past = tuple[Tensor, Tensor]
 """Keys and values [B, H, C, K] of observed columns, rotated."""

@@ -1,0 +1,74 @@
+"""Problems of predictors: every item is scored by number of steps, and predictors learn them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from instar.bench import run
+from instar.errors import DataError, ShapeError
+from instar.problems.in_context import InContextProblem
+from instar.problems.text import BOS, IGNORED, preceding
+from instar.problems.think_text import ThinkTextProblem
+
+
+def lifted(problem: Any, slug: str, **arguments: Any) -> tuple[Any, Any]:
+    data = problem.load(0)
+    return data, run.lift(problem, slug, arguments, data, 0)
+
+
+@pytest.mark.parametrize(("slug", "arguments"), [("ebt", {"alpha": 20.0}), ("transformer_pp", {})])
+def test_text_is_scored_by_steps_and_learnt(slug: str, arguments: dict[str, Any]) -> None:
+    problem = ThinkTextProblem(width=16, depth=1, heads=2, batch=8, length=16, test_blocks=2)
+    data, model = lifted(problem, slug, **arguments)
+    losses: list[float] = []
+    problem.fit(model, data.train, steps=12, seed=0, monitor=lambda step, loss: losses.append(loss))
+    assert sum(losses[-3:]) < sum(losses[:3])
+    found = problem.evaluate(model, data.test)
+    assert list(found) == [f"bits_per_byte@{n}" for n in (1, 2, 3, 6)]
+    for items in found.values():
+        assert len(items.totals) == len(data.test)
+        assert sum(items.weights) == data.facts["test_bytes"]
+    if slug == "transformer_pp":
+        assert found["bits_per_byte@1"].totals == found["bits_per_byte@6"].totals
+
+
+def test_what_precedes_a_target() -> None:
+    targets = torch.tensor([[5, 6, 7], [8, IGNORED, IGNORED]])
+    assert preceding(targets).tolist() == [[BOS, 5, 6], [BOS, 8, BOS]]
+
+
+@pytest.mark.parametrize(("slug", "arguments"), [("looped", {"pre": 1, "post": 1, "steps": 3, "window": 2}), ("unlooped", {})])
+def test_regression_in_context(slug: str, arguments: dict[str, Any]) -> None:
+    problem = InContextProblem(width=16, heads=2, batch=16)
+    data, model = lifted(problem, slug, **arguments)
+    before = problem.evaluate(model, data.test)
+    problem.fit(model, data.train, steps=40, seed=0)
+    after = problem.evaluate(model, data.test)
+    assert after["error@T"].value < before["error@T"].value
+    assert len(after["last_error@3T"].totals) == 256
+    assert (after["error@T"].totals == after["error@3T"].totals) == (slug == "unlooped")
+
+
+def test_the_representation_is_fixed_and_features_have_variance_one() -> None:
+    one, two = InContextProblem(), InContextProblem()
+    x = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(9))
+    assert torch.equal(one.represent(x), two.represent(x))
+    assert torch.allclose(one.represent(x).var(0), torch.ones(4), atol=0.05)
+    tokens, targets = one.prompts(3, torch.Generator().manual_seed(0))
+    assert torch.equal(tokens[:, 1::2, 0], targets[:, ::2, 0])
+    assert bool(targets[:, 1::2].isnan().all())
+    phi = one.represent(tokens[:, ::2])
+    weights = torch.linalg.lstsq(phi, targets[:, ::2]).solution
+    assert torch.allclose(phi @ weights, targets[:, ::2], atol=1e-4)  # least squares on Φ(x) has no error
+
+
+def test_a_predictor_of_another_kind_is_refused() -> None:
+    with pytest.raises(DataError, match="looped reads vectors"):
+        lifted(ThinkTextProblem(width=16, test_blocks=1), "looped")
+    with pytest.raises(DataError, match="ebt reads tokens"):
+        lifted(InContextProblem(width=16), "ebt")
+    with pytest.raises(ShapeError):
+        InContextProblem(examples=1)
