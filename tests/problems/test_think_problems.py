@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from instar.bench import run
 from instar.errors import DataError, ShapeError
 from instar.problems.in_context import InContextProblem
+from instar.problems.next_state import NextStateProblem
 from instar.problems.text import BOS, IGNORED, preceding
 from instar.problems.think_text import ThinkTextProblem
 
@@ -72,3 +75,26 @@ def test_a_predictor_of_another_kind_is_refused() -> None:
         lifted(InContextProblem(width=16), "ebt")
     with pytest.raises(ShapeError):
         InContextProblem(examples=1)
+
+
+@pytest.mark.parametrize(("slug", "arguments"), [("ebwm", {"alpha": 100.0, "start": "last"}), ("tam", {})])
+def test_the_next_state_is_learnt_from_a_table(tmp_path: Path, slug: str, arguments: dict[str, Any]) -> None:
+    lines = ["unique_id,ds,y,z,label"]
+    for name in range(24):
+        for t in range(30):
+            angle = 0.7 * t + name
+            lines.append(f"s{name},{t},{math.sin(angle)},{math.cos(angle)},{'ab'[name % 2]}")
+    (tmp_path / "waves.csv").write_text("\n".join(lines) + "\n")
+    problem = NextStateProblem(data=str(tmp_path / "waves.csv"), context=6, width=32, depth=1, heads=2, lr=3e-3)
+    data, model = lifted(problem, slug, **arguments)
+    assert data.train.shape[1:] == (7, 2)
+    before = problem.evaluate(model, data.test)
+    problem.fit(model, data.train, steps=80, seed=0)
+    after = problem.evaluate(model, data.test)
+    assert after["smooth_l1@2"].value < before["smooth_l1@2"].value
+    assert len(after["smooth_l1@2"].totals) == len(data.test)
+    last = torch.nn.functional.smooth_l1_loss(data.test[:, :-1], data.test[:, 1:])
+    assert after["of_persistence@4"].value == pytest.approx(after["smooth_l1@4"].value / float(last), rel=1e-5)
+    assert after["of_persistence@2"].value < 1
+    with pytest.raises(DataError, match="lower context"):
+        NextStateProblem(data=str(tmp_path / "waves.csv"), context=40).load(0)
