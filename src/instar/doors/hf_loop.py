@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from instar.anatomy import anatomy
 from instar.errors import ModelError, ShapeError
-from instar.inference.descent import spread
-from instar.inference.loop import LEAST
+from instar.inference.descent import share, spread
 
 
 class LoopedLayers:
@@ -64,7 +63,7 @@ class LoopedLayers:
         going = torch.ones(len(z), dtype=torch.bool, device=z.device)
         for _ in range(self.loops - 1):
             if self.tolerance > 0:
-                moved = (z - before).detach().flatten(1).norm(dim=1) / before.detach().flatten(1).norm(dim=1).clamp_min(LEAST)
+                moved = share((z - before).detach().flatten(1).norm(dim=1), before.detach().flatten(1).norm(dim=1))
                 going = going & (moved >= self.tolerance)
                 if not bool(going.any()):
                     break

@@ -74,6 +74,11 @@ def spread(numbers: Tensor, like: Tensor) -> Tensor:
     return numbers.reshape(*numbers.shape, *(1 for _ in range(like.dim() - numbers.dim())))
 
 
+def share(moved: Tensor, length: Tensor) -> Tensor:
+    """‖z′ − z‖ / ‖z‖ of two norms; from a z of 0 to anything else it is 1."""
+    return moved / torch.where(length > 0, length, moved.clamp_min(torch.finfo(moved.dtype).tiny))
+
+
 def noise_like(state: Tensor, generator: torch.Generator | None) -> Tensor:
     """N(0, 1) of the shape, type and place of a state."""
     return torch.randn(state.shape, generator=generator, dtype=state.dtype, device=state.device)

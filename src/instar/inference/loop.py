@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.inference.descent import share
 
 Injection = Literal["add", "multiply", "gate", "none"]
 LoopStart = Literal["zero", "one", "noise", "input"]
-LEAST = 1e-12
 
 
 class Loop(nn.Module):
@@ -108,7 +108,7 @@ class Loop(nn.Module):
                 break
             before = z[going]
             after = self.step(before, p[going], number, **given)
-            moved = (after - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1).clamp_min(LEAST)
+            moved = share((after - before).flatten(1).norm(dim=1), before.flatten(1).norm(dim=1))
             z[going] = after
             loops[going] += 1
             changes.append(torch.zeros(len(p), dtype=z.dtype, device=z.device).index_copy(0, going, moved.to(z.dtype)))

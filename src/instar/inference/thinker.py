@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from instar.errors import DivergedError, EnergyError, ShapeError
-from instar.inference.descent import Energy, identity, noise_like, probe, slope, spread, value
+from instar.inference.descent import Energy, identity, noise_like, probe, share, slope, spread, value
 from instar.interfaces import Trace
 
 Select = Literal["lowest", "drop", "highest"]
@@ -203,7 +203,7 @@ def _change(before: Tensor, after: Tensor, axes: int) -> Tensor:
     moved, length = (after - before), before
     if before.dim() > axes:
         moved, length = moved.flatten(axes).norm(dim=-1), before.flatten(axes).norm(dim=-1)
-    return moved.abs() / length.abs().clamp_min(torch.finfo(before.dtype).tiny ** 0.5)
+    return share(moved.abs(), length.abs())
 
 
 def _better(one: tuple[Tensor, Trace], two: tuple[Tensor, Trace], select: Select) -> tuple[Tensor, Trace]:
