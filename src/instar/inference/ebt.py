@@ -105,8 +105,6 @@ class Ebt(Predictor):
         self.unrolled = Unrolled(detach, truncate, clamp_gradient, clamp_state)
         self.replay = ReplayBuffer(buffer)
 
-    # What an energy is of -----------------------------------------------------------------------------------------------
-
     def observe(self, tokens: Tensor, landscape: int = 0, past: Observed | None = None) -> Observed:
         """Keys and values of tokens [B, S], behind what was observed before."""
         if tokens.dim() != 2 or tokens.is_floating_point():
@@ -140,8 +138,6 @@ class Ebt(Predictor):
             p = _SURE * F.one_hot(tokens, self.vocabulary).to(like) + (1 - _SURE) / self.vocabulary
             return self.temperature * p.log()
         return noise_like(like, generator)
-
-    # Inference ----------------------------------------------------------------------------------------------------------
 
     def think(
         self,
@@ -212,8 +208,6 @@ class Ebt(Predictor):
     @torch.no_grad()
     def _empty(self, batch: int, landscape: int) -> Observed:
         return self.observe(torch.zeros(batch, 0, dtype=torch.int64, device=self.embedding.weight.device), landscape)
-
-    # Training -----------------------------------------------------------------------------------------------------------
 
     def loss(self, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the states as logits, mean over counted positions (and steps)."""
