@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from instar.bench import run
+from instar.bench import costs, run
 from instar.errors import DataError, ShapeError
 from instar.problems.in_context import InContextProblem
 from instar.problems.next_state import NextStateProblem
@@ -26,6 +26,7 @@ def lifted(problem: Any, slug: str, **arguments: Any) -> tuple[Any, Any]:
 def test_text_is_scored_by_steps_and_learnt(slug: str, arguments: dict[str, Any]) -> None:
     problem = ThinkTextProblem(width=16, depth=1, heads=2, batch=8, length=16, test_blocks=2)
     data, model = lifted(problem, slug, **arguments)
+    assert costs.measure(problem, model, data, 0) == {"parameters": sum(p.numel() for p in model.parameters())}
     losses: list[float] = []
     problem.fit(model, data.train, steps=12, seed=0, monitor=lambda step, loss: losses.append(loss))
     assert sum(losses[-3:]) < sum(losses[:3])
