@@ -244,6 +244,11 @@ def warnings(plan: Plan) -> list[str]:
     ]
 
 
+_CHOSEN = ("heads", "input_dim")
+_SIZES = ("width", "vocabulary", "inputs", "outputs", "length", "depth", "size", "patch")
+"""Of predictors, which are built without arguments as well and so have a default for each."""
+
+
 def _entries(request: Request, card: ProblemCard) -> list[Entry]:
     added = {catalogue.add(location).slug: location for location in request.add}
     default = card.baseline[card.accepts[0]]
@@ -266,7 +271,7 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
                         raise UnknownNameError.among(f"argument of {address.slug}", key, known)
                 arguments.update(values)
         # These are the problem's to choose unless the method was asked for its own.
-        for name in ("heads", "input_dim"):
+        for name in (*_CHOSEN, *(_SIZES if method.interface == "Predictor" else ())):
             if name not in address.arguments and name not in request.overrides.get(str(address), {}):
                 arguments.pop(name, None)
         location = added.get(address.slug)
