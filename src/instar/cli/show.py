@@ -18,9 +18,11 @@ def describe(card: Card) -> str:
     if card.equation:
         lines += ["", "Equation", textwrap.indent(card.equation.strip(), "  ")]
     if card.cost:
-        of_what = {"CompatibleHead": "one vector brought to the old generation", "Adapter": "one adapted layer"}.get(
-            str(card.interface), "one layer, one sequence"
-        )
+        of_what = {
+            "CompatibleHead": "one vector brought to the old generation",
+            "Adapter": "one adapted layer",
+            "Predictor": "one more step, one sequence",
+        }.get(str(card.interface), "one layer, one sequence")
         lines += ["", f"Costs of {of_what}", f"  FLOPs  {card.cost.flops}", f"  state  {card.cost.state} bytes"]
     lines += ["", f"Tags     {', '.join(card.tags) or 'none'}", f"Entry    {card.entry or 'none'}"]
     lines += [f"Needs    pip install 'instar[{extra}]'" for extra in card.needs]
