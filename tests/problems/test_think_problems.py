@@ -11,7 +11,7 @@ import torch
 
 from instar.bench import costs, run
 from instar.errors import DataError, ShapeError
-from instar.problems.in_context import InContextProblem
+from instar.problems.loop_regression import LoopRegressionProblem
 from instar.problems.next_state import NextStateProblem
 from instar.problems.text import BOS, IGNORED, preceding
 from instar.problems.think_text import ThinkTextProblem
@@ -46,7 +46,7 @@ def test_what_precedes_a_target() -> None:
 
 @pytest.mark.parametrize(("slug", "arguments"), [("looped", {"pre": 1, "post": 1, "steps": 3, "window": 2}), ("unlooped", {})])
 def test_regression_in_context(slug: str, arguments: dict[str, Any]) -> None:
-    problem = InContextProblem(width=16, heads=2, batch=16)
+    problem = LoopRegressionProblem(width=16, heads=2, batch=16)
     data, model = lifted(problem, slug, **arguments)
     before = problem.evaluate(model, data.test)
     problem.fit(model, data.train, steps=40, seed=0)
@@ -57,7 +57,7 @@ def test_regression_in_context(slug: str, arguments: dict[str, Any]) -> None:
 
 
 def test_the_representation_is_fixed_and_features_have_variance_one() -> None:
-    one, two = InContextProblem(), InContextProblem()
+    one, two = LoopRegressionProblem(), LoopRegressionProblem()
     x = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(9))
     assert torch.equal(one.represent(x), two.represent(x))
     assert torch.allclose(one.represent(x).var(0), torch.ones(4), atol=0.05)
@@ -73,9 +73,9 @@ def test_a_predictor_of_another_kind_is_refused() -> None:
     with pytest.raises(DataError, match="looped reads vectors"):
         lifted(ThinkTextProblem(width=16, test_blocks=1), "looped")
     with pytest.raises(DataError, match="ebt reads tokens"):
-        lifted(InContextProblem(width=16), "ebt")
+        lifted(LoopRegressionProblem(width=16), "ebt")
     with pytest.raises(ShapeError):
-        InContextProblem(examples=1)
+        LoopRegressionProblem(examples=1)
 
 
 @pytest.mark.parametrize(("slug", "arguments"), [("ebwm", {"alpha": 100.0, "start": "last"}), ("tam", {})])

@@ -24,7 +24,7 @@ _PROMPTS = 256
 _LAST = 4
 
 
-class InContextProblem(Problem):
+class LoopRegressionProblem(Problem):
     r"""y_i = ⟨a, Φ(x_i)⟩ + noise, x ~ N(0, I_d), a ~ N(0, I) in each prompt; Φ is one random network for all prompts.
 
     Args:
@@ -50,7 +50,7 @@ class InContextProblem(Problem):
         lr: float = 1e-3,
     ) -> None:
         if min(dimension, batch, width, heads) < 1 or examples < 2 or noise < 0:
-            raise ShapeError("in_context takes positive sizes, two examples or more and noise ≥ 0.")
+            raise ShapeError("loop_regression takes positive sizes, two examples or more and noise ≥ 0.")
         self.dimension, self.examples, self.noise, self.batch = dimension, examples, noise, batch
         self.width, self.heads, self.lr = width, heads, lr
         self.tokens_per_step = batch * 2 * examples
