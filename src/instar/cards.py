@@ -29,6 +29,7 @@ Interface = Literal[
     "Growth",
     "Forecaster",
     "Labeller",
+    "Predictor",
 ]
 Direction = Literal["lower", "higher"]
 ClaimKind = Literal["compare", "parity", "ratio", "slope", "threshold", "exact", "untestable"]
@@ -56,6 +57,7 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "any_series": bool,
     "covariates": bool,
     "program": bool,
+    "reads": ("tokens", "vectors", "images"),
 }
 """Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
 
@@ -70,6 +72,7 @@ Of an in-context learner: `ordered`, the order of the examples changes what it s
 Of a forecaster: `equivariant`, a series that is shifted and stretched after training is forecast shifted and stretched
 (`shift_equivariant`: shifted only); `any_series`, it forecasts series that it did not learn from; `covariates`, it reads them.
 Of a labeller: `program`, its method `program()` gives what it learnt as a program that runs alone.
+Of a predictor: `reads`, what x is; `causal`, a position's answer does not know later ones.
 """
 
 
@@ -118,6 +121,8 @@ class Cost:
     bytes of what is trained, float32. Both of the default form, without marks of time and covariates.
     Labeller, sequences of up to T tokens, V tokens known, C labels; of a program, K values of a variable and M variables that it
     is given. flops: of the matrix products of one forward pass over T tokens. state: bytes of what is learnt, float32.
+    Predictor, one sequence (or image) of T positions, D width, V of a vocabulary: flops: of the matrix products of one more step.
+    state: bytes that are computed once and read by every step, float32.
     """
 
     flops: str

@@ -230,6 +230,7 @@ def minimal(cls: type, path: Path) -> Card:
         interfaces.Growth: ("Growth", "growth", []),
         interfaces.Forecaster: ("Forecaster", "forecasting", []),
         interfaces.Labeller: ("Labeller", "programs", []),
+        interfaces.Predictor: ("Predictor", "inference", []),
     }
     found = next((said for base, said in families.items() if issubclass(cls, base)), None)
     if found is None:

@@ -68,6 +68,10 @@ class ModelError(InstarError):
     """A model, endpoint or function that cannot be loaded or asked."""
 
 
+class EnergyError(InstarError):
+    """An energy that is not one a sample, not differentiable, not finite, or that couples samples."""
+
+
 class ReceiptError(InstarError):
     """A receipt that does not fit the model, that is not the last one, or that is damaged."""
 

@@ -62,9 +62,11 @@ __all__ = [
     "Optimizer",
     "Pairs",
     "Plan",
+    "Predictor",
     "Preserves",
     "Problem",
     "State",
+    "Trace",
     "Transform",
     "Updater",
     "Versions",
@@ -604,6 +606,62 @@ class Optimizer(torch.optim.Optimizer):
     @abc.abstractmethod
     def state_bytes(self) -> int:
         """Bytes that it keeps between steps, as they are now."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a prediction did on its way. A sample is whatever has an answer of its own: a row, or a position of a row."""
+
+    steps: Tensor
+    """int64 [B, …]: steps that each sample took; fewer than asked where it stopped by itself."""
+    energies: Tensor | None = None
+    """[S + 1, B, …]: energy of each sample before the first step and after every one; None for methods without an energy."""
+    changes: Tensor | None = None
+    """[S, B, …]: ‖z′ − z‖ / ‖z‖ of each step."""
+    sampled: Tensor | None = None
+    """[M, B, …]: last energies of all M samples among which one was chosen."""
+    notes: tuple[str, ...] = ()
+    """What a person should know: steps that were refused, energies that rose."""
+
+
+class Predictor(nn.Module, abc.ABC):
+    """Predicts by iterating: more steps is the dial between quick and careful.
+
+    `Predictor(width=…, **sizes, **knobs)`; every argument has a default. What x and y are stands in the card's tag `reads`:
+    tokens int64 [B, T] -> logits [B, T, V]; vectors [B, T, F] -> [B, T, O]; images [B, H, W] -> [B, H, W].
+    """
+
+    width: int
+    steps: int
+    """Steps that it is trained with, and what a plain call takes."""
+
+    @abc.abstractmethod
+    def predict(self, x: Tensor, *, steps: int, generator: torch.Generator | None = None) -> tuple[Tensor, Trace]:
+        """y after `steps` steps, and the trace of them. No graph is kept, also where the method takes gradients itself.
+
+        steps: 0 is the first guess; any number is allowed, whatever the training used. generator: of everything that is drawn
+        (the global one when None). Raises ShapeError for a negative number.
+        """
+
+    @abc.abstractmethod
+    def loss(self, x: Tensor, target: Tensor) -> Tensor:
+        """What training lowers, with a graph; draws from the global generator. Targets: int64 [B, T], −100 is not counted;
+        vectors [B, T, O], NaN is not counted; images [B, H, W]."""
+
+    @abc.abstractmethod
+    def example(self, batch: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """A small random x and a target of the kinds that it takes: for checks and costs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y after the steps of training."""
+        return self.predict(x, steps=self.steps)[0]
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        """Parameter groups for AdamW: matrices decay, all else does not."""
+        matrices = [p for p in self.parameters() if p.dim() >= 2]
+        others = [p for p in self.parameters() if p.dim() < 2]
+        both = [{"params": matrices, "lr": lr, "weight_decay": 0.01}, {"params": others, "lr": lr, "weight_decay": 0.0}]
+        return [group for group in both if group["params"]]
 
 
 class Forecaster(nn.Module, abc.ABC):

@@ -11,15 +11,19 @@ from typing import Any
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from instar.interfaces import Data, Problem
+from instar.interfaces import Data, Predictor, Problem
 
 
 def measure(problem: Problem, subject: Any, data: Data, seed: int) -> dict[str, float]:
-    """The problem's own costs, and the parameters and peak training bytes of any module."""
+    """The problem's own costs, and the parameters and peak training bytes of any module.
+
+    Predictors have no peak bytes: the tracker hooks modules, and torch forbids that where a forward pass takes gradients itself.
+    """
     figures = dict(problem.costs(subject))
     if isinstance(subject, nn.Module):
         figures.setdefault("parameters", float(sum(p.numel() for p in subject.parameters())))
-        figures.update(peak_bytes(problem, subject, data, seed))
+        if not isinstance(subject, Predictor):
+            figures.update(peak_bytes(problem, subject, data, seed))
     return figures
 
 

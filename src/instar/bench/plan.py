@@ -249,6 +249,14 @@ def warnings(plan: Plan) -> list[str]:
     ]
 
 
+_CHOSEN = {
+    "Forecaster": ("context", "season", "batch"),
+    # Predictors are built without arguments as well and so have a default for each size.
+    "Predictor": ("heads", "input_dim", "width", "vocabulary", "inputs", "outputs", "length", "depth", "size", "patch"),
+}
+"""Arguments of an interface that are the problem's to choose; of others `heads` and `input_dim`."""
+
+
 def _entries(request: Request, card: ProblemCard) -> list[Entry]:
     added = {catalogue.add(location).slug: location for location in request.add}
     default = card.baseline[card.accepts[0]]
@@ -271,7 +279,7 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
                         raise UnknownNameError.among(f"argument of {address.slug}", key, known)
                 arguments.update(values)
         # These are the problem's to choose unless the method was asked for its own.
-        for name in ("context", "season", "batch") if method.interface == "Forecaster" else ("heads", "input_dim"):
+        for name in _CHOSEN.get(str(method.interface), ("heads", "input_dim")):
             if name not in address.arguments and name not in request.overrides.get(str(address), {}):
                 arguments.pop(name, None)
         location = added.get(address.slug)

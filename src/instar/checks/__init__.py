@@ -31,6 +31,7 @@ from instar.checks import (
     in_context,
     mixer,
     optimizer,
+    predictor,
     program,
     transform,
     updater,
@@ -65,6 +66,7 @@ def contract(interface: str | None) -> tuple[Check, ...]:
         "Growth": growth.CONTRACT,
         "Forecaster": forecaster.CONTRACT,
         "Labeller": program.CONTRACT,
+        "Predictor": predictor.CONTRACT,
     }
     if interface not in known:
         raise CardError(f"There is no contract for the interface {interface}; known are {', '.join(known)}.")

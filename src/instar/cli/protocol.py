@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from instar.cli.browse import Json
-from instar.cli.judge import Jobs, Quiet, _settings
+from instar.cli.judge import Jobs, Quiet, settings
 from instar.errors import ShapeError
 
 
@@ -43,7 +43,7 @@ def protocol(
     from instar.bench import protocol as running
     from instar.cli.progress import Line
 
-    settings, overrides = _settings(set_ or [])
+    settings, overrides = settings(set_ or [])
     if overrides:
         raise ShapeError("The protocol varies the methods itself: --set takes settings of the problem only, as horizon=96.")
     if data is not None:

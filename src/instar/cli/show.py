@@ -22,6 +22,7 @@ def describe(card: Card) -> str:
             "CompatibleHead": "one vector brought to the old generation",
             "Adapter": "one adapted layer",
             "Forecaster": "one forecast of all series",
+            "Predictor": "one more step, one sequence",
         }.get(str(card.interface), "one layer, one sequence")
         lines += ["", f"Costs of {of_what}", f"  FLOPs  {card.cost.flops}", f"  state  {card.cost.state} bytes"]
     lines += ["", f"Tags     {', '.join(card.tags) or 'none'}", f"Entry    {card.entry or 'none'}"]

@@ -199,26 +199,35 @@ def _pad(rows: list[np.ndarray], length: int) -> Tensor:
     return targets
 
 
+def preceding(targets: Tensor) -> Tensor:
+    """What stands before each target: BOS, then the bytes before it in its row; BOS again in padding."""
+    inputs = torch.cat([torch.full_like(targets[:, :1], BOS), targets[:, :-1]], dim=1)
+    return inputs.masked_fill_(inputs == IGNORED, BOS)
+
+
 def _cross_entropy(model: nn.Module, targets: Tensor, reduction: str) -> Tensor:
     """Nats of each byte given BOS and the bytes before it in its row."""
-    inputs = torch.cat([torch.full_like(targets[:, :1], BOS), targets[:, :-1]], dim=1).masked_fill_(
-        torch.cat([torch.zeros_like(targets[:, :1], dtype=torch.bool), targets[:, :-1] == IGNORED], dim=1), BOS
-    )
-    logits, _ = model(inputs)  # padding is on the right, where a causal model needs no mask
+    logits, _ = model(preceding(targets))  # padding is on the right, where a causal model needs no mask
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
 def _bits(model: Subject, split: Blocks, length: int) -> np.ndarray:
     """Bits of each block, cut into windows of `length` bytes."""
-    windows = [(i, at) for i in range(len(split)) for at in range(0, int(split.length[i]), length)]
     bits = np.zeros(len(split))
+    for chosen, targets in evaluation_windows(split, length):
+        targets = targets.to(device_of(model))
+        nats = _cross_entropy(model, targets, "none").view(targets.shape).double().sum(1).cpu().numpy()
+        np.add.at(bits, chosen, nats / math.log(2))
+    return bits
+
+
+def evaluation_windows(split: Blocks, length: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of windows that hold every byte once: the block of each, and targets [B, length]."""
+    windows = [(i, at) for i in range(len(split)) for at in range(0, int(split.length[i]), length)]
     rows = max(1, _EVALUATION_TOKENS // length)
     for first in range(0, len(windows), rows):
         chosen = windows[first : first + rows]
-        targets = _pad([split[i][at : at + length] for i, at in chosen], length).to(device_of(model))
-        nats = _cross_entropy(model, targets, "none").view(targets.shape).double().sum(1).cpu().numpy()
-        np.add.at(bits, [i for i, _ in chosen], nats / math.log(2))
-    return bits
+        yield [i for i, _ in chosen], _pad([split[i][at : at + length] for i, at in chosen], length)
 
 
 def _random_bytes(rows: int, length: int, model: Subject) -> Tensor:

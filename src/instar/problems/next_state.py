@@ -1,0 +1,138 @@
+"""The next state of a real series of several channels, by the number of steps, beside what the last state alone gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from instar.bench.fit import fit
+from instar.bench.seeds import stream
+from instar.catalogue import Build
+from instar.errors import DataError, ShapeError
+from instar.interfaces import Data, Items, Monitor, Predictor, Problem, Workload
+from instar.problems.language import device_of
+from instar.problems.reading import require_reads
+from instar.problems.sequence_classes import Sequences
+from instar.problems.series_classes import SeriesClassesProblem
+
+STEPS = (1, 2, 4)
+
+
+class NextStateProblem(Problem):
+    """Smooth L1 between the predicted and the real next frame, each channel of mean 0 and variance 1 in training.
+
+    Args:
+        data: as of `series_classes`, labels unused; None for BasicMotions, which ships inside the package aeon.
+        context: frames that precede a prediction, at most. stride: every so-many-th frame is a state: where all are, the last
+            state is nearly the next one. batch, width, depth, heads, lr: of training.
+
+    A window is `context` states and the one behind them; it is the item, and series are cut without overlap in evaluation. Raises
+    ShapeError, DataError, and what `series_classes` raises. Source: Gladstone et al. 2024 (arXiv 2406.08862), at small scale.
+    """
+
+    accepts: ClassVar = {Predictor: "subject"}
+
+    def __init__(
+        self,
+        *,
+        data: str | list[str] | None = None,
+        context: int = 12,
+        stride: int = 1,
+        batch: int = 32,
+        width: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        lr: float = 1e-3,
+    ) -> None:
+        if min(context, stride, batch, width, depth, heads) < 1:
+            raise ShapeError("next_state takes positive sizes.")
+        self.data, self.context, self.stride, self.batch = data, context, stride, batch
+        self.width, self.depth, self.heads, self.lr = width, depth, heads, lr
+        self.tokens_per_step = batch * context
+
+    def load(self, seed: int) -> Data:
+        """The split of `series_classes`, as windows [N, context + 1, F]."""
+        found = SeriesClassesProblem(data="BasicMotions" if self.data is None else self.data).load(seed)
+        train, valid, test = (self._windows(part) for part in (found.train, found.valid, found.test))
+        if 0 in map(len, (train, valid, test)):
+            raise DataError(f"No series is longer than {(self.context + 1) * self.stride} frames in each split: lower context.")
+        facts = {**found.facts, "item": "window", "train_items": len(train), "valid_items": len(valid), "test_items": len(test)}
+        return Data(train, valid, test, found.sha256, facts)
+
+    def _windows(self, part: Sequences) -> Tensor:
+        length, found = self.context + 1, []
+        for row in part.rows:
+            for phase in range(self.stride):
+                states = np.asarray(row, dtype=np.float32)[phase :: self.stride]
+                found += [states[at : at + length] for at in range(0, len(states) - length + 1, length)]
+        return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, length, 1)
+
+    def subject(self, build: Build, data: Data, seed: int) -> Predictor:
+        """The predictor at this problem's sizes."""
+        require_reads(build, "vectors")
+        channels = data.train.shape[2]
+        made: Predictor = build(
+            self.width, inputs=channels, outputs=channels, length=self.context, depth=self.depth, heads=self.heads
+        )
+        return made
+
+    def fit(
+        self,
+        subject: Any,
+        train: Tensor,
+        *,
+        steps: int,
+        seed: int,
+        monitor: Monitor | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Random windows; the loss is the predictor's own."""
+
+        def batch(step: int) -> tuple[Tensor, Tensor]:
+            chosen = train[torch.randint(len(train), (self.batch,), generator=stream(seed, f"data/{step}"))]
+            return chosen[:, :-1], chosen[:, 1:]
+
+        fit(
+            subject,
+            batch,
+            lambda model, pair: model.loss(*(part.to(device_of(model)) for part in pair)),  # type: ignore[operator]
+            steps=steps,
+            lr=self.lr,
+            betas=(0.9, 0.999),
+            groups=subject.groups(self.lr),
+            seed=seed,
+            monitor=monitor,
+            checkpoint=checkpoint,
+        )
+
+    def evaluate(self, subject: Any, split: Tensor) -> dict[str, Items]:
+        """Error of each window by steps, and as a share of that of the last state."""
+        subject.eval()
+        x, target = split[:, :-1], split[:, 1:]
+        last = F.smooth_l1_loss(x, target, reduction="none").mean((1, 2)).double()
+        found = {}
+        for steps in STEPS:
+            y, _ = subject.predict(x.to(device_of(subject)), steps=steps, generator=stream(0, "predict"))
+            errors = F.smooth_l1_loss(y.cpu(), target, reduction="none").mean((1, 2)).double()
+            found[f"smooth_l1@{steps}"] = Items(errors.tolist(), [1.0] * len(errors))
+            found[f"of_persistence@{steps}"] = Items(errors.tolist(), last.tolist())
+        return found
+
+    def workloads(self) -> Iterator[Workload]:
+        """A training step."""
+        yield Workload("step_seconds", self._step)
+
+    def _step(self, subject: Any) -> Callable[[], object]:
+        states = torch.randn(self.batch, self.context + 1, subject.inputs, generator=stream(0, "timing")).to(device_of(subject))
+
+        def call() -> None:
+            subject.zero_grad(set_to_none=True)
+            subject.loss(states[:, :-1], states[:, 1:]).backward()
+
+        return call
