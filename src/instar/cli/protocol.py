@@ -43,13 +43,13 @@ def protocol(
     from instar.bench import protocol as running
     from instar.cli.progress import Line
 
-    settings, overrides = settings(set_ or [])
+    chosen, overrides = settings(set_ or [])
     if overrides:
         raise ShapeError("The protocol varies the methods itself: --set takes settings of the problem only, as horizon=96.")
     if data is not None:
-        settings["data"] = data
+        chosen["data"] = data
     question = running.Question(
-        tuple(_words(methods)), settings, _numbers("--look-backs", look_backs), _numbers("--depths", depths),
+        tuple(_words(methods)), chosen, _numbers("--look-backs", look_backs), _numbers("--depths", depths),
         _numbers("--widths", widths), budget, seeds,
     )  # fmt: skip
     with Line(quiet or as_json) as line:
