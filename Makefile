@@ -1,6 +1,6 @@
-# make demo   what replacing an encoder gains and costs, on real text → one page (about 5 minutes after installation)
-# make test   the test suite
-# make pages  the commands of every page of docs/, on real models (CI runs them after the suite)
+# make demo       what replacing an encoder gains and costs, on real text → one page (about 5 minutes after installation)
+# make test       the test suite
+# make thorough   what CI runs after the suite: every page of docs/ on real models, the contract on every preset
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,7 +8,7 @@ OUT    ?= demo
 # Threads that spin while they wait made small work on shared cores up to 30 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: env demo test pages lint clean
+.PHONY: env demo test thorough lint clean
 
 env: $(VENV)/.ready
 
@@ -26,10 +26,10 @@ demo: env
 	@echo "Open $(OUT)/page.html"
 
 test: env
-	$(BIN)/python -m pytest -m "not pages" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not thorough" -n 2 --dist loadfile --no-loadscope-reorder
 
-pages: env
-	$(BIN)/python -m pytest -m pages -n 2 --dist load
+thorough: env
+	$(BIN)/python -m pytest -m thorough -n 2 --dist load
 
 lint: env
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
 
 
-@pytest.mark.pages
+@pytest.mark.thorough
 @pytest.mark.timeout(900)  # a page is a dozen commands, each of which starts Python and loads a model
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_the_page_runs(page: Path, tmp_path: Path) -> None:

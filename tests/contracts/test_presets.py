@@ -8,7 +8,7 @@ from instar import catalogue
 from instar.cards import Card
 from instar.checks import contract, find, run
 
-pytestmark = pytest.mark.timeout(600)  # the longest files: marked so, they begin first
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(600)]
 
 METHODS = [card for card in catalogue.methods().values() if card.interface]
 PRESETS = [(card, preset) for card in METHODS for preset in card.presets]
