@@ -19,9 +19,9 @@ def die(progress: Any) -> None:
 
 
 def first_time_never_ends(marker: str, release: str, progress: Any) -> int:
-    """The second time it returns at once; the first time when the file `release` is there."""
+    """The second time it returns at once, and MARKER.again says so; the first time when the file `release` is there."""
     again = Path(marker).exists()
-    Path(marker).write_text("begun")
+    Path(f"{marker}.again" if again else marker).touch()
     while not again and not Path(release).exists():
         time.sleep(0.1)
     return int(again)

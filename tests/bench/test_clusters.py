@@ -105,10 +105,17 @@ def test_a_machine_that_dies_loses_no_run(ray_cluster: Any, tmp_path: Path) -> N
     release = tmp_path / "release"
     jobs = [Job(str(n), cluster_jobs.first_time_never_ends, (str(tmp_path / f"marker{n}"), str(release)), 120) for n in range(3)]
 
-    def kill() -> None:
-        while not all((tmp_path / f"marker{n}").exists() for n in range(3)):
+    def wait(*names: str, count: int) -> None:
+        end = time.monotonic() + 90
+        while sum((tmp_path / name).exists() for name in names) < count and time.monotonic() < end:
             time.sleep(0.1)
+
+    def kill() -> None:
+        markers = [f"marker{n}" for n in range(3)]
+        wait(*markers, count=3)
         ray_cluster.remove_node(node, allow_graceful=False)
+        ray_cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+        wait(*(f"{name}.again" for name in markers), count=1)  # no earlier: a worker outlives its machine's end by a moment
         release.touch()
 
     killer = threading.Thread(target=kill)
