@@ -149,6 +149,6 @@ def test_bad_learners() -> None:
     with pytest.raises(ShapeError, match="both sides"):
         InContextDecoder(2, mixer="bidirectional_hopfield")
     with pytest.raises(ShapeError, match="ridge"):
-        CompiledLearner(2, ridge=0.0)
+        CompiledLearner(2, examples=4, ridge=0.0)
     with pytest.raises(ShapeError, match="family"):
         TaskSampler(2, "quadratic")  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ import copy
 from typing import Any
 
 from torch import nn
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from instar.interfaces import Data, Predictor, Problem
 
@@ -29,8 +28,10 @@ def measure(problem: Problem, subject: Any, data: Data, seed: int) -> dict[str, 
 
 def peak_bytes(problem: Problem, subject: nn.Module, data: Data, seed: int) -> dict[str, float]:
     """Bytes of live tensors at the peak of one training step, by kind (a copy is trained; the subject stays as it is)."""
+    # A private module of torch (a test pins what is used of it) that takes seconds to import: every command would wait for it.
+    from torch.distributed._tools.mem_tracker import MemTracker
+
     model = copy.deepcopy(subject)
-    # A private module of torch: a test pins what is used of it.
     tracker = MemTracker()
     tracker.track_external(model)
     with tracker:
