@@ -1,6 +1,6 @@
 # make demo       what replacing an encoder gains and costs, on real text → one page (about 5 minutes after installation)
 # make test       the test suite
-# make thorough   what CI runs after the suite: every page of docs/ on real models, the contract on every preset
+# make thorough   what CI runs after the suite: every page of docs/ on real models, the contract on every preset, a cluster
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -26,10 +26,10 @@ demo: env
 	@echo "Open $(OUT)/page.html"
 
 test: env
-	$(BIN)/python -m pytest -m "not thorough" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not thorough" -n 2 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 4
 
 thorough: env
-	$(BIN)/python -m pytest -m thorough -n 2 --dist load
+	$(BIN)/python -m pytest -m thorough -n 2 --dist loadgroup --durations 20
 
 lint: env
 	$(BIN)/ruff check .

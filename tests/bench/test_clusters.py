@@ -19,7 +19,8 @@ from instar.bench.plan import Request
 from instar.bench.record import Store
 from instar.errors import PlanError
 
-pytestmark = pytest.mark.timeout(300)
+# A cluster of three nodes is two dozen processes: one worker has it.
+pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(300)]
 
 SMALL = {"length": 24, "pairs": 2, "vocab": 16, "width": 16, "batch": 4, "test_sequences": 20}
 REQUEST = Request(problem="recall", methods=("gru",), settings=SMALL, seeds=2, budget="4steps")
