@@ -1,5 +1,6 @@
 # make demo       what replacing an encoder gains and costs, on real text → one page (about 5 minutes after installation)
 # make test       the test suite
+# make site       the site of the documentation, offline → site/index.html
 # make thorough   what CI runs after the suite: every page of docs/ on real models, the contract on every preset
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +9,7 @@ OUT    ?= demo
 # Threads that spin while they wait made small work on shared cores up to 30 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: env demo test thorough lint clean
+.PHONY: env demo test site thorough lint clean
 
 env: $(VENV)/.ready
 
@@ -28,6 +29,9 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -m "not thorough" -n 2 --dist loadfile --no-loadscope-reorder
 
+site: env
+	$(BIN)/python -m instar.site site
+
 thorough: env
 	$(BIN)/python -m pytest -m thorough -n 2 --dist load
 
@@ -37,4 +41,4 @@ lint: env
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo runs dist build
+	rm -rf $(VENV) demo runs dist build site
