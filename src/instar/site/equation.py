@@ -67,4 +67,11 @@ class _Reader(HTMLParser):
     def handle_comment(self, data: str) -> None:
         self.strange = True
 
-    handle_decl = handle_pi = unknown_decl = handle_comment
+    def handle_decl(self, decl: str) -> None:
+        self.strange = True
+
+    def handle_pi(self, data: str) -> None:
+        self.strange = True
+
+    def unknown_decl(self, data: str) -> None:
+        self.strange = True

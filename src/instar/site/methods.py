@@ -34,8 +34,7 @@ def index(cards: Sequence[Card], judgements: Sequence[Judgement]) -> str:
         lines += [f"## {text.plain(clock[:1].upper() + clock[1:])}", text.plain(f"Updated: {about}.") if about else ""]
         for family, found in families.items():
             lines += [f"### {text.plain(family)}"]
-            rows = [[name(card.slug), text.plain(card.idea), card.kind, _verdicts(card, judgements)] for card in found]
-            lines += [text.table(["method", "idea", "kind", "claims"], rows)]
+            lines += ["\n".join(_line(card, judgements) for card in found)]
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
@@ -145,5 +144,7 @@ def _defaults(card: Card) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
-def _verdicts(card: Card, judgements: Sequence[Judgement]) -> str:
-    return judged.count([j for j in judgements if j.method == card.slug])
+def _line(card: Card, judgements: Sequence[Judgement]) -> str:
+    verdicts = judged.count([j for j in judgements if j.method == card.slug])
+    said = f"{card.kind} · {verdicts}" if verdicts else card.kind
+    return f"- {name(card.slug)} {text.plain(card.idea)}\n    <br><small>{said}</small>"

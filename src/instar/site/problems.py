@@ -18,19 +18,8 @@ def page(card: ProblemCard, judgements: Sequence[Judgement]) -> str:
 
 def index(cards: Sequence[ProblemCard]) -> str:
     """All problems with what they accept and the baseline of each."""
-    rows = [
-        [
-            f"[{text.code(card.slug)}]({text.file(card.slug)}.md)",
-            text.plain(card.idea),
-            _baselines(card),
-            text.plain(", ".join(card.domains)),
-        ]
-        for card in cards
-    ]
-    about = (
-        f"{len(cards)} problems that methods are compared on: data, a split, metrics, a budget, a baseline for each interface."
-    )
-    return f"# Problems\n\n{about}\n\n{text.table(['problem', 'asks', 'takes (baseline)', 'domains'], rows)}\n"
+    about = f"{len(cards)} problems that methods are compared on: data, a split, metrics, a budget, and baselines."
+    return f"# Problems\n\n{about}\n\n" + "\n".join(_line(card) for card in cards) + "\n"
 
 
 def _parts(card: ProblemCard, judgements: Sequence[Judgement]) -> Iterator[str]:
@@ -62,6 +51,11 @@ def _parts(card: ProblemCard, judgements: Sequence[Judgement]) -> Iterator[str]:
     if here:
         yield "## Claims measured on it"
         yield ledger.markdown(judged.rows(here, lambda slug: methods.name(slug, "../methods/")))
+
+
+def _line(card: ProblemCard) -> str:
+    said = f"{_baselines(card)} · {text.plain(', '.join(card.domains))}"
+    return f"- [{text.code(card.slug)}]({text.file(card.slug)}.md) {text.plain(card.idea)}\n    <br><small>{said}</small>"
 
 
 def _baselines(card: ProblemCard) -> str:

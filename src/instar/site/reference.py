@@ -23,7 +23,8 @@ def modules(pages: Iterable[str]) -> dict[str, str]:
     whatever one of these pages names; the rest is inner work, however readable.
     """
     wanted = _named("\n".join(pages)) | set(instar._PUBLIC.values())
-    wanted |= {str(card.entry).partition(":")[0] for card in [*catalogue.methods().values(), *catalogue.problems().values()]}
+    entries = [card.entry for card in catalogue.methods().values()] + [card.entry for card in catalogue.problems().values()]
+    wanted |= {str(entry).partition(":")[0] for entry in entries}
     found = {}
     for path in sorted(_ROOT.rglob("*.py")):
         parts = path.relative_to(_ROOT.parent).with_suffix("").parts

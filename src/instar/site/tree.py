@@ -92,7 +92,13 @@ def _made(root: Path, pages: Path) -> Nav:
     ledger.insert(pages / "claims.md", judged.rows(judgements, lambda slug: methods.name(slug, "methods/")))
     by_clock = {clock: [*itertools.chain(*families.values())] for clock, families in methods.by_clock(cards).items()}
     return [
-        {"Methods": ["methods/index.md", *({text.plain(clock): _entries("methods", some)} for clock, some in by_clock.items())]},
+        {
+            "Methods": [
+                "methods/index.md",
+                {"All papers": PAPERS},
+                *({text.plain(clock): _entries("methods", some)} for clock, some in by_clock.items()),
+            ]
+        },
         {"Problems": ["problems/index.md", *_entries("problems", known)]},
         {"API": ["api/index.md", *({name: f"api/{name}.md"} for name in modules if name.count(".") == 1)]},
     ]
