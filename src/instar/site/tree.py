@@ -16,7 +16,7 @@ from instar.errors import DataError
 from instar.report import ledger
 from instar.shelf import feed, listed
 from instar.shelf import page as papers
-from instar.site import judged, links, methods, problems, reference, text
+from instar.site import domains, judged, links, methods, problems, reference, text
 
 Nav = list[dict[str, Any]]
 PAPERS = "papers.html"
@@ -83,6 +83,7 @@ def _made(root: Path, pages: Path) -> Nav:
     for problem in known:
         _put(pages / "problems" / f"{text.file(problem.slug)}.md", problems.page(problem, judgements))
     _put(pages / "problems" / "index.md", problems.index(known))
+    _put(pages / "domains.md", domains.page(judgements, root / "results"))
     modules = reference.modules(path.read_text("utf-8") for path in pages.glob("**/*.md"))
     for name, page in reference.pages(modules):
         _put(pages / "api" / f"{name}.md", page)
@@ -99,7 +100,7 @@ def _made(root: Path, pages: Path) -> Nav:
                 *({text.plain(clock): _entries("methods", some)} for clock, some in by_clock.items()),
             ]
         },
-        {"Problems": ["problems/index.md", *_entries("problems", known)]},
+        {"Problems": ["problems/index.md", {"By domain": "domains.md"}, *_entries("problems", known)]},
         {"API": ["api/index.md", *({name: f"api/{name}.md"} for name in modules if name.count(".") == 1)]},
     ]
 
