@@ -111,8 +111,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield found
 
 
-SEEN = ["index.html", "encoder.html", "claims.html", "methods/index.html", "methods/gla.html", "methods/hostile.html",
-        "problems/text.html", "api/index.html", "api/instar.mixers.gla.html"]  # fmt: skip
+SEEN = ["index.html", "encoder.html", "claims.html", "domains.html", "methods/index.html", "methods/gla.html",
+        "methods/hostile.html", "problems/text.html", "api/index.html", "api/instar.mixers.gla.html"]  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [390, 1280])

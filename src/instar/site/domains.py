@@ -41,8 +41,8 @@ def ranked(group: Group) -> list[tuple[Row, Cell]]:
 def _parts(judgements: Sequence[Judgement], groups: Sequence[Group]) -> Iterator[str]:
     yield "# By domain"
     yield (
-        "What ran on the problems of each domain, and what did best at each budget. Models and data are small: the order says nothing "
-        "of large pre-trained models. Where the last column is empty, undecided or equal, it says nothing of these either."
+        "What ran on the problems of each domain, and what did best at each budget. Models and data are small: the order says "
+        "nothing of large pre-trained models; and where the last column is empty, undecided or equal, nothing of these."
     )
     for domain in views.by_domain(entries(), judgements):
         yield f"## {text.plain(domain.title[:1].upper() + domain.title[1:])}"
