@@ -1,6 +1,8 @@
 # make demo       what replacing an encoder gains and costs, on real text → one page (about 5 minutes after installation)
 # make test       the test suite
 # make thorough   what CI runs after the suite: every page of docs/ on real models, the contract on every preset, a cluster
+# make site       the site of the documentation, offline → site/index.html
+# make thorough   what CI runs after the suite: every page of docs/ on real models, the contract on every preset
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,7 +10,7 @@ OUT    ?= demo
 # Threads that spin while they wait made small work on shared cores up to 30 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: env demo test thorough lint clean
+.PHONY: env demo test site thorough lint clean
 
 env: $(VENV)/.ready
 
@@ -28,6 +30,9 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -m "not thorough" -n 2 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 4
 
+site: env
+	$(BIN)/python -m instar.site site
+
 thorough: env
 	$(BIN)/python -m pytest -m thorough -n 2 --dist loadgroup --durations 20
 
@@ -37,4 +42,4 @@ lint: env
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo runs dist build
+	rm -rf $(VENV) demo runs dist build site

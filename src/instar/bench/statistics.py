@@ -63,18 +63,22 @@ def value(runs: Sequence[Items], level: float = 0.95) -> Estimate:
 
 
 def paired(subject: Sequence[Items], against: Sequence[Items], level: float = 0.95, draws: int = 2000) -> Estimate:
-    """Subject minus baseline: lists by seed, in the same order, over the same items."""
+    """Subject minus baseline: lists by seed, in the same order, over the same items.
+
+    Where seeds differ in how many items they have, each drew its own: what those add to chance is in the spread of the seeds.
+    """
     if len(subject) != len(against) or not subject:
         raise ValueError(f"Paired runs expect equally many seeds, received {len(subject)} and {len(against)}.")
-    n = len(subject[0].weights)
-    if any(len(run.weights) != n for run in (*subject, *against)):
-        raise ValueError("Paired runs expect the same items in every run.")
+    counts = [len(run.weights) for run in subject]
+    if counts != [len(run.weights) for run in against]:
+        raise ValueError("Paired runs expect the same items in both.")
+    n, shared = min(counts), len(set(counts)) == 1
     differences = np.array([a.value - b.value for a, b in zip(subject, against, strict=True)])
     mean, seeds = float(differences.mean()), len(differences)
     if seeds < MINIMUM_SEEDS:
         return Estimate(mean, None, None, seeds, n)
     by_seed = float(differences.var(ddof=1)) / seeds
-    by_item = _item_variance(subject, against, draws) if n > 1 else 0.0
+    by_item = _item_variance(subject, against, draws) if n > 1 and shared else 0.0
     total = by_seed + by_item
     if total == 0.0:
         return Estimate(mean, mean, mean, seeds, n)
