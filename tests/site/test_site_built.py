@@ -25,7 +25,7 @@ from report_browser import Browser
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
-pytestmark = [pytest.mark.thorough, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("site"), pytest.mark.timeout(600)]
 
 
 class Page(HTMLParser):
