@@ -1,6 +1,6 @@
 """Learn to sort, read what was learnt, and ask why it says what it says.
 
-python examples/read_a_program.py             # about a minute on one core; the program is shown, and not kept
+python examples/read_a_program.py             # about a minute on one core; nothing is kept
 python examples/read_a_program.py sort.py 60  # where the program is kept; fewer steps
 """
 
