@@ -70,9 +70,9 @@ def _installed(group: str) -> Iterator[Path]:
 def _editable(point: importlib.metadata.EntryPoint, relative: str) -> Path:
     """An editable install lists no files: look beside the top-level package or module, which finding does not import."""
     spec = importlib.util.find_spec(point.value.partition(":")[0].partition(".")[0])
-    beside = (spec.submodule_search_locations or [spec.origin]) if spec else ()
+    beside = (spec.submodule_search_locations or [str(spec.origin)]) if spec else ()
     for place in beside:
-        path = Path(str(place)).parent / relative
+        path = Path(place).parent / relative
         if path.exists():
             return path
     raise CardError(f"The entry point '{point.name} = {point.value}' has no card: expected {relative} in its distribution.")
