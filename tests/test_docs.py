@@ -54,3 +54,11 @@ def headings(page: Path) -> list[str]:
     """The anchors of a page: its headings in lower case, spaces as hyphens, other signs left out."""
     found = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text("utf-8")), re.M)
     return [re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in found]
+
+
+def test_workflows_run_what_the_page_runs() -> None:
+    blocks = BLOCK.findall((ROOT / "docs" / "ci-gate.md").read_text("utf-8"))
+    run = {word for kind, text in blocks if kind == "sh" for word in text.split()}
+    said = [line for kind, text in blocks if kind == "yaml" for line in re.findall(r"instar gate .*", text)]
+    assert len(said) == 2
+    assert all(set(line.split()) <= run for line in said)
