@@ -2,6 +2,7 @@
 # make test       the test suite
 # make thorough   what CI runs after the suite: every page of docs/ on real models, the contract on every preset, a cluster
 # make site       the site of the documentation, offline → site/index.html
+# make thorough   what CI runs after the suite: every page of docs/ on real models, the wheel alone, the contract on every preset
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+NAMES = [page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in PAGES]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
 
 
 @pytest.mark.thorough
 @pytest.mark.timeout(900)  # a page is a dozen commands, each of which starts Python and loads a model
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_the_page_runs(page: Path, tmp_path: Path) -> None:
     blocks = BLOCK.findall(page.read_text("utf-8"))
     assert any(kind == "sh" for kind, _ in blocks)
@@ -39,7 +40,25 @@ def test_the_page_runs(page: Path, tmp_path: Path) -> None:
             assert "exit code 3" not in done.stdout, f"{text}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)(#[^)]+)?\)", page.read_text("utf-8")):
+        if target.startswith("https://"):
+            continue
+        to = page.parent / target if target else page
+        assert to.exists(), target
+        assert not anchor or anchor[1:] in headings(to), f"{target}{anchor}"
+
+
+def headings(page: Path) -> list[str]:
+    """The anchors of a page: its headings in lower case, spaces as hyphens, other signs left out."""
+    found = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text("utf-8")), re.M)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in found]
+
+
+def test_workflows_run_what_the_page_runs() -> None:
+    blocks = BLOCK.findall((ROOT / "docs" / "ci-gate.md").read_text("utf-8"))
+    run = {word for kind, text in blocks if kind == "sh" for word in text.split()}
+    said = [line for kind, text in blocks if kind == "yaml" for line in re.findall(r"instar gate .*", text)]
+    assert len(said) == 2
+    assert all(set(line.split()) <= run for line in said)

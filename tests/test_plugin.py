@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from instar import catalogue
+
 TOY = Path(__file__).parent / "fixtures" / "toy_package"
 
 
@@ -69,6 +71,22 @@ def test_listing_does_not_import_the_package(python: Path, tmp_path: Path) -> No
     code = "import sys; from instar import catalogue; assert 'moving_average' in catalogue.methods(); "
     code += "assert 'toy_mixers' not in sys.modules and 'torch' not in sys.modules"
     subprocess.run([str(python), "-c", code], check=True, cwd=tmp_path)
+
+
+def test_an_editable_module_has_its_card_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lists no files, as an editable install, and is one module, as on docs/own-problem.md."""
+    (tmp_path / "moving_average.py").write_text("raise RuntimeError('finding imports nothing')")
+    (tmp_path / "moving_average.toml").write_text((TOY / "src" / "toy_mixers" / "moving_average.toml").read_text())
+    metadata = tmp_path / "alone-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: alone\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[instar.methods]\nmoving_average = moving_average:MovingAverage\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    catalogue._discover.cache_clear()
+    try:
+        assert catalogue.methods()["moving_average"].path == tmp_path / "moving_average.toml"
+    finally:
+        catalogue._discover.cache_clear()
 
 
 def test_a_single_file_is_added_without_a_package(python: Path, tmp_path: Path) -> None:

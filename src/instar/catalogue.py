@@ -68,10 +68,11 @@ def _installed(group: str) -> Iterator[Path]:
 
 
 def _editable(point: importlib.metadata.EntryPoint, relative: str) -> Path:
-    """An editable install lists no files: look beside the top-level package, which finding does not import."""
-    spec = importlib.util.find_spec(point.value.partition(".")[0])
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder).parent / relative
+    """An editable install lists no files: look beside the top-level package or module, which finding does not import."""
+    spec = importlib.util.find_spec(point.value.partition(":")[0].partition(".")[0])
+    beside = (spec.submodule_search_locations or [str(spec.origin)]) if spec else ()
+    for place in beside:
+        path = Path(place).parent / relative
         if path.exists():
             return path
     raise CardError(f"The entry point '{point.name} = {point.value}' has no card: expected {relative} in its distribution.")

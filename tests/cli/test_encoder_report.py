@@ -50,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files.write(where / "old.npz", ids, _unit(old))
     files.write(where / "new.npz", ids[::-1], _unit(turned)[::-1])
     files.write(where / "half.npz", ids[: ITEMS // 2], _unit(turned)[: ITEMS // 2])
+    files.write(where / "strange.npz", [f"x{i}" for i in range(ITEMS)], _unit(turned))
     files.write(where / "new.npy", None, _unit(turned))
     files.write(where / "short.npy", None, _unit(turned)[:-1])
     rows = [{"id": name, "label": int(label), "text": f"a picture of {label}"} for name, label in zip(ids, labels, strict=True)]
@@ -209,6 +210,9 @@ def test_stored_vectors_are_asked_by_the_encoder_that_made_them(tmp_path: Path, 
     ("kind", "arguments", "words"),
     [
         (PlanError, ["old.npz", "lsa"], "--data FILE"),
+        (PlanError, ["old.npz", "gone"], "gone is no file of vectors that exists"),
+        (DataError, ["digits.jsonl", "lsa"], "digits.jsonl is a file, and no encoder"),
+        (DataError, ["old.npz", "strange.npz"], "strange.npz (ids such as 'x0')"),
         (PlanError, ["old.npz", "exact:store"], "NEW is an encoder"),
         (PlanError, ["old.npz", "new.npz", "--queries", "queries.jsonl"], "--data FILE"),
         (PlanError, ["lsa", "lsa", "--old-queries", "old_queries.npz"], "encodes queries itself"),

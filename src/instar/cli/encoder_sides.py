@@ -96,7 +96,10 @@ def _fit_together(old: Named, new: Named, data: str | None, relevance: Path | No
         raise PlanError(f"NEW is an encoder or a file of its vectors; {new.source} is a store, which can be OLD.")
     if data is None and old.stored != new.stored:
         run = new.source if old.stored else old.source
-        raise PlanError(f"{run} is run, so it needs the texts behind the vectors: --data FILE with `id` and `text`.")
+        raise PlanError(
+            f"{run} is no file of vectors that exists ({', '.join(sides.FILES)}), so it is taken for an encoder. That is "
+            "run, and needs the texts behind the vectors: --data FILE with `id` and `text`."
+        )
     if data is None and relevance is not None and old.stored:
         raise PlanError(f"{relevance} speaks of documents: give --data FILE with their `id` (and `text`, where it is known).")
     for one in (old, new):
@@ -137,8 +140,11 @@ def _present(collection: Collection, ready: Mapping[str, Side]) -> Collection:
     known = [set(side.ids or ()) for side in ready.values()]
     kept = [i for i, name in enumerate(collection.ids) if all(name in ids for ids in known)]
     if not kept:
-        names = " and ".join(side.name for side in ready.values())
-        raise DataError(f"None of the {len(collection)} documents, such as {collection.ids[0]!r}, has a vector in {names}.")
+        known_as = " and ".join(f"{side.name} (ids such as {(side.ids or ['none'])[0]!r})" for side in ready.values())
+        raise DataError(
+            f"None of the {len(collection)} documents, such as {collection.ids[0]!r}, has a vector in {known_as}. Rows belong "
+            "together by their ids, which are compared as texts."
+        )
     if len(kept) == len(collection):
         return collection
     left = collection.of(kept)

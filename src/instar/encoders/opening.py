@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instar.encoders import files
 from instar.errors import DataError, ModelError
 from instar.interfaces import Encoder
 
@@ -51,6 +52,11 @@ def open_encoder(source: str, settings: Mapping[str, Any] | None = None, *, text
         from instar.encoders.function import Function
 
         return Function(source, given)
+    if os.path.isfile(Path(source).expanduser()):  # noqa: PTH113 - a text too long for a name is no file
+        raise DataError(
+            f"{source} is a file, and no encoder. Files of vectors, where they are taken, end in {', '.join(files.KINDS)}. "
+            f"An encoder is {KINDS}."
+        )
     from instar.encoders.transformer import Transformer
 
     return Transformer(source, given)
