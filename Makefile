@@ -1,8 +1,7 @@
 # make demo       what replacing an encoder gains and costs, on real text → one page (about 5 minutes after installation)
 # make test       the test suite
-# make thorough   what CI runs after the suite: every page of docs/ on real models, the contract on every preset, a cluster
+# make thorough   what CI runs after the suite: every page of docs/ on real models, the wheel alone, every preset, the site, a cluster
 # make site       the site of the documentation, offline → site/index.html
-# make thorough   what CI runs after the suite: every page of docs/ on real models, the wheel alone, the contract on every preset
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin

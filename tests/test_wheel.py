@@ -27,7 +27,7 @@ COMMANDS = {
 }
 """Heading of the page -> its commands. What stands before the first heading makes the page's own files."""
 
-pytestmark = [pytest.mark.thorough, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("wheel"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
