@@ -60,7 +60,17 @@ def test_costs_count_what_is_kept_and_the_subject_makes_no_step() -> None:
     problem, _, subject = made("adamw")
     costs = problem.costs(subject)
     assert costs["state_bytes"] == pytest.approx(8 * costs["parameters"], rel=0.02)
+    assert costs["peak_train_bytes"] > 16 * costs["parameters"]  # weights, gradients and both moments, and activations
     assert not subject.optimiser.state
+
+
+def test_state_in_a_file_is_not_in_the_peak() -> None:
+    problem = TrainTextProblem(**{**SMALL, "width": 64, "heads": 4})
+    data = problem.load(0)
+    subjects = {ratio: run.lift(problem, "offloaded_adamw", {"ratio": ratio}, data, 0) for ratio in (0.0, 1.0)}
+    peak = {ratio: problem.costs(subject)["peak_train_bytes"] for ratio, subject in subjects.items()}
+    engines = {ratio: subject.optimiser.engine for ratio, subject in subjects.items()}
+    assert peak[0.0] - peak[1.0] == engines[0.0].division.bytes - engines[1.0].division.bytes > 0
 
 
 def test_settings_that_make_no_sense() -> None:
