@@ -54,7 +54,7 @@ class KFAC(Optimizer):
                 "KFAC expects f and accumulation of 1 or more, damping > 0, 0 ≤ decay, momentum < 1, lr and kl_clip ≥ 0; "
                 f"received {f}, {accumulation}, {damping}, {decay}, {momentum}, {lr}, {kl_clip}."
             )
-        super().__init__(decayed(model, weight_decay), {"lr": lr, "momentum": momentum})
+        super().__init__(decayed(model, weight_decay), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.f, self.damping, self.decay, self.kl_clip, self.rescale = f, damping, decay, kl_clip, rescale
         self.steps = 0
         self.layers, self.left_out = preconditionable(model, skip=skipping(skip), widest=widest)
