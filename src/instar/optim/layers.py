@@ -165,7 +165,7 @@ def _reason(
         if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
             return "a convolution with groups, or padding that is not a number of zeros"
     elif not is_linear(module):
-        return f"a {type(module).__name__}"
+        return f"neither linear nor a convolution: {type(module).__name__}"
     if not weight.requires_grad:
         return "frozen"
     if uses[id(weight)] > 1:
