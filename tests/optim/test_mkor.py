@@ -286,6 +286,8 @@ def test_what_is_left_out_is_named_and_still_trained() -> None:
     with pytest.raises(ShapeError, match="no layer"):
         MKOR(network(), sgd(), skip=["nowhere"])
     assert MKOR(network(), sgd(), skip=["0"]).left_out["0"] == "left out by the caller"
+    sparse = MKOR(nn.Sequential(nn.Embedding(7, 6, sparse=True), nn.Linear(6, 6)), sgd())
+    assert "sparse=False" in sparse.left_out["0"]
 
 
 def test_schedulers_groups_and_closures_see_one_optimiser() -> None:
