@@ -127,8 +127,12 @@ class KFAC(Optimizer):
             outputs, inputs = self.inverses[layer.name]
             if gradient is not None and gradient.shape[1] == len(inputs):
                 found.append((layer, gradient, outputs @ gradient @ inputs))
-        rate = float(self.param_groups[0]["lr"])
-        total = sum(float((gradient * made).sum().abs()) for _, gradient, made in found) * rate**2
+        rates = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
+        products: dict[float, float] = {}
+        for layer, gradient, made in found:
+            rate = rates[id(layer.weight)]
+            products[rate] = products.get(rate, 0.0) + float((gradient * made).sum().abs())
+        total = sum(product * rate**2 for rate, product in products.items())
         nu = min(1.0, math.sqrt(self.kl_clip / total)) if self.kl_clip > 0 and total > 0 else 1.0
         for layer, gradient, made in found:
             size = float(made.norm())
