@@ -1,6 +1,7 @@
 # make demo       what replacing an encoder gains and costs, on real text → one page (about 5 minutes after installation)
 # make test       the test suite
-# make thorough   what CI runs after the suite: every page of docs/ on real models, the contract on every preset
+# make thorough   what CI runs after the suite: every page of docs/ on real models, the contract on every preset, a cluster
+# make site       the site of the documentation, offline → site/index.html
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,7 +9,7 @@ OUT    ?= demo
 # Threads that spin while they wait made small work on shared cores up to 30 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: env demo test thorough lint clean
+.PHONY: env demo test site thorough lint clean
 
 env: $(VENV)/.ready
 
@@ -26,10 +27,13 @@ demo: env
 	@echo "Open $(OUT)/page.html"
 
 test: env
-	$(BIN)/python -m pytest -m "not thorough" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not thorough" -n 2 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 4
+
+site: env
+	$(BIN)/python -m instar.site site
 
 thorough: env
-	$(BIN)/python -m pytest -m thorough -n 2 --dist load
+	$(BIN)/python -m pytest -m thorough -n 2 --dist loadgroup --durations 20
 
 lint: env
 	$(BIN)/ruff check .
@@ -37,4 +41,4 @@ lint: env
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo runs dist build
+	rm -rf $(VENV) demo runs dist build site

@@ -19,9 +19,10 @@ def die(progress: Any) -> None:
 
 
 def first_time_never_ends(marker: str, release: str, progress: Any) -> int:
-    """The second time it returns at once, and MARKER.again says so; the first time when the file `release` is there."""
+    """The second time it returns at once; the first time it writes its process into MARKER and waits for the file RELEASE."""
     again = Path(marker).exists()
-    Path(f"{marker}.again" if again else marker).touch()
+    if not again:
+        Path(marker).write_text(str(os.getpid()))
     while not again and not Path(release).exists():
         time.sleep(0.1)
     return int(again)

@@ -66,8 +66,16 @@ def test_the_same_records_give_the_same_interval() -> None:
     assert statistics.paired(subject, against) == statistics.paired(subject, against)
 
 
+def test_seeds_with_items_of_their_own_are_judged_by_the_seeds() -> None:
+    drawn = [[1.0, 3.0], [2.0, 2.5, 3.0], [4.0, 1.0, 2.0, 2.0]]
+    runs = [Items(row, [1.0] * len(row)) for row in drawn]
+    found = statistics.value(runs)
+    wanted = statistics.student([run.value for run in runs])
+    assert (found.value, found.low, found.high) == pytest.approx((wanted.value, wanted.low, wanted.high))
+
+
 def test_items_that_do_not_pair_are_refused() -> None:
-    with pytest.raises(ValueError, match="same items"):
+    with pytest.raises(ValueError, match="same items in both"):
         statistics.paired([Items([1.0], [1.0])], [Items([1.0, 2.0], [1.0, 1.0])])
     with pytest.raises(ValueError, match="equally many"):
         statistics.paired([Items([1.0], [1.0])], [])

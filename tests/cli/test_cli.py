@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,15 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from in_process import instar
 
 from instar import catalogue
 
 SMALL = ["--set", "length=24", "--set", "pairs=2", "--set", "vocab=16", "--set", "width=16", "--set", "batch=4"]
-
-
-def instar(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "140"}
-    return subprocess.run([sys.executable, "-m", "instar", *words], cwd=cwd, capture_output=True, text=True, env=env)
 
 
 def test_list_has_what_programs_need() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import Done, instar
 
 from instar.gate import result
 
@@ -26,10 +27,8 @@ def _write(path: Path, right: np.ndarray, **columns: list) -> Path:
     return path
 
 
-def _gate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "instar", "gate", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+def _gate(folder: Path, *arguments: str) -> Done:
+    return instar("gate", *arguments, cwd=folder)
 
 
 @pytest.fixture

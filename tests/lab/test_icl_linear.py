@@ -147,8 +147,8 @@ def test_bad_learners() -> None:
     with pytest.raises(ShapeError, match="at most 3"):
         InContextDecoder(2, examples=3)(torch.zeros(1, 4, 2), torch.zeros(1, 4))
     with pytest.raises(ShapeError, match="both sides"):
-        InContextDecoder(2, mixer="bidirectional_hopfield")
+        InContextDecoder(2, examples=3, mixer="bidirectional_hopfield")
     with pytest.raises(ShapeError, match="ridge"):
-        CompiledLearner(2, ridge=0.0)
+        CompiledLearner(2, examples=4, ridge=0.0)
     with pytest.raises(ShapeError, match="family"):
         TaskSampler(2, "quadratic")  # type: ignore[arg-type]

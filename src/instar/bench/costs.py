@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from instar.interfaces import Data, Predictor, Problem
+
+if TYPE_CHECKING:
+    from torch.distributed._tools.mem_tracker import MemTracker
 
 
 def measure(problem: Problem, subject: Any, data: Data, seed: int) -> dict[str, float]:
@@ -31,9 +33,7 @@ def measure(problem: Problem, subject: Any, data: Data, seed: int) -> dict[str, 
 def peak_bytes(problem: Problem, subject: nn.Module, data: Data, seed: int) -> dict[str, float]:
     """Bytes of live tensors at the peak of one training step, by kind (a copy is trained; the subject stays as it is)."""
     model = copy.deepcopy(subject)
-    # A private module of torch: a test pins what is used of it.
-    tracker = MemTracker()
-    tracker.track_external(model)
+    tracker = _tracker(model)
     with tracker:
         problem.fit(model, data.train, steps=1, seed=seed)
     kinds = _peak(tracker)
@@ -49,8 +49,7 @@ def peak_of_steps(make: Callable[[], Callable[[], object]], *models: nn.Module, 
             in memory, and not what it has in a file. models: made before and counted as well. steps: two, so that what the first
             step makes is there beside the activations of the second.
     """
-    tracker = MemTracker()
-    tracker.track_external(*models)
+    tracker = _tracker(*models)
     with tracker:
         step = make()
         for _ in range(steps):
@@ -58,6 +57,16 @@ def peak_of_steps(make: Callable[[], Callable[[], object]], *models: nn.Module, 
             tracker.reset_mod_stats()  # it takes no module twice, else
     kinds = _peak(tracker)
     return kinds.get("total", sum(kinds.values()))
+
+
+def _tracker(*models: nn.Module) -> MemTracker:
+    """One that counts what these models have."""
+    # A private module of torch (a test pins what is used of it) that takes seconds to import: every command would wait for it.
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    tracker = MemTracker()
+    tracker.track_external(*models)
+    return tracker
 
 
 def _peak(tracker: MemTracker) -> dict[str, float]:

@@ -77,7 +77,8 @@ class LocalExecutor:
         # Spinning threads on shared cores made small work up to 30 times slower; workers inherit this from the fork server.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch", "instar.bench.run"])
+        # What takes a run seconds to import (the tracker brings what `torch.optim` takes at its first use) is there for all.
+        self._context.set_forkserver_preload(["torch", "instar.bench.run", "torch.distributed._tools.mem_tracker"])
 
     def run(self, jobs: Iterable[Job], done: Callable[[Outcome], None], progress: Callable[[str, int, float], None]) -> None:
         waiting = list(jobs)[::-1]

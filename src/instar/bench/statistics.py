@@ -8,12 +8,14 @@ seeds on a large test set and many seeds on a small one are both told honestly.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special
 
 from instar.items import Items
@@ -61,18 +63,22 @@ def value(runs: Sequence[Items], level: float = 0.95) -> Estimate:
 
 
 def paired(subject: Sequence[Items], against: Sequence[Items], level: float = 0.95, draws: int = 2000) -> Estimate:
-    """Subject minus baseline: lists by seed, in the same order, over the same items."""
+    """Subject minus baseline: lists by seed, in the same order, over the same items.
+
+    Where seeds differ in how many items they have, each drew its own: what those add to chance is in the spread of the seeds.
+    """
     if len(subject) != len(against) or not subject:
         raise ValueError(f"Paired runs expect equally many seeds, received {len(subject)} and {len(against)}.")
-    n = len(subject[0].weights)
-    if any(len(run.weights) != n for run in (*subject, *against)):
-        raise ValueError("Paired runs expect the same items in every run.")
+    counts = [len(run.weights) for run in subject]
+    if counts != [len(run.weights) for run in against]:
+        raise ValueError("Paired runs expect the same items in both.")
+    n, shared = min(counts), len(set(counts)) == 1
     differences = np.array([a.value - b.value for a, b in zip(subject, against, strict=True)])
     mean, seeds = float(differences.mean()), len(differences)
     if seeds < MINIMUM_SEEDS:
         return Estimate(mean, None, None, seeds, n)
     by_seed = float(differences.var(ddof=1)) / seeds
-    by_item = _item_variance(subject, against, draws) if n > 1 else 0.0
+    by_item = _item_variance(subject, against, draws) if n > 1 and shared else 0.0
     total = by_seed + by_item
     if total == 0.0:
         return Estimate(mean, mean, mean, seeds, n)
@@ -148,7 +154,6 @@ def _t(level: float, freedom: float) -> float:
 def _item_variance(subject: Sequence[Items], against: Sequence[Items], draws: int) -> float:
     """Variance of the seed-mean difference under redrawing items: the same draw for all seeds and both methods."""
     n = len(subject[0].weights)
-    generator = np.random.default_rng(0)  # the same records must give the same page
     arrays = [
         np.array(column, dtype=np.float64).T
         for column in (
@@ -158,10 +163,22 @@ def _item_variance(subject: Sequence[Items], against: Sequence[Items], draws: in
             [r.weights for r in against],
         )
     ]
-    means = np.empty(draws)
+    means = []
+    for counts in [_kept_draws(n, draws)] if n * draws <= 8_000_000 else _draws(n, draws):
+        a, aw, b, bw = (counts.astype(np.float64) @ array for array in arrays)
+        means.append((a / aw - b / bw).mean(axis=1))
+    return float(np.concatenate(means).var(ddof=1))
+
+
+def _draws(n: int, draws: int) -> Iterator[npt.NDArray[np.int64]]:
+    """How often each of n items is drawn, [≤ draws, n] at a time."""
+    generator = np.random.default_rng(0)  # the same records must give the same page
     step = max(1, 4_000_000 // n)
     for start in range(0, draws, step):
-        counts = generator.multinomial(n, np.full(n, 1 / n), size=min(step, draws - start)).astype(np.float64)
-        a, aw, b, bw = (counts @ array for array in arrays)
-        means[start : start + len(counts)] = (a / aw - b / bw).mean(axis=1)
-    return float(means.var(ddof=1))
+        yield generator.multinomial(n, np.full(n, 1 / n), size=min(step, draws - start))
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_draws(n: int, draws: int) -> npt.NDArray[np.uint16]:
+    """The same in one piece: a page asks for hundreds of intervals over the items of a few problems."""
+    return np.concatenate(list(_draws(n, draws))).astype(np.uint16)

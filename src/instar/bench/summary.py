@@ -4,7 +4,7 @@ the claims are all made from this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,13 +63,13 @@ class Group:
         return catalogue.problem(self.problem)
 
 
-def summarise(records: Sequence[Record]) -> list[Group]:
-    """Group the records and compute every cell."""
+def summarise(records: Sequence[Record], metrics: Collection[str] | None = None) -> list[Group]:
+    """Group the records and compute every cell, or those of some `metrics` by id, since each interval is a bootstrap."""
     groups: dict[str, list[Record]] = {}
     for item in records:
         if item["kind"] in ("run", "trial"):
             groups.setdefault(record.identity(_key(item)), []).append(item)
-    result = [_group(members, records) for members in groups.values()]
+    result = [_group(members, records, metrics) for members in groups.values()]
     covered = {id(g.timing) for g in result}
     for item in records:  # a timing pass without training still says what things cost
         if item["kind"] == "timing" and item["status"] == "ok" and id(item) not in covered:
@@ -88,7 +88,7 @@ def _key(item: Record) -> dict[str, Any]:
     }
 
 
-def _group(members: list[Record], records: Sequence[Record]) -> Group:
+def _group(members: list[Record], records: Sequence[Record], metrics: Collection[str] | None) -> Group:
     key = _key(members[0])
     card = catalogue.problem(key["problem"])
     rows: dict[str, Row] = {}
@@ -102,7 +102,7 @@ def _group(members: list[Record], records: Sequence[Record]) -> Group:
     timing = next((r for r in reversed(list(records)) if _times(r, key, rows)), None)
     ordered = sorted(rows.values(), key=lambda r: (not r.baseline, r.address))
     group = Group(key["problem"], key, ordered, [m for m in members if m["kind"] == "trial"], timing, card.metrics)
-    for metric in card.metrics:
+    for metric in card.metrics if metrics is None else [m for m in card.metrics if m.id in metrics]:
         for row in ordered:
             cell = {"quality": _quality, "cost": _cost, "time": _time}[metric.kind](group, row, metric)
             if cell is not None:

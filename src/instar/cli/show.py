@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from instar.cards import Card
+from instar.cards import Card, Knob
 
 
 def describe(card: Card) -> str:
@@ -18,20 +18,12 @@ def describe(card: Card) -> str:
     if card.equation:
         lines += ["", "Equation", textwrap.indent(card.equation.strip(), "  ")]
     if card.cost:
-        of_what = {
-            "CompatibleHead": "one vector brought to the old generation",
-            "Adapter": "one adapted layer",
-            "Forecaster": "one forecast of all series",
-            "Predictor": "one more step, one sequence",
-        }.get(str(card.interface), "one layer, one sequence")
-        lines += ["", f"Costs of {of_what}", f"  FLOPs  {card.cost.flops}", f"  state  {card.cost.state} bytes"]
+        lines += ["", f"Costs of {measured(card)}", f"  FLOPs  {card.cost.flops}", f"  state  {card.cost.state} bytes"]
     lines += ["", f"Tags     {', '.join(card.tags) or 'none'}", f"Entry    {card.entry or 'none'}"]
     lines += [f"Needs    pip install 'instar[{extra}]'" for extra in card.needs]
     if card.knobs:
         lines += ["", "Knobs"]
-        for name, knob in card.knobs.items():
-            space = f"{knob.range[0]:g} … {knob.range[1]:g}, {knob.scale}" if knob.range else f"one of {knob.choices}"
-            lines.append(f"  {name:<18} {space}")
+        lines += [f"  {name:<18} {space(knob)}" for name, knob in card.knobs.items()]
     if card.presets:
         lines += ["", "Presets"]
         lines += [
@@ -45,6 +37,21 @@ def describe(card: Card) -> str:
         lines += ["", "Deviations from the paper"]
         lines += [textwrap.fill(d, 100, initial_indent="  · ", subsequent_indent="    ") for d in card.deviations]
     return "\n".join(lines)
+
+
+def measured(card: Card) -> str:
+    """What the formulas of its costs count."""
+    return {
+        "CompatibleHead": "one vector brought to the old generation",
+        "Adapter": "one adapted layer",
+        "Forecaster": "one forecast of all series",
+        "Predictor": "one more step, one sequence",
+    }.get(str(card.interface), "one layer, one sequence")
+
+
+def space(knob: Knob) -> str:
+    """The values among which a knob is tuned."""
+    return f"{knob.range[0]:g} … {knob.range[1]:g}, {knob.scale}" if knob.range else f"one of {knob.choices}"
 
 
 def _wrap(text: str) -> str:

@@ -25,18 +25,16 @@ class CompiledLearner(nn.Module, InContextLearner):
         width: D. examples: N, the most of a context. algorithm: one of the two. lr: α. ridge: λ, > 0 for `ridge`.
 
     Its parameters are float64, whatever the inputs are. Errors are about 1e-5 at λ = 0.1 and less with a larger ridge:
-    products are
-    exact to ε² times the square of what is multiplied. Raises ShapeError. O(N · T (D² + T)) a task.
-    Differs from the paper: the layers that repeat are one layer, used again; u = v as A is symmetric. Source: Akyürek et al.
-    2023,
-    theorems 1 and 2.
+    products are exact to ε² times the square of what is multiplied. Raises ShapeError. O(N · T (D² + T)) a task.
+    Differs from the paper: the layers that repeat are one layer, used again; u = v as A is symmetric.
+    Source: Akyürek et al. 2023, theorems 1 and 2.
     """
 
     def __init__(
         self,
         width: int,
         *,
-        examples: int = 8,
+        examples: int,
         algorithm: Literal["gradient_descent", "ridge"] = "ridge",
         lr: float = 0.05,
         ridge: float = 0.5,

@@ -29,10 +29,9 @@ class LinearSelfAttention(nn.Module, InContextLearner):
 
     Args:
         width: d. examples: N of training. method: `closed_form`, the limit of theorem 4.1; `flow`, gradient flow on the
-        population
-            loss from its start; `gradient`, all entries trained by `fit` on sampled tasks, from the same start. The first two
-            stand as soon as they are built, and `fit` leaves them. covariance: Λ [d, d]; None is the identity. sigma: σ of the
-            start. lr: of Adam in `fit`.
+            population loss from its start; `gradient`, all entries trained by `fit` on sampled tasks, from the same start. The
+            first two stand as soon as they are built, and `fit` leaves them. covariance: Λ [d, d]; None is the identity.
+            sigma: σ of the start. lr: of Adam in `fit`.
 
     Without examples 0. Errors are relative to E[y²] elsewhere. O(M d²) a query. Raises ShapeError.
     """
@@ -41,7 +40,7 @@ class LinearSelfAttention(nn.Module, InContextLearner):
         self,
         width: int,
         *,
-        examples: int = 16,
+        examples: int,
         method: Method = "closed_form",
         covariance: Tensor | None = None,
         sigma: float = 0.3,

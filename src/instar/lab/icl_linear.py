@@ -38,7 +38,7 @@ class InContextDecoder(nn.Module, InContextLearner):
         self,
         width: int,
         *,
-        examples: int = 16,
+        examples: int,
         mixer: str = "softmax:no_positions",
         model_width: int = 64,
         depth: int = 2,

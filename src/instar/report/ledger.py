@@ -19,19 +19,26 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        interval = "" if row["interval"] is None else f" [{row['interval'][0]:.3g}, {row['interval'][1]:.3g}]"
-        found = "" if row["value"] is None else f"{row['value']:.3g}{interval}"
-        needed = "" if row["kind"] == "untestable" else _needed(row)
-        cells = (row["method"], row["text"], f"**{row['verdict']}**", found, needed, _source(row))
+        cells = (row["method"], row["text"], f"**{row['verdict']}**", found(row), needed(row), source(row))
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines)
 
 
-def _source(row: dict[str, Any]) -> str:
+def found(row: dict[str, Any]) -> str:
+    """The improvement with its interval, or nothing."""
+    interval = "" if row["interval"] is None else f" [{row['interval'][0]:.3g}, {row['interval'][1]:.3g}]"
+    return "" if row["value"] is None else f"{row['value']:.3g}{interval}"
+
+
+def source(row: dict[str, Any]) -> str:
+    """What the interval is drawn from."""
     return row["drawn_from"] if row["drawn_from"] in ("", "closed form") else f"{row['seeds']} {row['drawn_from']}"
 
 
-def _needed(row: dict[str, Any]) -> str:
+def needed(row: dict[str, Any]) -> str:
+    """What the claim asks of the improvement."""
+    if row["kind"] == "untestable":
+        return ""
     if row["kind"] == "parity":
         return f"within ±{row['margin']:g}"
     if row["kind"] == "exact":
