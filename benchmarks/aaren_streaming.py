@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from turns import spread, turns
 
 from instar import state as states
 from instar.kernels.prefix_attention import prefix_attention
@@ -77,12 +78,6 @@ def stream(tokens: int, rounds: int) -> dict[str, Any]:
     return found
 
 
-def timed(call: Callable[[], torch.Tensor]) -> float:
-    start = time.perf_counter()
-    call().sum().backward()
-    return time.perf_counter() - start
-
-
 def training(lengths: list[int], rounds: int) -> dict[str, Any]:
     """Seconds of forward and backward: the layers, and their kernels alone (B = 1, H = 4, K = V = 32)."""
     torch.manual_seed(0)
@@ -98,13 +93,8 @@ def training(lengths: list[int], rounds: int) -> dict[str, Any]:
             "prefix_attention": lambda s=s, values=values: prefix_attention(s, values)[0],
             "sdpa": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
-        for turn in range(rounds + 1):
-            for name, call in calls.items():
-                taken = timed(call)
-                if turn:  # the first turn warms up
-                    seconds[name].append(taken)
-        found[str(T)] = {name: summary(values_) for name, values_ in seconds.items()}
+        taken = turns({name: lambda call=call: call().sum().backward() for name, call in calls.items()}, rounds)
+        found[str(T)] = {name: spread(one.wall) for name, one in taken.items()}
     return found
 
 

@@ -20,8 +20,6 @@ import json
 import math
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from turns import spread, turns
 
 from instar.kernels.delta_rule import gated_delta_rule
 from instar.kernels.gated_linear import gated_linear_attention
@@ -82,30 +81,22 @@ def calls(T: int, peers: dict[str, Callable[..., Any]]) -> dict[str, Call]:
     return found
 
 
-def summary(seconds: list[float]) -> dict[str, float]:
-    return {"min": min(seconds), "median": statistics.median(seconds)}
+def stepped(call: Call, train: bool) -> Callable[[], object]:
+    """Forward, and backward where it is trained."""
 
+    def step() -> None:
+        with torch.set_grad_enabled(train):
+            out = call()
+        if train:
+            out.backward(torch.ones_like(out))
 
-def timed(call: Call, train: bool) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    with torch.set_grad_enabled(train):
-        out = call()
-    if train:
-        out.backward(torch.ones_like(out))
-    return time.perf_counter() - wall, time.process_time() - cpu
+    return step
 
 
 def measure(T: int, rounds: int, peers: dict[str, Callable[..., Any]], train: bool) -> dict[str, Any]:
     functions = calls(T, peers)
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
-    for turn in range(rounds + 1):
-        for name, call in functions.items():
-            spent = timed(call, train)
-            if turn:  # the first turn warms up
-                taken[name].append(spent)
-    found: dict[str, Any] = {
-        name: {"wall": summary([w for w, _ in spent]), "cpu": summary([c for _, c in spent])} for name, spent in taken.items()
-    }
+    taken = turns({name: stepped(call, train) for name, call in functions.items()}, rounds)
+    found: dict[str, Any] = {name: {"wall": spread(spent.wall), "cpu": spread(spent.cpu)} for name, spent in taken.items()}
     ratios = {}
     for own, peer in PEERS.items():
         if peer in found:

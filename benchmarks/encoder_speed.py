@@ -16,17 +16,16 @@ import contextlib
 import dataclasses
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from turns import Call, spread, turns
 
 from instar import catalogue
 from instar.bench import environment
@@ -60,16 +59,9 @@ def keep(name: str, rows: list[dict[str, Any]]) -> None:
     RESULT.write_text(json.dumps(held, indent=1) + "\n")
 
 
-def rounds(parts: dict[str, Callable[[], object]], count: int = ROUNDS) -> dict[str, dict[str, float]]:
+def rounds(parts: dict[str, Call], count: int = ROUNDS) -> dict[str, dict[str, float]]:
     """Seconds of each part, in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
-    for turn in range(count + 1):
-        for name, part in parts.items():
-            begin = time.perf_counter()
-            part()
-            if turn:  # the first round warms up
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: {"min": min(s), "median": statistics.median(s)} for name, s in seconds.items()}
+    return {name: spread(one.wall) for name, one in turns(parts, count).items()}
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -19,24 +19,22 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from turns import Call, turns
 
 from instar.growth import Pattention, TokenFormer, grow
 from instar.growth.pattention import MODES, STD
 from instar.growth.zero_ffn import ZeroFFN
 from instar.models.decoder import Decoder
 
-Call = Callable[[], object]
 SIZES = ((256, 1024, 512), (512, 2048, 512), (768, 3072, 256), (768, 3072, 1024))
 """Width, pairs or hidden units, tokens."""
-ROUNDS, FEWEST = 15, 3
+ROUNDS = 15
 SECONDS = 15.0  # of one size
 REPEATS = 3
 
@@ -103,30 +101,7 @@ def steps(width: int, units: int, tokens: int) -> dict[str, Call]:
 
 
 def measured(calls: dict[str, Call]) -> dict[str, dict[str, float]]:
-    """Minimum and median of rounds, in which all take turns."""
-    wall: dict[str, list[float]] = {name: [] for name in calls}
-    cpu: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    start = time.perf_counter()
-    for number in range(ROUNDS):
-        if number >= FEWEST and time.perf_counter() - start > SECONDS:
-            break
-        for name, call in calls.items():
-            a, b = time.perf_counter(), time.process_time()
-            call()
-            wall[name].append(time.perf_counter() - a)
-            cpu[name].append(time.process_time() - b)
-    return {
-        name: {
-            "minimum": min(wall[name]),
-            "median": statistics.median(wall[name]),
-            "cpu_minimum": min(cpu[name]),
-            "cpu_median": statistics.median(cpu[name]),
-            "rounds": len(wall[name]),
-        }
-        for name in calls
-    }
+    return {name: taken.both() for name, taken in turns(calls, ROUNDS, seconds=SECONDS).items()}
 
 
 def main() -> None:

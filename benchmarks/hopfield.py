@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from turns import Call, spread, turns
 
 from instar.errors import InstarError
 from instar.mixers import hopfield_layers
@@ -77,15 +77,9 @@ def parity(theirs: Any, kind: str, shape: tuple[int, ...], arguments: dict[str, 
     return {"values": differences[0], "gradients": max(differences[1:])}
 
 
-def turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 2):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn > 1:  # the first two warm up
-                taken[name].append(time.perf_counter() - start)
-    result: dict[str, Any] = {n: {"min": min(t), "median": statistics.median(t)} for n, t in taken.items()}
+def compared(calls: dict[str, Call], rounds: int) -> dict[str, Any]:
+    taken = {name: one.wall for name, one in turns(calls, rounds, warm=2).items()}
+    result: dict[str, Any] = {name: spread(seconds) for name, seconds in taken.items()}
     if len(taken) > 1:
         own, other = taken["instar"], taken["hopfield-layers"]
         result["ratio"] = statistics.median(b / a for a, b in zip(own, other, strict=True))
@@ -115,7 +109,7 @@ def times(theirs: Any, kind: str, shape: tuple[int, ...], arguments: dict[str, A
 
     found: dict[str, Any] = {"load": os.getloadavg()[0]}
     for name, way in (("forward", forward), ("training", training)):
-        found[name] = turns({who: way(layer) for who, layer in layers.items()}, rounds)
+        found[name] = compared({who: way(layer) for who, layer in layers.items()}, rounds)
     return found
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
+from turns import spread, turns
 
 from instar import files
 from instar.adapters.limits.attention import attention
@@ -62,18 +62,9 @@ def measure(length: int) -> dict[str, Any]:
             found = call()
         peak = sum(float(kinds["Total"]) for kinds in tracker.get_tracker_snapshot("peak").values())
         error = float((found.double() - exact).norm() / exact.norm())
-        row["forms"][name] = {"bytes": peak, "error": error, "seconds": []}
-    start = time.perf_counter()
-    for turn in range(ROUNDS):
-        if turn > 2 and time.perf_counter() - start > SECONDS:
-            break
-        for name, call in calls.items():
-            before = time.process_time()
-            call()
-            row["forms"][name]["seconds"].append(time.process_time() - before)
-    for one in row["forms"].values():
-        taken = one.pop("seconds")
-        one |= {"min": min(taken), "median": statistics.median(taken), "rounds": len(taken)}
+        row["forms"][name] = {"bytes": peak, "error": error}
+    for name, taken in turns(calls, ROUNDS, warm=0, seconds=SECONDS).items():
+        row["forms"][name] |= {**spread(taken.cpu), "rounds": len(taken.cpu)}
     return row
 
 

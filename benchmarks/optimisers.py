@@ -18,14 +18,13 @@ import json
 import math
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from turns import Call, turns
 
 from instar.optim.adamw import AdamW
 from instar.optim.inverse import updated
@@ -33,11 +32,10 @@ from instar.optim.kfac import KFAC
 from instar.optim.mkor import MKOR
 from instar.optim.sgd import SGD
 
-Call = Callable[[], object]
 RESULT = Path(__file__).parent / "results" / "optimisers.json"
 SIZES = (256, 512, 1024, 2048, 4096)
 LARGEST_EIGH = 2048
-ROUNDS, FEWEST = 15, 3
+ROUNDS = 15
 SECONDS = 20.0  # of one size or model
 
 
@@ -93,30 +91,7 @@ def steps() -> tuple[dict[str, Call], int]:
 
 
 def measured(calls: dict[str, Call]) -> dict[str, dict[str, float]]:
-    """Minimum and median of rounds, in which all take turns."""
-    wall: dict[str, list[float]] = {name: [] for name in calls}
-    cpu: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    start = time.perf_counter()
-    for number in range(ROUNDS):
-        if number >= FEWEST and time.perf_counter() - start > SECONDS:
-            break
-        for name, call in calls.items():
-            a, b = time.perf_counter(), time.process_time()
-            call()
-            wall[name].append(time.perf_counter() - a)
-            cpu[name].append(time.process_time() - b)
-    return {
-        name: {
-            "minimum": min(wall[name]),
-            "median": statistics.median(wall[name]),
-            "cpu_minimum": min(cpu[name]),
-            "cpu_median": statistics.median(cpu[name]),
-            "rounds": len(wall[name]),
-        }
-        for name in calls
-    }
+    return {name: taken.both() for name, taken in turns(calls, ROUNDS, seconds=SECONDS).items()}
 
 
 def main() -> None:

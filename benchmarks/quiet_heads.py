@@ -13,12 +13,12 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from turns import Call, spread, turns
 
 from instar.interfaces import Mixer
 from instar.mixers.clipped_softmax import ClippedSoftmax
@@ -42,22 +42,11 @@ def layers(length: int) -> dict[str, Mixer]:
     }
 
 
-def turns(calls: dict[str, Callable[[], object]], rounds: int, first: str) -> dict[str, dict[str, float]]:
+def compared(calls: dict[str, Call], rounds: int, first: str) -> dict[str, dict[str, float]]:
     """Minimum and median of the rounds, and the ratio of the medians of round-by-round ratios to `first`."""
-    for call in calls.values():
-        call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            taken[name].append(time.perf_counter() - start)
+    taken = {name: one.wall for name, one in turns(calls, rounds).items()}
     return {
-        name: {
-            "min": min(seconds),
-            "median": statistics.median(seconds),
-            "ratio": statistics.median(a / b for a, b in zip(seconds, taken[first], strict=True)),
-        }
+        name: {**spread(seconds), "ratio": statistics.median(a / b for a, b in zip(seconds, taken[first], strict=True))}
         for name, seconds in taken.items()
     }
 
@@ -73,7 +62,7 @@ def training(length: int, rounds: int) -> dict[str, dict[str, float]]:
 
         return call
 
-    return turns({name: step(layer) for name, layer in layers(length).items()}, rounds, "softmax")
+    return compared({name: step(layer) for name, layer in layers(length).items()}, rounds, "softmax")
 
 
 @torch.no_grad()
@@ -91,7 +80,7 @@ def decoding(length: int, rounds: int) -> dict[str, dict[str, float]]:
 
         return call
 
-    return turns({name: steps(layer.eval()) for name, layer in layers(2 * length).items()}, rounds, "softmax")
+    return compared({name: steps(layer.eval()) for name, layer in layers(2 * length).items()}, rounds, "softmax")
 
 
 def gpt_oss(length: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -113,7 +102,7 @@ def gpt_oss(length: int, rounds: int) -> dict[str, dict[str, float]]:
             "instar_sinks": lambda: hf_attention.attend("sinks", module, q, k, v, None, **given)[0],
         }
         torch.testing.assert_close(calls["instar_sinks"](), calls["eager"](), rtol=0, atol=1e-4)
-        return turns(calls, rounds, "eager")
+        return compared(calls, rounds, "eager")
 
 
 def main() -> None:

@@ -15,14 +15,13 @@ import json
 import math
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from turns import spread, turns
 
 from instar.kernels.diagonal_state_space import diagonal_state_space
 from instar.kernels.legendre_memory import legendre_memory
@@ -67,29 +66,21 @@ def streamed(T: int) -> dict[str, Call]:
     return found
 
 
-def timed(call: Call, train: bool) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    with torch.set_grad_enabled(train):
-        out = call()
-    if train:
-        out.backward(torch.ones_like(out))
-    return time.perf_counter() - wall, time.process_time() - cpu
+def stepped(call: Call, train: bool) -> Callable[[], object]:
+    """Forward, and backward where it is trained."""
 
+    def step() -> None:
+        with torch.set_grad_enabled(train):
+            out = call()
+        if train:
+            out.backward(torch.ones_like(out))
 
-def summary(seconds: list[float]) -> dict[str, float]:
-    return {"min": min(seconds), "median": statistics.median(seconds)}
+    return step
 
 
 def measure(functions: dict[str, Call], rounds: int, train: bool) -> dict[str, Any]:
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
-    for turn in range(rounds + 1):
-        for name, call in functions.items():
-            spent = timed(call, train)
-            if turn:  # the first turn warms up
-                taken[name].append(spent)
-    found: dict[str, Any] = {
-        name: {"wall": summary([w for w, _ in spent]), "cpu": summary([c for _, c in spent])} for name, spent in taken.items()
-    }
+    taken = turns({name: stepped(call, train) for name, call in functions.items()}, rounds)
+    found: dict[str, Any] = {name: {"wall": spread(spent.wall), "cpu": spread(spent.cpu)} for name, spent in taken.items()}
     return {"seconds": found, "load": os.getloadavg()[0]}
 
 

@@ -15,8 +15,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from turns import spread, turns
 
 import instar
 from instar.kernels.lsh_attention import lsh_attention
@@ -184,14 +183,8 @@ def training(lengths: list[int], rounds: int) -> dict[str, Any]:
         torch.manual_seed(0)
         made = layers(tokens)
         x = torch.randn(1, tokens, WIDTH, requires_grad=True)
-        taken: dict[str, list[float]] = {name: [] for name in made}
-        for turn in range(rounds + 1):
-            for name, layer in made.items():
-                start = time.perf_counter()
-                layer(x)[0].sum().backward()
-                if turn:  # the first turn warms up
-                    taken[name].append(time.perf_counter() - start)
-        found[str(tokens)] = {name: {"min": min(t), "median": statistics.median(t)} for name, t in taken.items()}
+        calls = {name: lambda layer=layer, x=x: layer(x)[0].sum().backward() for name, layer in made.items()}
+        found[str(tokens)] = {name: spread(one.wall) for name, one in turns(calls, rounds).items()}
         found[str(tokens)]["load"] = os.getloadavg()[0]
     return found
 

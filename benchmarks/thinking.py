@@ -14,14 +14,13 @@ processor seconds, the minimum and the median of the rounds.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from turns import Call, spread, turns
 
 from instar import catalogue, files
 from instar.bench import environment
@@ -36,15 +35,8 @@ SIZE: dict[str, Any] = {"width": 256, "depth": 4, "heads": 4}
 S2 = catalogue.method("ebt").preset("s2_small")
 
 
-def clocked(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(ROUNDS + 1):
-        for name, call in calls.items():
-            before = time.process_time()
-            call()
-            if turn:  # the first round warms up
-                taken[name].append(time.process_time() - before)
-    return taken
+def clocked(calls: dict[str, Call]) -> dict[str, list[float]]:
+    return {name: taken.cpu for name, taken in turns(calls, ROUNDS).items()}
 
 
 def decoding(context: int) -> dict[str, Any]:
@@ -118,7 +110,7 @@ def training() -> dict[str, Any]:
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
-    return {"min": min(seconds), "median": statistics.median(seconds), "rounds": len(seconds)}
+    return {**spread(seconds), "rounds": len(seconds)}
 
 
 def main() -> None:

@@ -58,6 +58,7 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "covariates": bool,
     "program": bool,
     "reads": ("tokens", "vectors", "images"),
+    "placement": bool,
 }
 """Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
 
@@ -73,6 +74,7 @@ Of a forecaster: `equivariant`, a series that is shifted and stretched after tra
 (`shift_equivariant`: shifted only); `any_series`, it forecasts series that it did not learn from; `covariates`, it reads them.
 Of a labeller: `program`, its method `program()` gives what it learnt as a program that runs alone.
 Of a predictor: `reads`, what x is; `causal`, a position's answer does not know later ones.
+Of an optimiser: `placement`, its presets and all knobs but the rate say only where its state lies, and change no number.
 """
 
 

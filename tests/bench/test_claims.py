@@ -135,6 +135,16 @@ def test_exact_threshold_and_several_conditions(tmp_path: Path) -> None:
     assert judged(tmp_path, replace(threshold, against=8.0, margin=1.0)).verdict == "does not hold here"
 
 
+def test_exact_claims_of_scores_hold_for_every_seed(tmp_path: Path) -> None:
+    exact = replace(CLAIM, kind="exact", margin=0.0)
+    one, other = {"bits_per_byte@T": [1.0, 3.0]}, {"bits_per_byte@T": [2.0, 2.5]}
+    for seed in range(2):
+        assert judged(tmp_path, exact, run("gla", seed, one), run("softmax", seed, one)).verdict == "holds"
+    assert judged(tmp_path, replace(exact, against=2.0)).verdict == "holds"
+    assert judged(tmp_path, exact, run("gla", 2, one), run("softmax", 2, other)).verdict == "does not hold here"
+    assert judged(tmp_path, replace(exact, against=2.5)).verdict == "does not hold here"
+
+
 def test_nothing_is_said_without_records(tmp_path: Path) -> None:
     assert claims.judge(CARD, CLAIM, tmp_path).verdict == "not run"
     failed: Callable[[int], dict[str, Any]] = lambda s: {**run("gla", s, {}), "status": "diverged", "reason": "loss is nan"}  # noqa: E731

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor, nn
 
 from instar import catalogue
 from instar.bench import costs
@@ -34,3 +37,19 @@ def test_longer_batches_need_more() -> None:
     peaks = [costs.measure(p, lift(p, "softmax", {}, p.load(0), 0), p.load(0), 0)["peak_train_bytes"] for p in (small, large)]
     assert peaks[1] > 2 * peaks[0]
     assert catalogue.problem("recall").metric("peak_train_bytes").kind == "cost"
+
+
+def test_steps_of_what_is_no_module_are_counted_from_what_they_are_made_of() -> None:
+    kept: list[Tensor] = []
+
+    def make() -> Callable[[], object]:
+        held = torch.zeros(1000)
+
+        def step() -> None:
+            kept.append(torch.zeros(500))
+            held.add_(torch.ones(2000)[:1000])
+
+        return step
+
+    assert costs.peak_of_steps(make) == 4 * (1000 + 2 * 500 + 2000)
+    assert costs.peak_of_steps(make, nn.Linear(10, 30), steps=1) == 4 * (1000 + 500 + 2000 + 10 * 30 + 30)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from instar.errors import CheckpointError, ShapeError, UnknownNameError
 from instar.optim.hybrid import HybridPolicy
 from instar.optim.inverse import RULES, stabilised, updated
+from instar.optim.kfac import KFAC
 from instar.optim.mkor import MKOR
 
 GAMMA = 0.95
@@ -162,6 +163,22 @@ def test_with_one_sample_exact_is_kfac() -> None:
         optimiser.zero_grad()
 
 
+def test_the_clip_of_kfac_counts_each_layer_at_its_own_rate() -> None:
+    found = []
+    for still in ("rate", "gradient"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 3, bias=False))
+        optimiser = KFAC(model, lr=0.1, kl_clip=1e-6)
+        group = optimiser.param_groups[0]
+        optimiser.param_groups.append({**group, "params": [group["params"].pop()], "lr": 0.0 if still == "rate" else 0.1})
+        model(torch.randn(5, 6)).square().mean().backward()
+        if still == "gradient":
+            model[2].weight.grad = None
+        optimiser.step()
+        found.append(model[0].weight.detach().clone())
+    assert torch.equal(*found)
+
+
 def test_a_pointwise_convolution_is_a_linear_layer() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(6, 3)
@@ -286,6 +303,8 @@ def test_what_is_left_out_is_named_and_still_trained() -> None:
     with pytest.raises(ShapeError, match="no layer"):
         MKOR(network(), sgd(), skip=["nowhere"])
     assert MKOR(network(), sgd(), skip=["0"]).left_out["0"] == "left out by the caller"
+    sparse = MKOR(nn.Sequential(nn.Embedding(7, 6, sparse=True), nn.Linear(6, 6)), sgd())
+    assert "sparse=False" in sparse.left_out["0"]
 
 
 def test_schedulers_groups_and_closures_see_one_optimiser() -> None:

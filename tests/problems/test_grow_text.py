@@ -85,6 +85,7 @@ def test_the_last_size_is_what_costs_count() -> None:
     costs = problem.costs(subject)
     assert subject.model.width == 16  # the subject has not grown
     assert costs["state_bytes"] == 8 * costs["parameters"]
+    assert costs["peak_train_bytes"] > 16 * costs["parameters"]
     model = problem._grown(subject)
     assert (model.width, model.depth) == (64, 4)
     assert costs["parameters"] == sum(p.numel() for p in model.parameters())

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from instar import catalogue
 from instar.bench import run
+from instar.bench.statistics import exact
+from instar.bench.summary import Cell, Group, Row
 from instar.errors import CheckpointError, ShapeError
 from instar.problems.train_text import TrainTextProblem
+from instar.report import columns
 
 SMALL: dict[str, Any] = {"length": 32, "batch": 4, "width": 16, "depth": 1, "heads": 2, "test_blocks": 3}
 
@@ -60,7 +64,25 @@ def test_costs_count_what_is_kept_and_the_subject_makes_no_step() -> None:
     problem, _, subject = made("adamw")
     costs = problem.costs(subject)
     assert costs["state_bytes"] == pytest.approx(8 * costs["parameters"], rel=0.02)
+    assert costs["peak_train_bytes"] > 16 * costs["parameters"]  # weights, gradients and both moments, and activations
     assert not subject.optimiser.state
+
+
+def test_state_in_a_file_is_not_in_the_peak() -> None:
+    problem = TrainTextProblem(**{**SMALL, "width": 64, "heads": 4})
+    data = problem.load(0)
+    subjects = {ratio: run.lift(problem, "offloaded_adamw", {"ratio": ratio}, data, 0) for ratio in (0.0, 1.0)}
+    peak = {ratio: problem.costs(subject)["peak_train_bytes"] for ratio, subject in subjects.items()}
+    engines = {ratio: subject.optimiser.engine for ratio, subject in subjects.items()}
+    assert peak[0.0] - peak[1.0] == engines[0.0].division.bytes - engines[1.0].division.bytes > 0
+
+
+@pytest.mark.parametrize(("problem", "texts"), [("train_text", "first second kept"), ("grow_text", "grown base second kept")])
+def test_gain_retention_time_and_memory_stand_in_one_table(problem: str, texts: str) -> None:
+    metrics = catalogue.problem(problem).metrics
+    row = Row("one", True, "default", [], dict.fromkeys((m.id for m in metrics), Cell(exact(1.0))))
+    found = {m.id for m in columns.shown(Group(problem, {}, [row], [], None, metrics))}
+    assert {*(f"bits_per_byte@{text}" for text in texts.split()), "step_seconds", "peak_train_bytes", "state_bytes"} <= found
 
 
 def test_settings_that_make_no_sense() -> None:

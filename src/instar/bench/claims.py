@@ -20,6 +20,7 @@ from instar.bench.record import Record, Store
 from instar.bench.statistics import Estimate, Verdict
 from instar.cards import Card, Claim, Metric
 from instar.errors import PlanError, UnknownNameError
+from instar.items import Items
 
 QUICK_SEEDS = 3
 _PLAN_KEYS = ("budget", "data")
@@ -217,10 +218,11 @@ def _one(claim: Claim, metric: Metric, measure: str, who: str, records: list[Rec
     b = None if theirs is None else [theirs[k] for k in keys]
     if claim.kind in ("threshold", "exact"):
         value = statistics.value(a) if metric.kind == "quality" else _spread(a)
-        target = float(claim.against) if isinstance(claim.against, float) else float(b[0]) if b else 0.0
+        wanted = b or [float(str(claim.against))] * len(a)
+        found, targets = ([x.value if isinstance(x, Items) else x for x in values] for values in (a, wanted))
         if claim.kind == "exact":
-            return value, "holds" if all(x == target for x in a) else "does not hold here"
-        shifted = Estimate(value.value - target, *_shift(value, target), value.seeds, value.items)
+            return value, "holds" if found == targets else "does not hold here"
+        shifted = Estimate(value.value - targets[0], *_shift(value, targets[0]), value.seeds, value.items)
         return value, statistics.superior(statistics.improvement(shifted, claim.direction), claim.margin)
     if b is None:
         raise PlanError(f"The claim {claim.id} compares with a number; its kind must be threshold or exact.")

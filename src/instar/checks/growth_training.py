@@ -51,11 +51,13 @@ def check_learns(subject: Subject) -> None:
 
 
 def check_optimisers(subject: Subject) -> None:
-    """Every optimiser trains each parameter once; what it keeps has the parameters' shapes; groups keep their settings."""
+    """Every optimiser trains each parameter once; what it keeps has the parameters' shapes; groups keep their settings, and
+    schedulers that were made before growth rule them after it."""
     growth = build(subject)
     for name, make in OPTIMISERS.items():
         model = built(growth)
         optimiser = make(model)
+        schedule = torch.optim.lr_scheduler.StepLR(optimiser, 1, gamma=0.0)
         train(model, optimiser, 2)
         groups = [{key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups]
         growth.grow(model, plans(growth)[-1], optimizer=optimiser)
@@ -68,6 +70,11 @@ def check_optimisers(subject: Subject) -> None:
             if any(isinstance(t, Tensor) and t.dim() and t.shape != parameter.shape for t in state.values()):
                 raise ContractError(f"{name}: a state has not the shape {tuple(parameter.shape)} of its parameter.")
         train(model, optimiser, 2)
+        schedule.step()
+        before = [p.detach().clone() for p in model.parameters()]
+        train(model, optimiser, 1)
+        if any(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)):
+            raise ContractError(f"{name}: a scheduler that was made before growth does not set all rates after it.")
 
 
 def check_moments(subject: Subject) -> None:

@@ -54,7 +54,7 @@ class KFAC(Optimizer):
                 "KFAC expects f and accumulation of 1 or more, damping > 0, 0 ≤ decay, momentum < 1, lr and kl_clip ≥ 0; "
                 f"received {f}, {accumulation}, {damping}, {decay}, {momentum}, {lr}, {kl_clip}."
             )
-        super().__init__(decayed(model, weight_decay), {"lr": lr, "momentum": momentum})
+        super().__init__(decayed(model, weight_decay), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.f, self.damping, self.decay, self.kl_clip, self.rescale = f, damping, decay, kl_clip, rescale
         self.steps = 0
         self.layers, self.left_out = preconditionable(model, skip=skipping(skip), widest=widest)
@@ -127,8 +127,12 @@ class KFAC(Optimizer):
             outputs, inputs = self.inverses[layer.name]
             if gradient is not None and gradient.shape[1] == len(inputs):
                 found.append((layer, gradient, outputs @ gradient @ inputs))
-        rate = float(self.param_groups[0]["lr"])
-        total = sum(float((gradient * made).sum().abs()) for _, gradient, made in found) * rate**2
+        rates = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
+        products: dict[float, float] = {}
+        for layer, gradient, made in found:
+            rate = rates[id(layer.weight)]
+            products[rate] = products.get(rate, 0.0) + float((gradient * made).sum().abs())
+        total = sum(product * rate**2 for rate, product in products.items())
         nu = min(1.0, math.sqrt(self.kl_clip / total)) if self.kl_clip > 0 and total > 0 else 1.0
         for layer, gradient, made in found:
             size = float(made.norm())

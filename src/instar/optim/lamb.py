@@ -40,7 +40,8 @@ class LAMB(Optimizer):
                 "LAMB expects lr and weight_decay of 0 or more, 0 ≤ beta < 1 and eps > 0; received "
                 f"{lr}, {weight_decay}, {beta1}, {beta2}, {eps}."
             )
-        super().__init__(decayed(model, weight_decay), {"lr": lr, "betas": (beta1, beta2), "eps": eps})
+        defaults = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(decayed(model, weight_decay), defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -164,8 +164,10 @@ def _reason(
     if isinstance(module, nn.Conv2d):
         if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
             return "a convolution with groups, or padding that is not a number of zeros"
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+        return "its gradient is sparse, and steps with such a gradient are skipped: make it with sparse=False"
     elif not is_linear(module):
-        return f"a {type(module).__name__}"
+        return f"neither linear nor a convolution: {type(module).__name__}"
     if not weight.requires_grad:
         return "frozen"
     if uses[id(weight)] > 1:

@@ -61,7 +61,8 @@ class OffloadedAdamW(Optimizer):
     leaves parameters between two steps: the optimiser says so, and takes no further step.
     Time of a step: about max(updates, reads, writes), where their sum is what the sequential schedule takes.
     Differs from the paper: the tiers are memory and a file instead of GPU and CPU memory, so that all updates run on the
-    parameters' own device; which subgroups are streamed follows from the budget (`ratio`), k only orders them.
+    parameters' own device; which subgroups are streamed follows from the budget (`ratio`), k only orders them. For parameters on
+    a CUDA device, `StoreSpec(mode="pinned")` makes them its memory and pinned memory; that has never been run.
     It needs Linux. Maurya et al. 2024, Deep Optimizer States (arXiv 2410.21316).
     """
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from instar.bench.costs import peak_of_steps
 from instar.bench.seeds import initialising, stream
 from instar.catalogue import Build
 from instar.data.images import images
@@ -127,28 +128,37 @@ class AutoencodeProblem(Problem):
         return {name: Items(errors.double().tolist(), [1.0] * len(errors)) for name, errors in found.items()}
 
     def costs(self, subject: Subject) -> dict[str, float]:
-        """Parameters, and the bytes that the optimiser keeps after a step."""
+        """Parameters, the bytes that the optimiser keeps after a step, and the most that is in memory during one."""
         trial = subject.make()
-        pixels = next(trial.model.parameters()).shape[1]
-        _errors(trial.model, torch.rand(4, pixels, generator=torch.Generator().manual_seed(0))).mean().backward()
-        trial.optimiser.step()
+        self._step(trial)()
         parameters = sum(p.numel() for p in trial.model.parameters())
-        return {"parameters": float(parameters), "state_bytes": float(trial.optimiser.state_bytes())}
+        return {
+            "parameters": float(parameters),
+            "state_bytes": float(trial.optimiser.state_bytes()),
+            "peak_train_bytes": peak_of_steps(lambda: self._step(subject.make())),
+        }
 
     def workloads(self) -> Iterator[Workload]:
         """A step with its forward and backward pass, averaged over as many as any frequency of updates shares."""
         yield Workload("step_seconds", self._steps, units=10)
 
     def _steps(self, subject: Subject) -> Callable[[], object]:
-        trial = subject.make()
+        step = self._step(subject.make())
+
+        def call() -> None:
+            for _ in range(10):
+                step()
+
+        return call
+
+    def _step(self, trial: Subject) -> Callable[[], None]:
         pixels = next(trial.model.parameters()).shape[1]
         rows = torch.rand(self.batch, pixels, generator=torch.Generator().manual_seed(0))
 
         def call() -> None:
-            for _ in range(10):
-                _errors(trial.model, rows).mean().backward()
-                trial.optimiser.step()
-                trial.optimiser.zero_grad()
+            _errors(trial.model, rows).mean().backward()
+            trial.optimiser.step()
+            trial.optimiser.zero_grad()
 
         return call
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from instar.bench.costs import peak_of_steps
 from instar.bench.fit import adamw, descend
 from instar.bench.seeds import initialising, stream
 from instar.catalogue import Build
@@ -176,14 +177,19 @@ class GrowTextProblem(Problem):
         }
 
     def costs(self, subject: Subject) -> dict[str, float]:
-        """Parameters and FLOPs of a step at the last size, and what AdamW keeps."""
+        """Parameters and FLOPs of a step at the last size, what AdamW keeps, and the most that is in memory during a step."""
         model = self._grown(subject)
         parameters = float(sum(p.numel() for p in model.parameters()))
-        return {"parameters": parameters, "state_bytes": 8 * parameters, "step_flops": self._step_flops(model)}
+        return {
+            "parameters": parameters,
+            "state_bytes": 8 * parameters,
+            "peak_train_bytes": peak_of_steps(lambda: self._step(model), model),
+            "step_flops": self._step_flops(model),
+        }
 
     def workloads(self) -> Iterator[Workload]:
         """A training step at the last size."""
-        yield Workload("step_seconds", self._step)
+        yield Workload("step_seconds", lambda subject: self._step(self._grown(subject)))
 
     def _base(self, method: Growth, seed: int) -> Decoder:
         with initialising(seed):
@@ -243,8 +249,7 @@ class GrowTextProblem(Problem):
             found = [float(text.loss(model, batches(-1 - number))) for number in range(_PROBES)]
         return sum(found) / _PROBES / math.log(2)
 
-    def _step(self, subject: Subject) -> Callable[[], object]:
-        model = self._grown(subject)
+    def _step(self, model: Decoder) -> Callable[[], object]:
         optimiser = adamw(model, lr=self.lr, weight_decay=_DECAY, betas=(0.9, 0.95))
         text = self.texts[0]
         targets = torch.randint(256, (self.batch, self.length), generator=stream(0, "timing"))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from instar import catalogue
+from instar.bench.costs import peak_of_steps
 from instar.bench.fit import descend
 from instar.bench.seeds import initialising, stream
 from instar.catalogue import Build
@@ -143,11 +144,15 @@ class TrainTextProblem(Problem):
         return found
 
     def costs(self, subject: Subject) -> dict[str, float]:
-        """Parameters, and the bytes that the optimiser keeps after a step."""
+        """Parameters, the bytes that the optimiser keeps after a step, and the most that is in memory during one."""
         trial = subject.make()
         self._step(trial)()
         parameters = sum(p.numel() for p in trial.model.parameters())
-        return {"parameters": float(parameters), "state_bytes": float(trial.optimiser.state_bytes())}
+        return {
+            "parameters": float(parameters),
+            "state_bytes": float(trial.optimiser.state_bytes()),
+            "peak_train_bytes": peak_of_steps(lambda: self._step(subject.make())),
+        }
 
     def workloads(self) -> Iterator[Workload]:
         """A training step, averaged over ten."""

@@ -10,6 +10,8 @@ from instar.report import units
 from instar.report.scaling import condition, families
 
 KINDS = {"quality": "Quality", "cost": "Deterministic costs", "time": "Times on this machine"}
+_MOST = 4
+"""Conditions that are no points on a scale and are all shown."""
 GLYPHS = {"better": "▲", "worse": "▼", "equal within the margin": "=", "equal": "=", "undecided": "?", "": ""}
 
 
@@ -31,13 +33,13 @@ class Text:
 
 
 def shown(group: Group, everything: bool = False) -> list[Metric]:
-    """The columns, by kind: of a metric with many conditions only the primary and the last one that was measured."""
+    """The columns, by kind: of a metric along a scale, or of many conditions, only the primary and the last that was measured."""
     present = {name for row in group.rows for name in row.cells}
     primary = group.card.primary
     chosen: list[Metric] = []
     for family in families(group.metrics):
         members = [m for m in family.members if m.id in present]
-        if not everything and len(members) > 1:
+        if not everything and (len(members) > _MOST or any(m.over for m in members)):
             members = [m for m in members if m.id == primary or m is members[-1]]
         chosen += members
     if primary not in present and any(not row.runs and row.failures for row in group.rows):

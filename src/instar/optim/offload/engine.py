@@ -14,7 +14,7 @@ from instar.errors import CheckpointError, ShapeError, StoreError
 from instar.optim.offload import exporting
 from instar.optim.offload.exporting import MOMENTS
 from instar.optim.offload.layout import checked
-from instar.optim.offload.memory import MemoryBudget
+from instar.optim.offload.memory import HOST, MemoryBudget
 from instar.optim.offload.schedule import Division
 from instar.optim.offload.staging import Staging
 from instar.optim.offload.store import Store, StoreSpec
@@ -32,18 +32,14 @@ class Engine:
 
     def __init__(self, groups: Sequence[dict[str, Any]], division: Division, spec: StoreSpec) -> None:
         self.params = checked(groups)
-        if elsewhere := [p for p in self.params if p.device.type != "cpu"]:
-            raise ShapeError(
-                f"A parameter is on {elsewhere[0].device}; offloaded state is for parameters in main memory, and has never been "
-                "run on an accelerator."
-            )
+        device = _device(self.params, spec)
         self.division, self.layout = division, division.layout
         self.steps = [0] * len(self.params)
         self._turn = 0
         self._begun = False
         self._broken = ""
-        self.memory = MemoryBudget(division.bytes)
-        self.store = Store(spec, self.layout, [tuple(p.shape) for p in self.params])
+        self.memory = MemoryBudget(division.bytes, device)
+        self.store = Store(spec, self.layout, [tuple(p.shape) for p in self.params], device)
         self._workspace = self.memory.take(division.workspace, "The workspace of an update")
         self.residents = [self.memory.take(self.layout.extent, f"Resident subgroup {n}") for n in range(division.residents)]
         self._changed: set[int] = set()
@@ -173,6 +169,7 @@ class Engine:
             if x < self.division.residents:
                 self._changed.add(x)
             else:
+                self.store.medium.handed_on()
                 self.store.write(x, buffer, self._turn)
         self._turn = max(self.steps, default=0)
         self._broken = ""
@@ -217,3 +214,17 @@ class Engine:
                 self._flat(piece.index)[here], grad.reshape(-1)[here], first[there], second[there],
                 self.steps[piece.index] + 1, groups[subgroup.group], workspace,
             )  # fmt: skip
+
+
+def _device(params: Sequence[Tensor], spec: StoreSpec) -> torch.device:
+    """Where parameters, residents and buffers are. Raises ShapeError where the store is not for such parameters."""
+    found = {p.device for p in params}
+    if len(found) > 1:
+        raise ShapeError(f"All parameters of an offloaded optimiser are on one device; received {sorted(map(str, found))}.")
+    device = found.pop() if found else HOST
+    if device.type != "cpu" and spec.mode != "pinned":
+        raise ShapeError(
+            f"A parameter is on {device}; a store of the mode '{spec.mode}' is for parameters in main memory. For a CUDA device "
+            "there is StoreSpec(mode='pinned'), which has never been run."
+        )
+    return device

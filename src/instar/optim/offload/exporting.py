@@ -117,4 +117,4 @@ def _entries(params: Sequence[Tensor], steps: Sequence[int]) -> list[tuple[int, 
 
 
 def _bytes(plane: Tensor) -> memoryview:
-    return plane.view(torch.uint8).numpy().data
+    return plane.view(torch.uint8).cpu().numpy().data

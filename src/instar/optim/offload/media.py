@@ -1,4 +1,7 @@
-"""Ways to read and write the bytes of a store: past the page cache, through it, mapped, or in memory at a given pace."""
+"""Ways to read and write the bytes of a store: past the page cache, through it, mapped, or in memory at a given pace.
+
+What lies in pinned memory, for parameters on a CUDA device, is in `pinned`.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,16 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from instar.errors import StoreError, UnknownNameError
+from instar.optim.offload.memory import HOST
 
-Mode = Literal["direct", "buffered", "mmap", "throttled"]
+Mode = Literal["direct", "buffered", "mmap", "throttled", "pinned"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class Medium(abc.ABC):
@@ -29,8 +34,18 @@ class Medium(abc.ABC):
     emulated: ClassVar[bool] = False
     """Whether it stands for hardware that is not there: figures measured on it are to be labelled so."""
 
+    stamped: ClassVar[bool] = True
+    """Whether extents carry stamps, by which a torn or lost write is seen."""
+
     new: bool
     """Whether nothing of an earlier process is in it."""
+
+    def clear(self, buffer: Tensor) -> None:
+        """Fill uint8 [n] with zeros."""
+        buffer.zero_()
+
+    def handed_on(self) -> None:  # noqa: B027 - only devices have to be told
+        """Told by who updates buffers, before a write of one begins: a device does later what it was told to."""
 
     @abc.abstractmethod
     def read(self, offset: int, buffer: Tensor) -> None:
@@ -215,12 +230,16 @@ def _refused(path: Path, direct: bool, error: OSError) -> str:
     return f"{path} cannot be opened for optimiser state: {error.strerror}."
 
 
-def opened(mode: Mode, path: Path | None, nbytes: int, rate: float) -> File | Throttled:
-    """A medium of this mode. Raises StoreError, UnknownNameError."""
+def opened(mode: Mode, path: Path | None, nbytes: int, rate: float, device: torch.device = HOST) -> Medium:
+    """A medium of this mode for buffers on `device`. Raises StoreError, UnknownNameError."""
+    if mode == "pinned":
+        from instar.optim.offload.pinned import Pinned
+
+        return Pinned(nbytes, device)
     if mode == "direct" or mode == "buffered":
         return File(path, nbytes, direct=mode == "direct")
     if mode == "mmap":
         return Mapped(path, nbytes)
     if mode == "throttled":
         return Throttled(nbytes, rate, rate)
-    raise UnknownNameError.among("mode of a store", mode, ("direct", "buffered", "mmap", "throttled"))
+    raise UnknownNameError.among("mode of a store", mode, MODES)

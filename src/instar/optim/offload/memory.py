@@ -7,6 +7,7 @@ from torch import Tensor
 
 from instar.errors import BudgetError
 
+HOST = torch.device("cpu")
 PAGE = 4096
 """Alignment of buffers and extents: what O_DIRECT asks for on any common disk."""
 
@@ -20,13 +21,13 @@ class MemoryBudget:
     """Bytes that may be held at once. `take` gives aligned memory or raises; nothing else here allocates state or staging.
 
     Args:
-        limit: bytes.
+        limit: bytes. device: whose memory it is.
 
     Attributes: used, and peak, the most that was held together.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, device: torch.device = HOST) -> None:
+        self.limit, self.device = limit, device
         self.used = self.peak = 0
 
     def take(self, nbytes: int, what: str) -> Tensor:
@@ -42,16 +43,16 @@ class MemoryBudget:
             )
         self.used += whole
         self.peak = max(self.peak, self.used)
-        return aligned(nbytes)
+        return aligned(nbytes, self.device)
 
     def give_back(self, buffer: Tensor) -> None:
         """Account for memory that is no longer held; the caller drops its references."""
         self.used -= buffer.untyped_storage().nbytes()
 
 
-def aligned(nbytes: int) -> Tensor:
+def aligned(nbytes: int, device: torch.device = HOST) -> Tensor:
     """Zeros, uint8 [nbytes], that begin at a multiple of a page."""
-    raw = torch.zeros(held(nbytes), dtype=torch.uint8)
+    raw = torch.zeros(held(nbytes), dtype=torch.uint8, device=device)
     start = -raw.data_ptr() % PAGE
     return raw[start : start + nbytes]
 

@@ -145,7 +145,7 @@ class Staging:
             if self.store.written(number):
                 self.store.read(number, buffer.bytes)
             else:
-                buffer.bytes.zero_()
+                self.store.medium.clear(buffer.bytes)
 
         buffer.holds, buffer.writing = number, None
         if self.background:
@@ -162,6 +162,7 @@ class Staging:
         buffer.began = self._writes
         if not hold:
             buffer.holds = None
+        self.store.medium.handed_on()
         if self.background:
             buffer.writing = self._written[number] = self._writer.submit(self.store.write, number, buffer.bytes, step)
         else:

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from instar.errors import StoreError
 from instar.optim.offload.layout import TAIL, Layout
-from instar.optim.offload.media import File, Mode, Throttled, opened
-from instar.optim.offload.memory import PAGE, aligned, rounded
+from instar.optim.offload.media import Medium, Mode, opened
+from instar.optim.offload.memory import HOST, PAGE, aligned, rounded
 
 _MAGIC = b"INSTAROS"
 _RECORD = struct.Struct("<8sQQ32s")  # magic, sequence, bytes of the text, their SHA-256
@@ -38,8 +39,9 @@ class StoreSpec:
     Args:
         path: a file, which keeps what is committed and is found again after a crash; or a folder, which gets a scratch file
             without a name. None is the folder for temporary files.
-        mode: `direct` (O_DIRECT), `buffered` (pread and pwrite), `mmap` (copies from and to a mapping), or `throttled`, which is
-            EMULATED: memory at `rate` bytes a second in each direction, outside of every budget.
+        mode: `direct` (O_DIRECT), `buffered` (pread and pwrite), `mmap` (copies from and to a mapping), `throttled`, which is
+            EMULATED: memory at `rate` bytes a second in each direction, outside of every budget; or `pinned`: page-locked memory
+            for parameters on a CUDA device, which has NEVER BEEN RUN.
     """
 
     path: str | Path | None = None
@@ -56,19 +58,19 @@ class StoreSpec:
     @property
     def recoverable(self) -> bool:
         """Whether there is a file that outlives the process."""
-        return self.path is not None and self.mode != "throttled" and not Path(self.path).is_dir()
+        return self.path is not None and self.mode not in ("throttled", "pinned") and not Path(self.path).is_dir()
 
 
 class Store:
     """Extents of one layout. `read` and `write` may run in two threads, on different subgroups.
 
     Args:
-        spec: where. layout: of the subgroups. shapes: of the parameters.
+        spec: where. layout: of the subgroups. shapes: of the parameters. device: of the buffers.
 
     Raises StoreError for a file that is truncated, damaged, in use, or of another model or subgroup size; it is then unchanged.
     """
 
-    def __init__(self, spec: StoreSpec, layout: Layout, shapes: list[tuple[int, ...]]) -> None:
+    def __init__(self, spec: StoreSpec, layout: Layout, shapes: list[tuple[int, ...]], device: torch.device = HOST) -> None:
         self.spec, self.layout = spec, layout
         self.count = len(layout.subgroups)
         self.slots = 2 if spec.recoverable else 1
@@ -78,7 +80,7 @@ class Store:
         weights = self.slots * self.count * layout.weights_extent if spec.recoverable else 0
         self.nbytes = max(self._weights_from + weights, PAGE)
         path = None if spec.path is None else Path(spec.path)
-        self.medium: File | Throttled = opened(spec.mode, path, self.nbytes, spec.rate)
+        self.medium: Medium = opened(spec.mode, path, self.nbytes, spec.rate, device)
         self.sequence = 0
         self._slot = [-1] * self.count  # of what is newest; -1: never written
         self._committed = [-1] * self.count
@@ -100,7 +102,8 @@ class Store:
     def read(self, number: int, buffer: Tensor) -> None:
         """The newest moments of a subgroup, into a buffer of `layout.extent` bytes. Raises StoreError."""
         self.medium.read(self._place(number, self._slot[number]), buffer)
-        _check(buffer, self._stamp(number, self._stamps[number]), f"the state of subgroup {number}")
+        if self.medium.stamped:
+            _check(buffer, self._stamp(number, self._stamps[number]), f"the state of subgroup {number}")
 
     def write(self, number: int, buffer: Tensor, step: int) -> None:
         """Moments as they are after `step`. What the last commit holds stays. Raises StoreError."""
@@ -108,7 +111,8 @@ class Store:
         if slot < 0 or slot == committed:
             slot = 1 if committed == 0 and self.slots == 2 else 0
         stamp = (self.sequence + 1, step)
-        _put(buffer, self._stamp(number, stamp))
+        if self.medium.stamped:
+            _put(buffer, self._stamp(number, stamp))
         self.medium.write(self._place(number, slot), buffer)
         self._slot[number], self._stamps[number] = slot, stamp
 
