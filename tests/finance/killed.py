@@ -52,7 +52,7 @@ class Clock:
 def child(config: Config, how: str, trial: int) -> None:
     """One process: killed, or ended with code 0."""
     if how == "timer":
-        threading.Timer(0.04 * (trial + 1), lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        threading.Timer(0.02 * (trial + 1), lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
     else:
         clock = Clock(int(how))
         os.replace = clock.around(os.replace)

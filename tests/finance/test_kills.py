@@ -50,7 +50,7 @@ def test_killed_again_and_again_it_ends_where_an_undisturbed_one_does(tmp_path: 
     found = killed(tmp_path / "world", how)
     (tmp_path / "world").rename(tmp_path / "killed")
     config = undisturbed(tmp_path / "world")
-    assert found["kills"] > 3
+    assert found["kills"] > (0 if how == "timer" else 3)  # how far it comes in some milliseconds is the machine's affair
     assert found["hashes"] == hashes(config)
     tables = {
         path.relative_to(tmp_path / "killed" / "store"): path.read_bytes()
