@@ -45,6 +45,17 @@ def hang(progress: Any) -> None:
     time.sleep(600)
 
 
+def spin(progress: Any) -> None:
+    while True:
+        pass
+
+
+def stopped(progress: Any) -> str:
+    subprocess.Popen(["sh", "-c", f"sleep 1.5; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return "went on"
+
+
 def no_memory(progress: Any) -> None:
     import torch
 
@@ -90,6 +101,15 @@ def test_every_end_is_told() -> None:
     assert "in crash" in str(found["crash"].detail)
     assert found["diverge"].reason == "loss is nan at step 3"
     assert "7" in str(found["leave"].reason)
+
+
+def test_a_limit_is_stretched_where_the_machine_gives_no_time() -> None:
+    begin = time.monotonic()
+    found = outcomes(Job("spin", spin, (), 1.0), Job("stopped", stopped, (), 1.0))
+    assert found["spin"].status == "timeout"
+    assert found["stopped"].value == "went on"
+    assert outcomes(Job("hang", hang, (), 0.5))["hang"].status == "timeout"
+    assert time.monotonic() - begin < 120
 
 
 def test_every_job_has_a_process_of_its_own() -> None:

@@ -16,9 +16,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Any, Protocol
 
 from instar.errors import DivergedError, InstarError
+
+PATIENCE = 4
+"""How many times its limit a job may take where the machine gives it less than half of a core: that is no fault of the job."""
 
 Work = Callable[..., Any]
 """`work(*arguments, progress)` in the worker; what it returns comes back. It must be importable by name."""
@@ -26,7 +30,7 @@ Work = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work with its name and its time limit in seconds."""
+    """A piece of work with its name and its time limit in seconds, which a busy machine stretches."""
 
     name: str
     work: Work
@@ -127,7 +131,7 @@ class LocalExecutor:
             return worker.outcome
         seconds = time.monotonic() - worker.started
         if worker.process.is_alive():
-            if seconds < worker.job.limit:
+            if seconds < worker.job.limit or (seconds < PATIENCE * worker.job.limit and _starved(worker.process.pid, seconds)):
                 return None
             worker.process.kill()
             worker.process.join()
@@ -139,6 +143,15 @@ class LocalExecutor:
         if code == -signal.SIGKILL:
             return Outcome(worker.job.name, "killed", reason="killed by the system (SIGKILL), most often for want of memory")
         return Outcome(worker.job.name, "error", reason=f"the process ended with exit code {code}")
+
+
+def _starved(pid: int | None, seconds: float) -> bool:
+    """Whether a process had less than half of a core; False where the system does not tell."""
+    try:
+        fields = Path("/proc", str(pid), "stat").read_text("utf-8").rpartition(")")[2].split()
+    except OSError:
+        return False
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") < seconds / 2
 
 
 def _work(work: Work, arguments: tuple[Any, ...], outbox: Connection, lifeline: Connection) -> None:
