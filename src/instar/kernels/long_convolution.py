@@ -70,5 +70,5 @@ def _transformed(u: Tensor, taps: Tensor, last: int) -> Tensor:
     """The convolution of u [B, N, D] at its last columns; the others, which nobody reads, are zero."""
     N = u.shape[1]
     length = 1 << (N + last - 2).bit_length()  # at least N + last - 1: what wraps round ends before the last columns
-    spectrum = torch.fft.rfft(u, n=length, dim=1) * torch.fft.rfft(taps[:N], n=length, dim=0)
-    return F.pad(torch.fft.irfft(spectrum, n=length, dim=1)[:, N - last : N], (0, 0, N - last, 0))
+    spectrum = torch.fft.rfft(u.mT, n=length) * torch.fft.rfft(taps[:N].mT, n=length)
+    return F.pad(torch.fft.irfft(spectrum, n=length)[..., N - last : N], (N - last, 0)).mT
