@@ -56,7 +56,7 @@ class ImplicitFilter(nn.Module):
         angle = 2 * math.pi / self.horizon * place * bands
         h = torch.cat([time, angle.cos(), -angle.sin()], dim=1)
         for layer in (self.enter, *self.inner):
-            h = torch.sin(self.frequency.to(kind) * F.linear(h, layer.weight.to(kind), layer.bias.to(kind)))  # type: ignore[operator,union-attr,arg-type]
+            h = torch.sin(self.frequency.to(kind) * F.linear(h, layer.weight.to(kind), layer.bias.to(kind)))
         window = torch.exp(-time * torch.linspace(SLOWEST, FASTEST, self.channels, device=place.device, dtype=kind))
         return window * F.linear(h, self.leave.weight.to(kind))
 
