@@ -15,9 +15,9 @@ from instar.mixers.s4d import S4D
 class DSS(S4D):
     r"""y = K * u + D u,  K_l = Re Σ_n w_n (e^{Δλ_n} - 1) / λ_n e^{lΔλ_n}  for each channel,  out = W GELU(y) + b.
 
-    λ_n = -e^{a_n} + i b_n, w, D and Δ are learnt. This is `S4D`'s system by zero-order hold: K is its kernel, which counts each
-    number and its conjugate, with C = w / 2. What differs is where it starts, the eigenvalues of the normal part of HiPPO-LegS
-    and w of variance 2, and the output, which has no gate.
+    λ_n = -e^{a_n} + i b_n, shared by all channels, w, D and Δ are learnt. This is `S4D`'s system by zero-order hold: K is its
+    kernel, which counts each number and its conjugate, with C = w / 2. What differs is that λ is shared, where it starts (the
+    eigenvalues of the normal part of HiPPO-LegS, w of variance 2), and the output, which has no gate.
 
     Args:
         width: D. heads: part of every mixer's signature; channels are independent, so it changes nothing.
@@ -32,6 +32,7 @@ class DSS(S4D):
             raise ShapeError(f"states must be positive; received states={states}.")
         super().__init__(width, heads=heads, state_size=2 * states, init="legs", dt_min=dt_min, dt_max=dt_max)
         self.states = states
+        self.log_A_real, self.A_imag = (nn.Parameter(part[0].detach().clone()) for part in (self.log_A_real, self.A_imag))
         self.C = nn.Parameter(torch.randn(width, states, 2))  # w
         self.output_linear = nn.Linear(width, width)
 
