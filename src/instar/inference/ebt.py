@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.inference.descending import TwoStream
 from instar.inference.descent import Energy, identity, noise_like
 from instar.inference.energy_transformer import EnergyTransformer, Observed
 from instar.inference.norms import Norm
@@ -18,13 +19,13 @@ from instar.inference.step_size import StepSize
 from instar.inference.thinker import Thinker
 from instar.inference.training import Unrolled
 from instar.inference.two_stream import Activation, Conditioning
-from instar.interfaces import Predictor, Trace
+from instar.interfaces import Trace
 
 IGNORED = -100
 _SURE = 0.9
 
 
-class Ebt(Predictor):
+class Ebt(TwoStream):
     r"""z ← p − a ∇_p Σ E(x, W p),  p = softmax(z / τ): logits of every next token, found by descent.
 
     Args:
@@ -105,11 +106,11 @@ class Ebt(Predictor):
         self.unrolled = Unrolled(detach, truncate, clamp_gradient, clamp_state)
         self.replay = ReplayBuffer(buffer)
 
-    def observe(self, tokens: Tensor, landscape: int = 0, past: Observed | None = None) -> Observed:
+    def observe(self, x: Tensor, landscape: int = 0, past: Observed | None = None) -> Observed:
         """Keys and values of tokens [B, S], behind what was observed before."""
-        if tokens.dim() != 2 or tokens.is_floating_point():
-            raise ShapeError(f"Ebt reads integer tokens [B, T]; received {tuple(tokens.shape)} of {tokens.dtype}.")
-        return self.transformer.observe(self.embedding(tokens), landscape, past)
+        if x.dim() != 2 or x.is_floating_point():
+            raise ShapeError(f"Ebt reads integer tokens [B, T]; received {tuple(x.shape)} of {x.dtype}.")
+        return self.transformer.observe(self.embedding(x), landscape, past)
 
     def embed(self, p: Tensor) -> Tensor:
         """Candidates [B, N, V], distributions, as vectors [B, N, D]."""
@@ -157,10 +158,7 @@ class Ebt(Predictor):
         size = a if step_size == 0 else step_size * a if 0 < step_size < 1 else step_size
         thinker = Thinker(**{"steps": self.steps, "probe": False, **settings, "step_size": size})
         with torch.no_grad():
-            before = past or [None] * self.transformer.landscapes  # type: ignore[list-item]
-            observed = [self.observe(tokens, number, one) for number, one in enumerate(before)]
-            if past is not None:
-                past[:] = observed
+            observed = self.observe_landscapes(tokens, past)
             energies = [self.energy(one, first=one.length - tokens.shape[1]) for one in observed]
             return thinker(energies, lambda g: self.first(tokens, g), point=self.point, generator=generator)
 
@@ -214,10 +212,9 @@ class Ebt(Predictor):
         fresh, z = len(x), self.first(x)
         if self.training and (rows := self.replay.draw(-(-fresh // 2))) is not None and rows[0].shape[1:] == x.shape[1:]:
             x, target, z = (torch.cat(pair) for pair in zip((x, target, z), rows, strict=True))
-        steps = self.steps + (int(torch.randint(self.random_steps + 1, ())) if self.training and self.random_steps else 0)
-        last = self.transformer.landscapes - 1
-        observed = {landscape: self.observe(x, landscape) for landscape in range(min(steps, last + 1))}
-        energies = [self.energy(observed[min(n, last)]) for n in range(steps)]
+        steps = self.draw_steps()
+        observed = self.observe_steps(x, steps)
+        energies = [self.energy(one) for one in observed]
         size = self.step_size(x.shape, random=self.training).unsqueeze(-1)
         states, _ = self.unrolled(energies, z, size, point=self.point, noise=self.noise if self.training else 0.0)
         if self.training and self.replay.rows.maxlen:
@@ -225,7 +222,7 @@ class Ebt(Predictor):
         chosen = [len(states) - 1] if self.last_only else range(len(states))
         total = torch.stack([self._cross_entropy(states[n], target, n, steps) for n in chosen]).mean()
         if self.contrastive > 0:
-            total = total + self.contrastive * self._contrast(observed[max(observed)], states[-1], target)
+            total = total + self.contrastive * self._contrast(observed[-1], states[-1], target)
         return total
 
     def _cross_entropy(self, z: Tensor, target: Tensor, number: int, steps: int) -> Tensor:
@@ -239,10 +236,6 @@ class Ebt(Predictor):
         true = F.one_hot(target.masked_fill(~real, 0), self.vocabulary).to(z)
         both = [self.transformer.energies(self.embed(p), observed) for p in (true, self.distribution(z).detach())]
         return F.softplus(both[0] - both[1])[real].mean()
-
-    def groups(self, lr: float) -> list[dict[str, Any]]:
-        """As usual, and a at 3 a times the rate, without decay."""
-        return self.step_size.groups(super().groups(lr), lr)
 
     def example(self, batch: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Ten random tokens a row and their successors."""

@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.inference.descending import Descending
 from instar.inference.descent import spread
 from instar.inference.dit import PatchTransformer
 from instar.inference.step_size import StepSize
 from instar.inference.thinker import Thinker
 from instar.inference.training import Unrolled
-from instar.interfaces import Predictor, Trace
+from instar.interfaces import Trace
 
 
-class EbtDenoiser(Predictor):
+class EbtDenoiser(Descending):
     r"""y_0 = the noisy image, y_{i+1} = y_i − a ∇E(y_i), E(y) = mean over patches of a number each.
 
     Args:
@@ -79,15 +80,11 @@ class EbtDenoiser(Predictor):
 
     def loss(self, x: Tensor, target: Tensor) -> Tensor:
         """Error of the images after every step, mean (or of the last alone)."""
-        steps = self.steps + (int(torch.randint(self.random_steps + 1, ())) if self.training and self.random_steps else 0)
+        steps = self.draw_steps()
         size = spread(self.step_size(x.shape[:1], random=self.training), x)
         states, _ = self.unrolled([self.energy] * steps, x, size)
         error = F.smooth_l1_loss if self.criterion == "smooth_l1" else F.mse_loss
         return torch.stack([error(y, target) for y in (states[-1:] if self.last_only else states)]).mean()
-
-    def groups(self, lr: float) -> list[dict[str, Any]]:
-        """As usual, and a at 3 a times the rate, without decay."""
-        return self.step_size.groups(super().groups(lr), lr)
 
     def example(self, batch: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Random images, noisy and clean."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.inference.descending import TwoStream
 from instar.inference.descent import Energy, noise_like
 from instar.inference.energy_transformer import EnergyTransformer, Observed
 from instar.inference.norms import Norm
@@ -17,13 +18,13 @@ from instar.inference.step_size import StepSize
 from instar.inference.thinker import Thinker
 from instar.inference.training import Unrolled
 from instar.inference.two_stream import Activation, Conditioning
-from instar.interfaces import Predictor, Trace
+from instar.interfaces import Trace
 
 EnergyLoss = Literal["none", "mse", "l1", "smooth_l1"]
 _SHARPNESS = 7.0
 
 
-class Ebwm(Predictor):
+class Ebwm(TwoStream):
     r"""c ← c − a ∇_c Σ E(f_1 … f_t, c),  c_t the candidate for f_{t+1}; states are vectors, standardised by channel.
 
     Args:
@@ -93,11 +94,11 @@ class Ebwm(Predictor):
         self.step_size = StepSize(alpha, learn=learn_alpha, spread=random_alpha)
         self.unrolled = Unrolled(detach, truncate, clamp_gradient, clamp_state)
 
-    def observe(self, states: Tensor, landscape: int = 0, past: Observed | None = None) -> Observed:
+    def observe(self, x: Tensor, landscape: int = 0, past: Observed | None = None) -> Observed:
         """Keys and values of states [B, T, F], behind what was observed before."""
-        if states.dim() != 3 or states.shape[2] != self.inputs:
-            raise ShapeError(f"Expected states [B, T, {self.inputs}]; received {list(states.shape)}.")
-        return self.transformer.observe(self.project(states), landscape, past)
+        if x.dim() != 3 or x.shape[2] != self.inputs:
+            raise ShapeError(f"Expected states [B, T, {self.inputs}]; received {list(x.shape)}.")
+        return self.transformer.observe(self.project(x), landscape, past)
 
     def energy(self, observed: Observed, *, first: int = 0, noise: float = 0.0) -> Energy:
         """Energies of candidates [B, N, F] behind observed positions from `first` on."""
@@ -128,10 +129,7 @@ class Ebwm(Predictor):
         """
         thinker = Thinker(**{"steps": self.steps, "step_size": float(self.step_size.value.detach()), "probe": False, **settings})
         with torch.no_grad():
-            before: list[Observed | None] = list(past) if past else [None] * self.transformer.landscapes
-            observed = [self.observe(states, number, one) for number, one in enumerate(before)]
-            if past is not None:
-                past[:] = observed
+            observed = self.observe_landscapes(states, past)
             energies = [self.energy(one, first=one.length - states.shape[1]) for one in observed]
             c, trace = thinker(energies, lambda g: self.first(states, g), generator=generator)
         return (c + states if self.residual else c), trace
@@ -158,11 +156,9 @@ class Ebwm(Predictor):
 
     def loss(self, x: Tensor, target: Tensor) -> Tensor:
         """Smooth L1 between candidates and next states, mean over steps (or of the last), and what energies are held to."""
-        steps = self.steps + (int(torch.randint(self.random_steps + 1, ())) if self.training and self.random_steps else 0)
-        last = self.transformer.landscapes - 1
-        observed = {number: self.observe(x, number) for number in range(min(steps, last + 1))}
+        observed = self.observe_steps(x, self.draw_steps())
         noise = self.noise if self.training else 0.0
-        energies = [self.energy(observed[min(n, last)], noise=noise) for n in range(steps)]
+        energies = [self.energy(one, noise=noise) for one in observed]
         size = self.step_size(x.shape[:2], random=self.training).unsqueeze(-1)
         found, _ = self.unrolled(energies, self.first(x), size)
         wanted = target - x if self.residual else target
@@ -172,7 +168,7 @@ class Ebwm(Predictor):
         if self.energy_loss != "none":
             whole = real.all(-1)
             c = found[-1].detach()
-            e = self.energy(observed[max(observed)])(c)[whole]
+            e = self.energy(observed[-1])(c)[whole]
             total = total + self.energy_weight * self._calibration(e, distance(c[whole], wanted[whole]))
         return total
 
@@ -181,10 +177,6 @@ class Ebwm(Predictor):
         errors = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
         outside = (-energies).clamp_min(0) + (energies - 1).clamp_min(0)
         return errors[self.energy_loss](energies, label) + outside.mean()
-
-    def groups(self, lr: float) -> list[dict[str, Any]]:
-        """As usual, and a at 3 a times the rate, without decay."""
-        return self.step_size.groups(super().groups(lr), lr)
 
     def example(self, batch: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Random walks and their next states."""

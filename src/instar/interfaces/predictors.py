@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -44,6 +45,14 @@ class Predictor(nn.Module, abc.ABC):
     width: int
     steps: int
     """Steps that it is trained with, and what a plain call takes."""
+    arguments: dict[str, Any]
+    """What the constructor was given, by name: from which `instar.inference.saved` builds it again."""
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        made = super().__new__(cls)
+        bound = inspect.signature(cls).bind_partial(*args, **given)
+        made.__dict__["arguments"] = dict(bound.arguments)
+        return made
 
     @abc.abstractmethod
     def predict(self, x: Tensor, *, steps: int, generator: torch.Generator | None = None) -> tuple[Tensor, Trace]:
@@ -72,6 +81,12 @@ class Predictor(nn.Module, abc.ABC):
         others = [p for p in self.parameters() if p.dim() < 2]
         both = [{"params": matrices, "lr": lr, "weight_decay": 0.01}, {"params": others, "lr": lr, "weight_decay": 0.0}]
         return [group for group in both if group["params"]]
+
+    def save(self, folder: Path) -> None:
+        """Write it to a folder; `instar.inference.saved.load` reads it."""
+        from instar.inference import saved
+
+        saved.save(self, folder)
 
 
 class Forecaster(nn.Module, abc.ABC):

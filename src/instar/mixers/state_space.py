@@ -56,6 +56,10 @@ class StateSpace(Mixer):
     ) -> tuple[Tensor, Tensor]:
         """The same token by token."""
 
+    def emit(self, y: Tensor) -> Tensor:
+        """The output of GELU(y + D u), [B, T, D]."""
+        return F.glu(self.output_linear(y))
+
     def init_state(self, batch: int) -> StateSpaceState:
         """Zeros."""
         kind = torch.promote_types(self.C.dtype, torch.float32)
@@ -83,5 +87,4 @@ class StateSpace(Mixer):
             u, before = x.to(kind), None if state is None else torch.view_as_complex(state.x.to(kind).contiguous())
             y, after = respond(u, torch.view_as_complex(self.C.to(kind)), before, mask, reset)
             y = F.gelu(y + self.D.to(kind) * u)
-        y = F.glu(self.output_linear(y.to(self.output_linear.weight.dtype)))
-        return y, StateSpaceState(torch.view_as_real(after))
+        return self.emit(y.to(self.output_linear.weight.dtype)), StateSpaceState(torch.view_as_real(after))
