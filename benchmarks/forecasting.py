@@ -52,7 +52,7 @@ L, H, BATCH = 96, 96, 32
 WIDTHS = (64, 256)
 """This library's default, and the paper's on ETTh1."""
 LEVEL, LONGEST, ROWS = 0.85, 24, 64
-PLAIN = ("repeat_last", "seasonal_naive", "nlinear", "rlinear", "dlinear")
+PLAIN = ("repeat_last", "seasonal_naive", "drift", "ridge_ar", "nlinear", "rlinear", "dlinear")
 Training = Callable[[int, int], peers.Network]
 
 
