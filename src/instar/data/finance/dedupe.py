@@ -1,4 +1,4 @@
-"""Stage dedupe: records become articles, each once, quarter by quarter."""
+"""Stage dedupe: records become articles, each once, month by month."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LIGHT = ("key", "digest", "title", "url_canonical", "body_hash", "simhash", "kn
 _DAY = 24 * 3600 * 1_000_000
 """Microseconds."""
 _OPEN = 8
-"""Parts of records that are held open: quarters of one large dump all read the same part."""
+"""Parts of records that are held open: months of one large dump all read the same part."""
 
 
 def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool) -> Iterator[Cell]:
-    """A cell for each quarter in which something became known. Which articles stay is decided over all, on small columns."""
+    """A cell for each month in which something became known. Which articles stay is decided over all, on small columns."""
     parts = catalogue.parts(build, "record", "normalise")
     seen: dict[str, Seen] = {}
     where: dict[str, str] = {}
@@ -38,17 +38,17 @@ def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool
     for key, of in same:
         told.setdefault(of, []).append(key)
     ids = _Ids(seen, urls)
-    quarters: dict[str, tuple[list[list[str]], list[Copy]]] = {}
+    months: dict[str, tuple[list[list[str]], list[Copy]]] = {}
     for key in stay:
-        quarters.setdefault(_quarter(seen[key].known // _DAY), ([], []))[0].append([key, *sorted(told.get(key, ()))])
+        months.setdefault(_month(seen[key].known // _DAY), ([], []))[0].append([key, *sorted(told.get(key, ()))])
     for copy in copies:
-        quarters.setdefault(_quarter(seen[copy.key].known // _DAY), ([], []))[1].append(copy)
+        months.setdefault(_month(seen[copy.key].known // _DAY), ([], []))[1].append(copy)
     records = _Records(catalogue, where)
-    for quarter, (groups, again) in sorted(quarters.items()):
+    for month, (groups, again) in sorted(months.items()):
         facts = [[[digests[key] for key in group] for group in groups]]  # of a whole record, which decides its id
         facts.append([[digests[copy.key], digests[copy.of], copy.rule] for copy in again])
-        inputs = tables.digest("dedupe", quarter, code, urls, facts)
-        yield Cell(quarter, inputs, partial(_made, records, ids, groups, again))
+        inputs = tables.digest("dedupe", month, code, urls, facts)
+        yield Cell(month, inputs, partial(_made, records, ids, groups, again))
 
 
 class _Ids:
@@ -127,7 +127,7 @@ def _made(records: _Records, ids: _Ids, groups: Sequence[Sequence[str]], again: 
 
 
 @cache
-def _quarter(day: int) -> str:
+def _month(day: int) -> str:
     """Of a day since 1970."""
     found = day_of(day)
-    return f"{found.year}-Q{(found.month + 2) // 3}"
+    return f"{found:%Y-%m}"

@@ -20,39 +20,39 @@ from instar.data.finance.sessions import Sessions, align, day_number, day_of, lo
 ALIGN = ("joining.py", "sessions.py", "times.py", "tables.py")
 BUILD = ("joining.py", "features.py", "compat.py", "scoring.py", "tables.py")
 _AROUND = 40
-"""Days of the calendar beyond a quarter that its alignment may need."""
-_QUARTER = 92
+"""Days of the calendar beyond a month that its alignment may need."""
+_MONTH = 31
 """Days of the longest one."""
 
 
 def aligned(catalogue: Catalogue, build: str, config: Config, code: str) -> Iterator[Cell]:
-    """The session of each article and copy, for each of its symbols, quarter by quarter."""
+    """The session of each article and copy, for each of its symbols, month by month."""
     parts = {
         name: catalogue.parts(build, name, stage)
         for name, stage in {"article": "dedupe", "duplicate": "dedupe", "article_symbol": "link"}.items()
     }
     if not parts["article"]:
         return
-    quarters = sorted(parts["article"])
-    calendar = sessions(config.calendar, _first(quarters[0]), day_of(day_number(_first(quarters[-1])) + _QUARTER + _AROUND))
+    months = sorted(parts["article"])
+    calendar = sessions(config.calendar, _first(months[0]), day_of(day_number(_first(months[-1])) + _MONTH + _AROUND))
     copied = _symbols_of_copies(catalogue, parts)
-    for quarter in quarters:
-        if quarter not in parts["article_symbol"]:
+    for month in months:
+        if month not in parts["article_symbol"]:
             continue
-        start = day_number(_first(quarter))
-        near = calendar.between(start - _AROUND, start + _QUARTER + _AROUND)
-        again = copied.get(quarter, {})
+        start = day_number(_first(month))
+        near = calendar.between(start - _AROUND, start + _MONTH + _AROUND)
+        again = copied.get(month, {})
         facts = [config.alignment, near.sha256, sorted(again.items())]
-        inputs = tables.digest("align", quarter, code, facts, [parts[name][quarter] for name in sorted(parts)])
-        shas = {name: found[quarter] for name, found in parts.items()}
-        yield Cell(quarter, inputs, partial(_aligned, catalogue, config, shas, again, near))
+        inputs = tables.digest("align", month, code, facts, [parts[name][month] for name in sorted(parts)])
+        shas = {name: found[month] for name, found in parts.items()}
+        yield Cell(month, inputs, partial(_aligned, catalogue, config, shas, again, near))
 
 
 def _symbols_of_copies(catalogue: Catalogue, parts: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, list[str]]]:
-    """Month of a copy -> its article, which may be of an earlier quarter -> the article's symbols."""
+    """Month of a copy -> its article, which may be of an earlier month -> the article's symbols."""
     wanted = {
-        quarter: set(catalogue.read("duplicate", [sha], ["article"]).column("article").to_pylist())
-        for quarter, sha in parts["duplicate"].items()
+        month: set(catalogue.read("duplicate", [sha], ["article"]).column("article").to_pylist())
+        for month, sha in parts["duplicate"].items()
     }
     asked = set().union(*wanted.values()) if wanted else set()
     symbols: dict[str, list[str]] = defaultdict(list)
@@ -61,8 +61,8 @@ def _symbols_of_copies(catalogue: Catalogue, parts: Mapping[str, Mapping[str, st
             if row["article"] in asked:
                 symbols[row["article"]].append(row["symbol"])
     return {
-        quarter: {article: symbols[article] for article in sorted(found) if article in symbols}
-        for quarter, found in wanted.items()
+        month: {article: symbols[article] for article in sorted(found) if article in symbols}
+        for month, found in wanted.items()
         if found
     }
 
@@ -204,7 +204,6 @@ def _equal(table: Any, symbol: str) -> Any:
     return pc.equal(table.column("symbol"), symbol)
 
 
-def _first(quarter: str) -> date:
-    """The first day of "2024-Q1"."""
-    year, number = quarter.split("-Q")
-    return date(int(year), 3 * int(number) - 2, 1)
+def _first(month: str) -> date:
+    """The first day of "2024-07"."""
+    return date.fromisoformat(f"{month}-01")
