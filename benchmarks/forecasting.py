@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from turns import Taken, turns
+from turns import Call, Taken, turns
 
 from instar import catalogue
 from instar.data import datasets
@@ -220,8 +220,8 @@ def thousand(options: argparse.Namespace) -> dict[str, Any]:
     def fitted(name: str) -> None:
         methods[name] = catalogue.make(name, Forecaster, {"horizon": 24, "context": L}).fit(values)  # type: ignore[type-abstract]
 
-    fits = {name: lambda name=name: fitted(name) for name in PLAIN}
-    forecasts = {name: lambda name=name: methods[name].predict() for name in PLAIN}
+    fits: dict[str, Call] = {name: lambda name=name: fitted(name) for name in PLAIN}
+    forecasts: dict[str, Call] = {name: lambda name=name: methods[name].predict() for name in PLAIN}
     fit, forecast = turns(fits, options.rounds, warm=0), turns(forecasts, options.rounds, warm=1)
     for name in PLAIN:
         record[name] = {"fit": fit[name].both(), "predict": forecast[name].both()}
