@@ -127,7 +127,7 @@ class _Recent:
                 del others[key]
                 if not others:
                     del self.blocks[block]
-        found = set()
+        found: set[str] = set()
         for block in _blocks(code):
             if block in self.blocks:  # most are in none: a week's articles fill few of the 65,536 values of a block
                 found |= {key for key, other in self.blocks[block].items() if (code ^ other).bit_count() <= NEAR}
