@@ -33,8 +33,8 @@ _DRAWN_FROM: dict[str, Literal["seeds", "rounds of one timing pass", "closed for
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim with what was found. `value` and `interval` are the improvement in the claimed direction: a difference for quality,
-    a ratio for times and costs, the figure itself for slope, threshold and exact."""
+    """A claim with what was found. `value` and `interval` are the improvement in the claimed direction: a difference for quality
+    (better / worse for `ratio`), a ratio for times and costs, the figure itself for slope, threshold and exact."""
 
     method: str
     claim: str
@@ -194,7 +194,10 @@ def _decide(card: Card, claim: Claim, records: list[Record]) -> tuple[Estimate |
         return _slope(claim, subject(card, claim), records)
     name = metric.id.partition("@")[0]
     measures = [f"{name}@{condition}" for condition in claim.over] or [metric.id]
-    judged = [_one(claim, metric, measure, subject(card, claim), records) for measure in measures]
+    try:
+        judged = [_one(claim, metric, measure, subject(card, claim), records) for measure in measures]
+    except statistics.NoRatioError as error:
+        return None, "undecided", str(error)
     if any(estimate is None for estimate, _ in judged):
         failures = [f"{r['address']}: {r['status']}: {r['reason']}" for r in records if r["status"] != "ok"]
         return None, "undecided" if failures else "not run", "; ".join(failures[:3]) or None
@@ -227,7 +230,8 @@ def _one(claim: Claim, metric: Metric, measure: str, who: str, records: list[Rec
     if b is None:
         raise PlanError(f"The claim {claim.id} compares with a number; its kind must be threshold or exact.")
     if claim.kind == "ratio":
-        ratio = statistics.ratio(b, a) if claim.direction == "lower" else statistics.ratio(a, b)
+        better, worse = (b, a) if claim.direction == "lower" else (a, b)
+        ratio = statistics.ratio_of_scores(better, worse) if metric.kind == "quality" else statistics.ratio(better, worse)
         if metric.kind == "cost":
             ratio = statistics.exact(ratio.value)
         return ratio, statistics.superior(ratio, claim.margin)

@@ -21,7 +21,7 @@ from instar.errors import PlanError
 
 Analysis = Literal["look_back", "depth", "width", "decomposition"]
 ANALYSES = get_args(Analysis)
-PLAIN = ("repeat_last", "seasonal_naive", "dlinear")
+PLAIN = ("repeat_last", "seasonal_naive", "ridge_ar", "dlinear")
 """Beside the problem's baseline, rlinear: no network is shown without them."""
 _TITLES = {
     "look_back": "Does a longer look-back help?",

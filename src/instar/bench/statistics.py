@@ -41,6 +41,10 @@ class Estimate:
         return None if self.low is None or self.high is None else (self.low, self.high)
 
 
+class NoRatioError(ValueError):
+    """Scores of which none is a multiple of another."""
+
+
 def exact(value: float) -> Estimate:
     """A deterministic figure: its interval is the value."""
     return Estimate(value, value, value, 1)
@@ -97,6 +101,21 @@ def ratio(subject: Sequence[float], against: Sequence[float], level: float = 0.9
     return Estimate(math.exp(logs.value), low, high, logs.seeds)
 
 
+def ratio_of_scores(subject: Sequence[Items], against: Sequence[Items], level: float = 0.95) -> Estimate:
+    """subject / against of a metric, lists by seed over the same items: exp of the mean over seeds of log a / b.
+
+    The interval is that of `paired` for the logarithms, and counts the same two sources of chance; that of the items to first
+    order. Raises NoRatioError where a score is not above 0.
+    """
+    if any(run.value <= 0 for run in (*subject, *against)):
+        raise NoRatioError("A ratio of scores needs all of them above 0.")
+    logs = [_log_ratio(a, b) for a, b in zip(subject, against, strict=True)]
+    found = value(logs, level)
+    low, high = found.interval or (None, None)
+    ends = [None if end is None else math.exp(end) for end in (low, high)]
+    return Estimate(math.exp(found.value), ends[0], ends[1], found.seeds, found.items)
+
+
 def slope(x: Sequence[float], rounds: Sequence[Sequence[float]], level: float = 0.95) -> Estimate:
     """Log-log slope of a cost against what grows, one fit a round."""
     log_x = np.log(np.asarray(x, dtype=np.float64))
@@ -149,6 +168,14 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
 
 def _t(level: float, freedom: float) -> float:
     return float(special.stdtrit(freedom, 0.5 + level / 2))
+
+
+def _log_ratio(a: Items, b: Items) -> Items:
+    """Items whose mean is log(a / b), and changes as it does, to first order, when items are drawn anew."""
+    n, log = len(a.weights), math.log(a.value / b.value)
+    shares = [(run.totals, sum(run.totals), run.weights, sum(run.weights)) for run in (a, b)]
+    one, other = ([n * x / total - n * w / weight for x, w in zip(xs, ws, strict=True)] for xs, total, ws, weight in shares)
+    return Items([log + x - y for x, y in zip(one, other, strict=True)], [1.0] * n)
 
 
 def _item_variance(subject: Sequence[Items], against: Sequence[Items], draws: int) -> float:

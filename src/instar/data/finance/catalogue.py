@@ -1,6 +1,6 @@
 """The catalogue of a store: which Parquet files are its tables, and which run made each from what.
 
-A stage cuts its work into cells (a day of a source, a quarter, a symbol). A cell is a function of its inputs alone; its key is
+A stage cuts its work into cells (a day of a source, a month, a symbol). A cell is a function of its inputs alone; its key is
 
     input hash = SHA-256(stage, cell, code of the stage, parameters, hashes of all inputs)
 

@@ -1,24 +1,26 @@
-"""Stage dedupe: records become articles, each once, quarter by quarter."""
+"""Stage dedupe: records become articles, each once, month by month."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 from instar.data.finance import tables
 from instar.data.finance.catalogue import Catalogue, Cell
 from instar.data.finance.duplicates import Copy, Seen, find
-from instar.data.finance.sessions import moment
+from instar.data.finance.sessions import day_of
 
 CODE = ("dedupe.py", "duplicates.py", "tables.py")
 _LIGHT = ("key", "digest", "title", "url_canonical", "body_hash", "simhash", "known_at_utc")
+_DAY = 24 * 3600 * 1_000_000
+"""Microseconds."""
 _OPEN = 8
-"""Parts of records that are held open: quarters of one large dump all read the same part."""
+"""Parts of records that are held open: months of one large dump all read the same part."""
 
 
 def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool) -> Iterator[Cell]:
-    """A cell for each quarter in which something became known. Which articles stay is decided over all, on small columns."""
+    """A cell for each month in which something became known. Which articles stay is decided over all, on small columns."""
     parts = catalogue.parts(build, "record", "normalise")
     seen: dict[str, Seen] = {}
     where: dict[str, str] = {}
@@ -35,42 +37,62 @@ def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool
     told: dict[str, list[str]] = {}
     for key, of in same:
         told.setdefault(of, []).append(key)
-    ids = {key: tables.digest(seen[key].url if urls and seen[key].url else key)[:32] for key in stay}
-    quarters: dict[str, tuple[list[list[str]], list[Copy]]] = {}
+    ids = _Ids(seen, urls)
+    months: dict[str, tuple[list[list[str]], list[Copy]]] = {}
     for key in stay:
-        quarters.setdefault(_quarter(seen[key]), ([], []))[0].append([key, *sorted(told.get(key, ()))])
+        months.setdefault(_month(seen[key].known // _DAY), ([], []))[0].append([key, *sorted(told.get(key, ()))])
     for copy in copies:
-        quarters.setdefault(_quarter(seen[copy.key]), ([], []))[1].append(copy)
+        months.setdefault(_month(seen[copy.key].known // _DAY), ([], []))[1].append(copy)
     records = _Records(catalogue, where)
-    for quarter, (groups, again) in sorted(quarters.items()):
-        facts = [[[ids[group[0]], *(digests[key] for key in group)] for group in groups]]
-        facts.append([[digests[copy.key], ids[copy.of], copy.rule] for copy in again])
-        inputs = tables.digest("dedupe", quarter, code, facts)
-        yield Cell(quarter, inputs, partial(_made, records, ids, groups, again))
+    for month, (groups, again) in sorted(months.items()):
+        facts = [[[digests[key] for key in group] for group in groups]]  # of a whole record, which decides its id
+        facts.append([[digests[copy.key], digests[copy.of], copy.rule] for copy in again])
+        inputs = tables.digest("dedupe", month, code, urls, facts)
+        yield Cell(month, inputs, partial(_made, records, ids, groups, again))
+
+
+class _Ids:
+    """The id of the article that a record is: computed for those cells alone that are made."""
+
+    def __init__(self, seen: Mapping[str, Seen], urls: bool) -> None:
+        self.seen, self.urls = seen, urls
+
+    def __getitem__(self, key: str) -> str:
+        url = self.seen[key].url
+        return tables.digest(url if self.urls and url else key)[:32]
 
 
 class _Records:
-    """Whole records by key; the last few parts stay in memory."""
+    """Whole records by key, those of a cell at once; the last few parts stay in memory."""
 
     def __init__(self, catalogue: Catalogue, where: Mapping[str, str]) -> None:
         self.catalogue, self.where = catalogue, where
         self.open: dict[str, tuple[Any, dict[str, int]]] = {}
 
-    def __getitem__(self, key: str) -> dict[str, Any]:
-        sha = self.where[key]
+    def read(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        parts: dict[str, list[str]] = {}
+        for key in keys:
+            parts.setdefault(self.where[key], []).append(key)
+        found: dict[str, dict[str, Any]] = {}
+        for sha, mine in parts.items():
+            table, places = self._part(sha)
+            found |= zip(mine, table.take([places[key] for key in mine]).to_pylist(), strict=True)
+        return found
+
+    def _part(self, sha: str) -> tuple[Any, dict[str, int]]:
         if sha not in self.open:
             if len(self.open) >= _OPEN:
                 del self.open[next(iter(self.open))]
             table = self.catalogue.read("record", [sha])
             self.open[sha] = table, {name: place for place, name in enumerate(table.column("key").to_pylist())}
-        table, places = self.open[sha]
-        return dict(table.slice(places[key], 1).to_pylist()[0])
+        return self.open[sha]
 
 
-def _made(records: _Records, ids: Mapping[str, str], groups: Sequence[Sequence[str]], again: Sequence[Copy]) -> dict[str, Any]:
+def _made(records: _Records, ids: _Ids, groups: Sequence[Sequence[str]], again: Sequence[Copy]) -> dict[str, Any]:
+    whole = records.read([*(key for group in groups for key in group), *(copy.key for copy in again)])
     rows: dict[str, list[dict[str, Any]]] = {"article": [], "body": [], "hint": [], "duplicate": []}
     for group in groups:
-        found = [records[key] for key in group]
+        found = [whole[key] for key in group]
         article = ids[group[0]]
         longest = {
             name: max((row[name] for row in found), key=lambda text: (len(text), text)) for name in ("title", "body", "publisher")
@@ -87,7 +109,7 @@ def _made(records: _Records, ids: Mapping[str, str], groups: Sequence[Sequence[s
                 {"article": article, "symbol": symbol, "given": sum(sorted(given)) / len(given) if given else None}
             )
     for copy in again:
-        row = records[copy.key]
+        row = whole[copy.key]
         rows["duplicate"].append({**row, "id": tables.digest(copy.key)[:32], "article": ids[copy.of], "rule": copy.rule})
     order = {
         "article": ("known_at_utc", "id"),
@@ -104,6 +126,8 @@ def _made(records: _Records, ids: Mapping[str, str], groups: Sequence[Sequence[s
     }
 
 
-def _quarter(seen: Seen) -> str:
-    day = moment(seen.known)
-    return f"{day.year}-Q{(day.month + 2) // 3}"
+@cache
+def _month(day: int) -> str:
+    """Of a day since 1970."""
+    found = day_of(day)
+    return f"{found:%Y-%m}"

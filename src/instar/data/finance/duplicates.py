@@ -6,6 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +37,7 @@ def simhash(text: str) -> int | None:
     return int.from_bytes(np.packbits(votes).tobytes(), "big")
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What duplicates are told by. Keys are unique; they decide only between records that are equal in all else."""
 
     key: str
@@ -108,27 +108,33 @@ class _Recent:
 
     def __init__(self) -> None:
         self.queue: deque[tuple[int, int, str]] = deque()
-        self.blocks: dict[tuple[int, int], dict[str, int]] = {}
+        self.blocks: dict[int, dict[str, int]] = {}
 
     def add(self, code: int, known: int, key: str) -> None:
         self.queue.append((known, code, key))
         for block in _blocks(code):
-            self.blocks.setdefault(block, {})[key] = code
+            if block in self.blocks:
+                self.blocks[block][key] = code
+            else:
+                self.blocks[block] = {key: code}
 
     def match(self, code: int, known: int) -> str:
         """The earliest of the window within NEAR bits, or ""."""
         while self.queue and self.queue[0][0] < known - WINDOW:
             _, old, key = self.queue.popleft()
             for block in _blocks(old):
-                del self.blocks[block][key]
-        found = {
-            key
-            for block in _blocks(code)
-            for key, other in self.blocks.get(block, {}).items()
-            if (code ^ other).bit_count() <= NEAR
-        }
+                others = self.blocks[block]
+                del others[key]
+                if not others:
+                    del self.blocks[block]
+        found: set[str] = set()
+        for block in _blocks(code):
+            if block in self.blocks:  # most are in none: a week's articles fill few of the 65,536 values of a block
+                found |= {key for key, other in self.blocks[block].items() if (code ^ other).bit_count() <= NEAR}
         return next((key for _, _, key in self.queue if key in found), "") if found else ""
 
 
-def _blocks(code: int) -> list[tuple[int, int]]:
-    return [(place, (code >> (16 * place)) & 0xFFFF) for place in range(4)]
+def _blocks(code: int) -> tuple[int, int, int, int]:
+    """The four blocks, each with its place above its 16 bits."""
+    low, second, third = code & 0xFFFF, code >> 16 & 0xFFFF, code >> 32 & 0xFFFF
+    return low, 0x10000 | second, 0x20000 | third, 0x30000 | code >> 48

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
@@ -19,39 +20,39 @@ from instar.data.finance.sessions import Sessions, align, day_number, day_of, lo
 ALIGN = ("joining.py", "sessions.py", "times.py", "tables.py")
 BUILD = ("joining.py", "features.py", "compat.py", "scoring.py", "tables.py")
 _AROUND = 40
-"""Days of the calendar beyond a quarter that its alignment may need."""
-_QUARTER = 92
+"""Days of the calendar beyond a month that its alignment may need."""
+_MONTH = 31
 """Days of the longest one."""
 
 
 def aligned(catalogue: Catalogue, build: str, config: Config, code: str) -> Iterator[Cell]:
-    """The session of each article and copy, for each of its symbols, quarter by quarter."""
+    """The session of each article and copy, for each of its symbols, month by month."""
     parts = {
         name: catalogue.parts(build, name, stage)
         for name, stage in {"article": "dedupe", "duplicate": "dedupe", "article_symbol": "link"}.items()
     }
     if not parts["article"]:
         return
-    quarters = sorted(parts["article"])
-    calendar = sessions(config.calendar, _first(quarters[0]), day_of(day_number(_first(quarters[-1])) + _QUARTER + _AROUND))
+    months = sorted(parts["article"])
+    calendar = sessions(config.calendar, _first(months[0]), day_of(day_number(_first(months[-1])) + _MONTH + _AROUND))
     copied = _symbols_of_copies(catalogue, parts)
-    for quarter in quarters:
-        if quarter not in parts["article_symbol"]:
+    for month in months:
+        if month not in parts["article_symbol"]:
             continue
-        start = day_number(_first(quarter))
-        near = calendar.between(start - _AROUND, start + _QUARTER + _AROUND)
-        again = copied.get(quarter, {})
+        start = day_number(_first(month))
+        near = calendar.between(start - _AROUND, start + _MONTH + _AROUND)
+        again = copied.get(month, {})
         facts = [config.alignment, near.sha256, sorted(again.items())]
-        inputs = tables.digest("align", quarter, code, facts, [parts[name][quarter] for name in sorted(parts)])
-        shas = {name: found[quarter] for name, found in parts.items()}
-        yield Cell(quarter, inputs, partial(_aligned, catalogue, config, shas, again, near))
+        inputs = tables.digest("align", month, code, facts, [parts[name][month] for name in sorted(parts)])
+        shas = {name: found[month] for name, found in parts.items()}
+        yield Cell(month, inputs, partial(_aligned, catalogue, config, shas, again, near))
 
 
 def _symbols_of_copies(catalogue: Catalogue, parts: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, list[str]]]:
-    """Month of a copy -> its article, which may be of an earlier quarter -> the article's symbols."""
+    """Month of a copy -> its article, which may be of an earlier month -> the article's symbols."""
     wanted = {
-        quarter: set(catalogue.read("duplicate", [sha], ["article"]).column("article").to_pylist())
-        for quarter, sha in parts["duplicate"].items()
+        month: set(catalogue.read("duplicate", [sha], ["article"]).column("article").to_pylist())
+        for month, sha in parts["duplicate"].items()
     }
     asked = set().union(*wanted.values()) if wanted else set()
     symbols: dict[str, list[str]] = defaultdict(list)
@@ -60,8 +61,8 @@ def _symbols_of_copies(catalogue: Catalogue, parts: Mapping[str, Mapping[str, st
             if row["article"] in asked:
                 symbols[row["article"]].append(row["symbol"])
     return {
-        quarter: {article: symbols[article] for article in sorted(found) if article in symbols}
-        for quarter, found in wanted.items()
+        month: {article: symbols[article] for article in sorted(found) if article in symbols}
+        for month, found in wanted.items()
         if found
     }
 
@@ -99,10 +100,10 @@ def built(catalogue: Catalogue, build: str, config: Config, code: str, build_id:
     calendar = sessions(config.calendar, min(edges), max(edges))
     for symbol in sorted(news.keys() | bars.keys()):
         mine, parts = news.get(symbol, []), [sha for sha, _, _ in bars.get(symbol, [])]
-        reach = [*(day_of(one.day) for one in mine), *(edge for _, *both in bars.get(symbol, []) for edge in both)]
-        near = calendar.between(day_number(min(reach)), day_number(max(reach)))
+        reach = [*(one.day for one in mine), *(day_number(edge) for _, *both in bars.get(symbol, []) for edge in both)]
+        near = calendar.between(min(reach), max(reach))
         facts = [config.alignment, config.rate, config.window, near.sha256, build_id]
-        inputs = tables.digest("build", symbol, code, facts, mine, parts)
+        inputs = tables.digest("build", symbol, code, facts, _hash(mine), parts)
         yield Cell(symbol, inputs, partial(_daily, catalogue, config, build_id, symbol, mine, parts, near))
 
 
@@ -143,15 +144,32 @@ def _compat(symbol: str, news: Sequence[News], bars: Sequence[Bars]) -> list[dic
 def _news(catalogue: Catalogue, build: str, config: Config) -> dict[str, list[News]]:
     """What stands aligned to each symbol, with the scores of the scorer that makes the features, in an order of its own."""
     made = texts.of_scorer(catalogue.parts(build, "sentiment", "score"), config.scorer)
-    scores = {
-        (row["article"], row["symbol"]): row["score"]
-        for row in catalogue.read("sentiment", made, ["article", "symbol", "score"]).to_pylist()
-    }
+    articles, symbols, values = _columns(catalogue.read("sentiment", made, ["article", "symbol", "score"]))
+    scores = dict(zip(zip(articles, symbols, strict=True), values, strict=True))
+    shas = catalogue.parts(build, "aligned", "align").values()
+    table = catalogue.read("aligned", shas, ["article", "symbol", "session", "copy"])
+    days = table.column("session").cast("int32").to_pylist()
+    articles, symbols, copies = _columns(table.drop_columns(["session"]))
     found: dict[str, list[News]] = defaultdict(list)
-    for row in catalogue.read("aligned", catalogue.parts(build, "aligned", "align").values()).to_pylist():
-        score = None if row["copy"] else scores.get((row["article"], row["symbol"]))
-        found[row["symbol"]].append(News(day_number(row["session"]), score, row["copy"]))
-    return {symbol: sorted(mine, key=repr) for symbol, mine in found.items()}
+    for article, symbol, day, copy in zip(articles, symbols, days, copies, strict=True):
+        found[symbol].append(News(day, None if copy else scores.get((article, symbol)), copy))
+    return {symbol: sorted(mine, key=_order) for symbol, mine in found.items()}
+
+
+def _columns(table: Any) -> list[list[Any]]:
+    return [column.to_pylist() for column in table.columns]
+
+
+def _order(one: News) -> tuple[int, bool, bool, float]:
+    return one.day, one.copy, one.score is None, one.score or 0.0
+
+
+def _hash(news: Sequence[News]) -> str:
+    """SHA-256 of what stands aligned to a symbol: of every article of the store, so that it is taken over arrays."""
+    days = np.array([one.day for one in news], np.int64)
+    scores = np.array([np.nan if one.score is None else one.score for one in news], np.float64)
+    copies = np.array([one.copy for one in news], np.bool_)
+    return hashlib.sha256(b"".join(part.tobytes() for part in (days, scores, copies))).hexdigest()
 
 
 def _where(catalogue: Catalogue, build: str) -> dict[str, list[tuple[str, date, date]]]:
@@ -186,7 +204,6 @@ def _equal(table: Any, symbol: str) -> Any:
     return pc.equal(table.column("symbol"), symbol)
 
 
-def _first(quarter: str) -> date:
-    """The first day of "2024-Q1"."""
-    year, number = quarter.split("-Q")
-    return date(int(year), 3 * int(number) - 2, 1)
+def _first(month: str) -> date:
+    """The first day of "2024-07"."""
+    return date.fromisoformat(f"{month}-01")

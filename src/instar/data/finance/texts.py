@@ -19,13 +19,13 @@ SCORE = ("texts.py", "scoring.py", "sentence_scorer.py", "tables.py")
 
 
 def link(catalogue: Catalogue, build: str, config: Config, code: str) -> Iterator[Cell]:
-    """article_symbol of each quarter, and what sources name that no table knows on that day."""
+    """article_symbol of each month, and what sources name that no table knows on that day."""
     table = tables.digest(repr(sorted(config.symbols, key=repr)))
     parts = {name: catalogue.parts(build, name, "dedupe") for name in ("article", "body", "hint")}
     linker = Linker(config.symbols)
-    for quarter in parts["article"]:
-        inputs = tables.digest("link", quarter, code, table, [parts[name][quarter] for name in sorted(parts)])
-        yield Cell(quarter, inputs, partial(_linked, catalogue, linker, {name: parts[name][quarter] for name in parts}))
+    for month in parts["article"]:
+        inputs = tables.digest("link", month, code, table, [parts[name][month] for name in sorted(parts)])
+        yield Cell(month, inputs, partial(_linked, catalogue, linker, {name: parts[name][month] for name in parts}))
 
 
 def _linked(catalogue: Catalogue, linker: Linker, parts: Mapping[str, str]) -> dict[str, Any]:
@@ -44,15 +44,15 @@ def _linked(catalogue: Catalogue, linker: Linker, parts: Mapping[str, str]) -> d
 
 
 def summarised(catalogue: Catalogue, build: str, config: Config, code: str) -> Iterator[Cell]:
-    """summary of each quarter, in all methods; an article that has not changed keeps its row."""
+    """summary of each month, in all methods; an article that has not changed keeps its row."""
     bodies, links = catalogue.parts(build, "body", "dedupe"), catalogue.parts(build, "article_symbol", "link")
     facts = [config.methods, config.count, config.bonus]
     before = catalogue.parts(build, "summary", "summarise")
-    for quarter, body in bodies.items():
-        if quarter in links:
-            inputs = tables.digest("summarise", quarter, code, facts, body, links[quarter])
-            given = (body, links[quarter], before.get(quarter))
-            yield Cell(quarter, inputs, partial(_summaries, catalogue, config, code, *given))
+    for month, body in bodies.items():
+        if month in links:
+            inputs = tables.digest("summarise", month, code, facts, body, links[month])
+            given = (body, links[month], before.get(month))
+            yield Cell(month, inputs, partial(_summaries, catalogue, config, code, *given))
 
 
 def _summaries(catalogue: Catalogue, config: Config, code: str, body: str, links: str, before: str | None) -> dict[str, Any]:
@@ -73,14 +73,14 @@ def _summaries(catalogue: Catalogue, config: Config, code: str, body: str, links
 
 
 def scored(catalogue: Catalogue, build: str, config: Config, code: str, scorers: Mapping[str, Scorer]) -> Iterator[Cell]:
-    """sentiment of each quarter and scorer; a text that was scored by the same version keeps its score."""
+    """sentiment of each month and scorer; a text that was scored by the same version keeps its score."""
     names = {"article": "dedupe", "hint": "dedupe", "body": "dedupe", "article_symbol": "link", "summary": "summarise"}
     parts = {name: catalogue.parts(build, name, stage) for name, stage in names.items()}
     before = catalogue.parts(build, "sentiment", "score")
     for name, scorer in scorers.items():
-        for quarter in parts["summary"]:
-            shas = {table: found[quarter] for table, found in parts.items()}
-            key = f"{quarter}/{name}"
+        for month in parts["summary"]:
+            shas = {table: found[month] for table, found in parts.items()}
+            key = f"{month}/{name}"
             facts = [scorer.name, scorer.version, config.text, config.summary]
             inputs = tables.digest("score", key, code, facts, sorted(shas.items()))
             given = (scorer, shas, before.get(key))
