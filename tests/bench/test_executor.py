@@ -103,6 +103,7 @@ def test_every_end_is_told() -> None:
     assert "7" in str(found["leave"].reason)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_limit_is_stretched_where_the_machine_gives_no_time() -> None:
     begin = time.monotonic()
     found = outcomes(Job("spin", spin, (), 1.0), Job("stopped", stopped, (), 3.0))
