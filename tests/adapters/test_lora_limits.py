@@ -171,6 +171,23 @@ def test_auto_keeps_its_tolerance_and_falls_back() -> None:
     torch.testing.assert_close(out, F.scaled_dot_product_attention(*leaves))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("e", [3, 5])
+def test_auto_is_exact_where_no_polynomial_is_good_enough(causal: bool, e: int) -> None:
+    """Equal widths go through torch's kernel, others through blocks: numbers and gradients are the same, and no L × L is kept."""
+    q, k, v, up = drawn(L=300, d=3, e=e, size=9.0)
+    out, *want = wanted(q, k, v, up, 3**-0.5, causal)
+    leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        found = attention(*leaves, "auto", causal=causal)
+    torch.testing.assert_close(found, out)
+    found.backward(up)
+    for leaf, expected in zip(leaves, want, strict=True):
+        torch.testing.assert_close(leaf.grad, expected)
+    assert max(kept) < 300 * 300
+
+
 def test_float32_and_permuted_keys() -> None:
     q, k, v, _ = (t.float() for t in drawn(L=50, size=0.6))
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))

@@ -13,6 +13,8 @@ from instar.lab.elimination import Elimination
 from instar.lab.icl_boolean import FAMILIES, TAUGHT, BooleanSampler, Functions, teaching
 from instar.lab.majority_label import MajorityLabel
 from instar.lab.nearest_neighbours import NearestNeighbours
+from instar.lab.parity_elimination import ParityElimination
+from instar.lab.refitted import LogisticRegression, Perceptron, SmallNetwork
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -103,6 +105,69 @@ def test_nearest_neighbours_solve_their_task() -> None:
     assert bool((said == d.ys)[:, 10:].all())
     null = MajorityLabel().prefixes(d.xs, d.ys).sign() == d.ys
     assert float(null[:, 10:].double().mean()) < 0.8
+
+
+def test_elimination_is_the_vote_of_all_parities() -> None:
+    d = BooleanSampler(7, "parity").draw(60, 20, stream())
+    said = ParityElimination().prefixes(d.xs, d.ys)
+    assert torch.equal(said, ConsistentVote(family="parity").prefixes(d.xs, d.ys))
+    assert bool((said == d.ys)[said != 0].all())
+    noisy = BooleanSampler(7, "parity", noise=0.3).draw(60, 20, stream())
+    assert torch.equal(
+        ParityElimination().prefixes(noisy.xs, noisy.ys), ConsistentVote(family="parity").prefixes(noisy.xs, noisy.ys)
+    )
+
+
+def test_elimination_needs_as_many_independent_rows_as_bits() -> None:
+    D = 40  # 2^40 subsets: nobody enumerates them
+    functions = BooleanSampler(D, "parity").functions(5, stream())
+    triangle = torch.where(torch.ones(D, D).tril() > 0, 1.0, -1.0).expand(5, -1, -1)
+    asked = torch.where(torch.rand(5, 200, D, generator=stream(1)) < 0.5, 1.0, -1.0)
+    found = ParityElimination().predict(triangle, functions.labels(triangle), asked)
+    assert torch.equal(found, functions.labels(asked))
+    fewer = ParityElimination().predict(triangle[:, :-1], functions.labels(triangle[:, :-1]), asked)
+    ends = asked[..., -1] > 0  # the last bit alone stays unknown
+    assert torch.equal(fewer == 0, ends)
+
+
+def test_refitted_learners() -> None:
+    d = BooleanSampler(6, "halfspace").draw(40, 25, stream())
+    learners = (Perceptron(passes=200), LogisticRegression(), SmallNetwork())
+    for learner in learners:
+        said = learner.prefixes(d.xs, d.ys)
+        assert said.shape == d.ys.shape
+        assert bool((said[:, 0] == 0).all())
+        assert float((said.sign() == d.ys)[:, -5:].double().mean()) > 0.8, learner
+    halves = [torch.cat([learner.predict(d.xs[a], d.ys[a], d.xs[a]) for a in (slice(20), slice(20, 40))]) for learner in learners]
+    for learner, half in zip(learners, halves, strict=True):
+        torch.testing.assert_close(half, learner.predict(d.xs, d.ys, d.xs), atol=1e-5, rtol=1e-4)
+    separated = Perceptron(passes=2000).predict(d.xs, d.ys, d.xs)  # halfspaces of integers: it ends without mistakes
+    assert torch.equal(separated.sign(), d.ys)
+    for wrong in (lambda: Perceptron(passes=0), lambda: LogisticRegression(c=0.0), lambda: SmallNetwork(steps=0)):
+        with pytest.raises(ShapeError):
+            wrong()
+
+
+def test_logistic_regression_is_that_of_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression as Reference
+
+    d = BooleanSampler(6, "dnf").draw(10, 40, stream())
+    asked = BooleanSampler(6, "dnf").draw(10, 15, stream(1)).xs
+    found = LogisticRegression(c=0.7, iterations=100).predict(d.xs, d.ys, asked)
+    for b in range(10):
+        if len(set(d.ys[b].tolist())) == 2:
+            fitted = Reference(C=0.7, tol=1e-10, max_iter=1000, solver="newton-cholesky").fit(d.xs[b].numpy(), d.ys[b].numpy())
+            assert found[b].tolist() == pytest.approx(fitted.decision_function(asked[b].numpy()).tolist(), abs=1e-4)
+
+
+def test_positives_are_as_many_as_asked_for() -> None:
+    often = BooleanSampler(10, "conjunction", positives=0.9).draw(200, 30, stream())
+    assert float((often.ys > 0).double().mean()) > 0.85
+    never = BooleanSampler(10, "disjunction", positives=0.0).draw(200, 30, stream())
+    assert torch.equal(never.functions.labels(never.xs), never.ys)
+    assert float((never.ys > 0).double().mean()) > 0.7
+    with pytest.raises(ShapeError, match="for parity"):
+        BooleanSampler(10, "parity", positives=0.5)
 
 
 def test_bad_tasks() -> None:

@@ -15,6 +15,7 @@ from instar.bench.seeds import stream
 from instar.catalogue import Build
 from instar.errors import ShapeError
 from instar.interfaces import Data, InContextLearner, Items, Monitor, Problem
+from instar.lab.icl.curriculum import Curriculum
 from instar.lab.icl.tasks import Family, TaskSampler
 
 REFERENCES = {
@@ -32,7 +33,8 @@ class InContextProblem(Problem):
 
     Args:
         family: of functions, see `lab.icl.tasks`. width: D. examples: pairs of a task. noise, prior: σ and τ. scale: of the
-            inputs of the test tasks alone, a covariate shift. batch: tasks a step, fresh ones. test_tasks: in each split.
+            inputs of the test tasks alone, a covariate shift. batch: tasks a step, fresh ones. curriculum: training steps until
+            tasks grow by a feature, see `lab.icl.curriculum`; 0 is none. test_tasks: in each split.
 
     Metrics: squared error over that of answering 0, over all pairs, over those with fewer examples than unknowns
     (`error@few`), at the last (`error@last`); and the squared difference to references by D, with 0 < n < D (`distance`).
@@ -50,12 +52,14 @@ class InContextProblem(Problem):
         prior: float = 1.0,
         scale: float = 1.0,
         batch: int = 64,
+        curriculum: int = 0,
         test_tasks: int = 1000,
     ) -> None:
         if min(batch, test_tasks) < 1 or examples < 2 or width < 2:
             raise ShapeError(f"in_context expects batch ≥ 1, examples and width ≥ 2; received {batch}, {examples}, {width}.")
         self.sampler = TaskSampler(width, family, noise, prior)
         self.shifted = TaskSampler(width, family, noise, prior, scale=scale)
+        self.curriculum = Curriculum(width, examples, curriculum)
         self.width, self.examples, self.batch, self.test_tasks = width, examples, batch, test_tasks
         self.given = {"width": width, "examples": examples, "noise": noise, "prior": prior}
         self.tokens_per_step = batch * examples
@@ -90,7 +94,8 @@ class InContextProblem(Problem):
         """Fresh tasks at every step; the mean squared error over all pairs."""
 
         def tasks(index: int) -> tuple[Tensor, Tensor]:
-            drawn = self.sampler.draw(self.batch, self.examples, stream(seed, f"data/{index}"))
+            features, examples = self.curriculum.sizes(index)
+            drawn = self.sampler.draw(self.batch, examples, stream(seed, f"data/{index}"), features=features)
             return drawn.xs, drawn.ys
 
         def loss(found: Tensor, ys: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from instar.bench.seeds import stream
 from instar.catalogue import Build
 from instar.errors import ShapeError
 from instar.interfaces import Data, InContextLearner, Items, Monitor, Problem
+from instar.lab.icl.curriculum import Curriculum
 from instar.lab.icl_boolean import TAUGHT, BooleanSampler, Family
 from instar.problems.in_context import answers, make, train_on
 
@@ -27,6 +28,11 @@ class InContextBooleanProblem(Problem):
     Args:
         family: of `lab.icl_boolean`. width: D. examples: pairs of a task. noise: chance of a flipped label. teaching: chance that
             a training task begins with its function's teaching sequence; taught: whether all test tasks do. batch: tasks a step.
+        curriculum: training steps until tasks grow from a quarter of their examples, by a part of a feature each, see
+            `lab.icl.curriculum`; inputs stay whole. 0 is none.
+        test_family: of the test tasks alone, say disjunctions after training on conjunctions; None is that of training.
+        test_positives: chance that a test input is made to satisfy (or falsify) a term, where the family has terms; None is
+            that of training.
         test_tasks: in each split.
 
     Metrics: accuracy over all pairs, at the last, and at the pair after the function's teaching sequence would have been shown
@@ -45,6 +51,9 @@ class InContextBooleanProblem(Problem):
         teaching: float = 0.0,
         taught: bool = False,
         batch: int = 64,
+        curriculum: int = 0,
+        test_family: Family | None = None,
+        test_positives: float | None = None,
         test_tasks: int = 500,
     ) -> None:
         if min(batch, test_tasks) < 1 or examples < 2 or (family in TAUGHT[:2] and examples < width + 3):
@@ -53,7 +62,10 @@ class InContextBooleanProblem(Problem):
                 f"{examples} and {width}."
             )
         self.sampler = BooleanSampler(width, family, noise, teaching)
-        self.test_sampler = BooleanSampler(width, family, noise, float(taught))
+        self.test_sampler = BooleanSampler(width, test_family or family, noise, float(taught), test_positives)
+        self.curriculum = Curriculum(width, examples, curriculum)
+        if curriculum and teaching:
+            raise ShapeError("A curriculum begins with tasks shorter than their teaching sequences: set one of them to 0.")
         self.width, self.examples, self.batch, self.test_tasks = width, examples, batch, test_tasks
         self.tokens_per_step = batch * examples
 
@@ -68,7 +80,8 @@ class InContextBooleanProblem(Problem):
             **{"valid_items": self.test_tasks, "test_items": self.test_tasks},
         }
         test = self.test_sampler
-        made = (test.family, test.width, test.noise, test.teaching, self.examples, self.test_tasks)
+        made = [test.family, test.width, test.noise, test.teaching, self.examples, self.test_tasks]
+        made += [] if test.positives is None else [test.positives]
         return Data(None, splits["valid"], splits["test"], "/".join(["in_context_boolean/1", *map(str, made)]), facts)
 
     def learner(self, build: Build, data: Data, seed: int) -> InContextLearner:
@@ -88,7 +101,8 @@ class InContextBooleanProblem(Problem):
         """Fresh functions and inputs at every step."""
 
         def tasks(index: int) -> tuple[Tensor, Tensor]:
-            drawn = self.sampler.draw(self.batch, self.examples, stream(seed, f"data/{index}"))
+            _, examples = self.curriculum.sizes(index)
+            drawn = self.sampler.draw(self.batch, examples, stream(seed, f"data/{index}"))
             return drawn.xs, drawn.ys
 
         def loss(found: Tensor, ys: Tensor) -> Tensor:

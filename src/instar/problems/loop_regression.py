@@ -15,6 +15,7 @@ from instar.bench.seeds import stream
 from instar.catalogue import Build
 from instar.errors import ShapeError
 from instar.interfaces import Data, Items, Monitor, Predictor, Problem, Workload
+from instar.lab.icl.curriculum import Curriculum
 from instar.problems.kept import digest
 from instar.problems.language import device_of
 from instar.problems.reading import require_reads
@@ -29,6 +30,8 @@ class LoopRegressionProblem(Problem):
 
     Args:
         dimension: d, of x and Φ. examples: n in a prompt. noise: its standard deviation.
+        curriculum: training steps until prompts grow by a feature, see `lab.icl.curriculum`; 0 is none. Loops grow with them
+            where the predictor's `grow_every` says so.
         batch, width, heads, lr: of training. Φ: d → 16 → d, leaky ReLU behind each, drawn once, each feature of variance 1.
 
     A prompt is x_1, y_1, …, x_n, y_n, y padded with zeros to d numbers; answers are read at the places of x. Prompts of
@@ -44,6 +47,7 @@ class LoopRegressionProblem(Problem):
         dimension: int = 4,
         examples: int = 16,
         noise: float = 0.0,
+        curriculum: int = 0,
         batch: int = 64,
         width: int = 64,
         heads: int = 4,
@@ -53,6 +57,7 @@ class LoopRegressionProblem(Problem):
             raise ShapeError("loop_regression takes positive sizes, two examples or more and noise ≥ 0.")
         self.dimension, self.examples, self.noise, self.batch = dimension, examples, noise, batch
         self.width, self.heads, self.lr = width, heads, lr
+        self.curriculum = Curriculum(dimension, examples, curriculum)
         self.tokens_per_step = batch * 2 * examples
         generator = stream(0, "representation")
         sizes = [(_HIDDEN, dimension), (dimension, _HIDDEN)]
@@ -69,9 +74,13 @@ class LoopRegressionProblem(Problem):
         """Φ(x) [..., d]."""
         return (self._network(x) - self._mean) / self._scale
 
-    def prompts(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tokens [B, 2n, d] and targets [B, 2n, 1], NaN at the places of y."""
-        x = torch.randn(count, self.examples, self.dimension, generator=generator)
+    def prompts(
+        self, count: int, generator: torch.Generator, features: int | None = None, examples: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens [B, 2n, d] and targets [B, 2n, 1], NaN at the places of y; of fewer features, whose rest is 0, or examples."""
+        x = torch.randn(count, examples or self.examples, self.dimension, generator=generator)
+        if features is not None:
+            x[..., features:] = 0.0
         a = torch.randn(count, self.dimension, 1, generator=generator)
         y = self.represent(x) @ a
         y = y + self.noise * torch.randn(y.shape, generator=generator)
@@ -104,7 +113,7 @@ class LoopRegressionProblem(Problem):
         """Fresh prompts in every step; the loss is the predictor's own."""
         fit(
             subject,
-            lambda step: self.prompts(self.batch, stream(seed, f"prompts/{step}")),
+            lambda step: self.prompts(self.batch, stream(seed, f"prompts/{step}"), *self.curriculum.sizes(step)),
             lambda model, batch: model.loss(*(part.to(device_of(model)) for part in batch)),  # type: ignore[operator]
             steps=steps,
             lr=self.lr,

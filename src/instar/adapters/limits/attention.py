@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from instar.adapters.limits import gradients
 from instar.adapters.limits.gradients import Kept
@@ -84,7 +86,8 @@ def attention(
     q [..., L, d], k [..., M, d], v [..., M, e] -> [..., L, e]; leading axes alike (sequences, heads).
     mode: `exact` (dense; the reference), `blockwise` (the same numbers in O(L · block) memory), `poly` (output and gradient by
         the polynomial of this `degree` for scores up to ±`reach`, by default the largest norms; Taylor's up to 1, Chebyshev's
-        beyond), `auto` (poly where `choose` finds one within `tolerance` that is cheaper, blockwise otherwise).
+        beyond), `auto` (poly where `choose` finds one within `tolerance` that is cheaper; otherwise exact, by torch's fused
+        kernel where it has one for these widths, which works in blocks too, or blockwise).
     scale: s, 1/√d by default. The polynomial form computes in float64 inside: monomials of high degree need it.
 
     Time O(L M d) exactly, O((L + M) k_1 d e) by k_1 = binom(d + g, g) features; twice differentiable only in mode `exact`.
@@ -108,12 +111,27 @@ def attention(
     polynomial = None
     if mode == "auto":
         polynomial = choose(one, two, three, tolerance, scale=scale).polynomial
+        fused = None if polynomial is not None else _fused(one, two, three, scale, causal)
+        if fused is not None:
+            return fused.view(*q.shape[:-1], v.shape[-1])
     elif degree is not None:
         if reach is None:
             reach = choose(one, two, three, tolerance, scale=scale).reach
         polynomial = taylor(degree, reach) if reach <= 1 else chebyshev(degree, reach)
     out = _Attention.apply(one, two, three, polynomial, scale, causal, block)
     return out.view(*q.shape[:-1], v.shape[-1])
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor | None:
+    """torch's attention that never holds a matrix of the length squared; None where it has none for these tensors."""
+    if q.shape[-1] != v.shape[-1]:
+        return None
+    try:
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+            one, two, three = (part.unsqueeze(1) for part in (q, k, v))
+            return F.scaled_dot_product_attention(one, two, three, is_causal=causal, scale=scale).squeeze(1)
+    except RuntimeError:
+        return None
 
 
 class _Attention(torch.autograd.Function):

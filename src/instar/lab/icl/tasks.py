@@ -71,9 +71,22 @@ class TaskSampler:
         if self.rows is not None and (self.rows.dim() != 2 or self.rows.shape[1] != self.width):
             raise ShapeError(f"rows must be [R, {self.width}]; received {list(self.rows.shape)}.")
 
-    def draw(self, tasks: int, examples: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Drawn:
-        """Tasks of `examples` pairs. Functions and inputs come from one stream, in float64."""
+    def draw(
+        self,
+        tasks: int,
+        examples: int,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+        *,
+        features: int | None = None,
+    ) -> Drawn:
+        """Tasks of `examples` pairs. Functions and inputs come from one stream, in float64.
+
+        Inputs beyond the first `features` are 0, for a curriculum.
+        """
         xs = self.inputs(tasks, examples, generator)
+        if features is not None:
+            xs[..., features:] = 0.0
         function, weights = self.functions(tasks, generator)
         truth = function(xs)
         noise = torch.randn(truth.shape, generator=generator, dtype=torch.float64)
