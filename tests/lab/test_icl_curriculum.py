@@ -52,7 +52,7 @@ def test_problems_train_on_tasks_that_grow(problem: object, method: str, monkeyp
 
     monkeypatch.setattr(Curriculum, "sizes", spied)
     found = catalogue.parse(method)
-    build = catalogue.Build(found.card, found.arguments)
+    build = catalogue.Build(found.card, catalogue.load(found.card), found.arguments)
     data = problem.load(0)  # type: ignore[attr-defined]
     make = problem.learner if hasattr(problem, "learner") else problem.subject  # type: ignore[attr-defined]
     subject = make(build, data, 0)
