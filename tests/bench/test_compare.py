@@ -59,6 +59,19 @@ def test_a_plan_grows_by_methods_and_seeds_and_refuses_to_become_another(tmp_pat
             compare(other, tmp_path, timed=False)
 
 
+def test_an_argument_that_was_added_since_leaves_plans_and_runs_as_they_were(tmp_path: Path) -> None:
+    plan, *_ = planning.prepare(request())
+    gained = next(key for key in plan.settings if key not in SMALL)
+    fewer = [replace(e, arguments=dict(list(e.arguments.items())[1:])) for e in plan.entries]
+    older = replace(plan, settings={k: v for k, v in plan.settings.items() if k != gained}, entries=fewer)
+    older.steps, older.calibration = {e.address: 4 for e in fewer}, {e.address: {"step_seconds": 0.1} for e in fewer}
+    again, *_ = planning.prepare(request(), older)
+    assert [task.id for task in again.tasks(tmp_path)] == [task.id for task in older.tasks(tmp_path)]
+    assert again == older
+    with pytest.raises(PlanError, match="another comparison"):
+        planning.prepare(request(settings={**SMALL, gained: 2 * plan.settings[gained]}), older)
+
+
 def test_the_records_say_everything(tmp_path: Path) -> None:
     compare(request(seeds=3), tmp_path, timed=False)
     for record in Store(tmp_path).all():

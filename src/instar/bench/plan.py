@@ -12,7 +12,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -296,7 +296,11 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
 
 
 def _extend(plan: Plan, existing: Plan) -> None:
-    """Take over what an existing plan has fixed; refuse to mix two comparisons in one folder."""
+    """Take over what an existing plan has fixed; refuse to mix two comparisons in one folder.
+
+    Arguments that a problem or a method has gained since, at their default, leave a comparison and its runs what they were.
+    """
+    plan.settings = _known(plan.settings, existing.settings, _parameters(catalogue.load(plan.card)))
     for key, new, old in (
         ("problem", plan.problem, existing.problem),
         ("settings", plan.settings, existing.settings),
@@ -315,7 +319,17 @@ def _extend(plan: Plan, existing: Plan) -> None:
     plan.seeds = max(plan.seeds, existing.seeds)
     plan.trials = max(plan.trials, existing.trials)
     asked = {entry.address: entry for entry in plan.entries}
+    for before in existing.entries:
+        if (entry := asked.get(before.address)) is not None:
+            defaults = _parameters(catalogue.load(catalogue.parse(entry.address).card))
+            asked[entry.address] = replace(entry, arguments=_known(entry.arguments, before.arguments, defaults))
     plan.entries = [asked.pop(e.address, e) for e in existing.entries] + list(asked.values())
+
+
+def _known(asked: dict[str, Any], before: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`before`, if `asked` says no more than it and defaults of arguments that it lacks."""
+    same = {key: value for key, value in asked.items() if key in before or key not in defaults or value != defaults[key]}
+    return before if same == before else asked
 
 
 def _parameters(cls: type) -> dict[str, Any]:

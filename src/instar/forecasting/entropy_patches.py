@@ -56,7 +56,7 @@ class EntropyPatcher(nn.Module):
                 f"received {rule!r}, level={level}, longest={longest}."
             )
         self.rule, self.level, self.rise, self.longest = rule, level, rise, longest
-        self.quantiser, self.model = quantiser, model.requires_grad_(False)
+        self.quantiser, self.model = quantiser, model.requires_grad_(False).eval()
         length, count = model.context, self.most(model.context)
         drawn = torch.rand(_PATTERNS, length - 1, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
         patterns = torch.zeros(_PATTERNS, length, dtype=torch.bool)
