@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from instar.data.panel import Panel, Values
+from instar.data.time_grid import Grid
 from instar.errors import DataError
 from instar.forecasting import windows
 
@@ -49,9 +51,14 @@ def beside(
 
 def marks(panel: Panel, origins: NDArray[np.int64], context: int, horizon: int, device: torch.device) -> Tensor | None:
     """[B, L + H, m]; None where times are plain numbers."""
-    rows = origins[:, None] + np.arange(-context, horizon)
-    found = panel.grid.marks(rows.ravel())
-    return torch.from_numpy(found.reshape(*rows.shape, -1)).to(device) if found.shape[1] else None
+    table = _marks(panel.grid, -context, len(panel) + horizon)
+    return torch.from_numpy(table[origins[:, None] + np.arange(context + horizon)]).to(device) if table.shape[1] else None
+
+
+@lru_cache(maxsize=8)
+def _marks(grid: Grid, first: int, last: int) -> NDArray[np.float32]:
+    """Those of the rows from `first` to before `last`: every batch of a training asks for most of them."""
+    return grid.marks(np.arange(first, last))
 
 
 def _covariates(

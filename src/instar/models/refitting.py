@@ -35,6 +35,8 @@ def refitting(model: nn.Module, step: int = 0) -> Iterator[None]:
         module.refit(args[0].detach(), mask=given.get("mask"), reset=given.get("reset"))  # type: ignore[operator]
 
     for module in model.modules():
+        if not hasattr(type(module), "refit"):
+            continue  # isinstance with a protocol alone would take longer in every step than a small layer does
         if isinstance(module, Refits) and (step % module.refit_every == 0 if module.refit_every else step == 0):
             hooks[module] = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
