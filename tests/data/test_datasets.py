@@ -49,6 +49,27 @@ def test_the_copy_under_instar_data_comes_first(home: Path, monkeypatch: pytest.
         datasets.locate("a", listing(home))
 
 
+def test_a_git_blob_pins_a_file_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`printf 'some text\n' | git hash-object --stdin`"""
+    blob = "7b57bd29ea8afbdeb9bac64cf7074f4b531492a8"
+    file = listing(home)
+    file.write_text(file.read_text().replace("sha256", "git_blob").replace(hashlib.sha256(CONTENT).hexdigest(), blob))
+    monkeypatch.setenv("INSTAR_DATA", str(home / "data"))
+    path = home / "data" / "sets" / "a.txt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    assert datasets.locate("a", file) == [path]
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(DataError, match=f"expected {blob}"):
+        datasets.locate("a", file)
+    path.unlink()
+    wrong = home / "fetched.txt"
+    wrong.write_bytes(b"another page")
+    monkeypatch.setitem(sys.modules, "pooch", SimpleNamespace(retrieve=lambda *_, **__: str(wrong)))
+    with pytest.raises(DataError, match="not the pinned file"):
+        datasets.locate("a", file)
+
+
 def test_without_pooch_the_extra_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(MissingExtraError, match=r"instar\[data\]") as caught:

@@ -22,7 +22,8 @@ class File:
 
     path: PurePosixPath
     url: str
-    sha256: str
+    digest: str
+    """SHA-256, or the SHA-1 of git's blob where a file of a commit was never read where its hash was taken."""
 
 
 def names() -> list[str]:
@@ -54,20 +55,18 @@ def _files(entry: dict[str, Any], name: str) -> list[File]:
         path = PurePosixPath(row["path"])
         if path.is_absolute() or not re.fullmatch(r"[A-Za-z0-9_.\-/]+", row["path"]) or ".." in path.parts:
             raise DataError(f"The data set {name} lists the path '{row['path']}', which could leave the data folder.")
-        if not row["url"].startswith("https://") or not re.fullmatch(r"[0-9a-f]{64}", row["sha256"]):
-            raise DataError(f"The data set {name} lists '{row['path']}' without an https address and a SHA-256.")
-        found.append(File(path, row["url"], row["sha256"]))
+        digest = row.get("sha256", row.get("git_blob", ""))
+        pattern = r"[0-9a-f]{64}" if "sha256" in row else r"[0-9a-f]{40}"
+        if not row["url"].startswith("https://") or not re.fullmatch(pattern, digest):
+            raise DataError(f"The data set {name} lists '{row['path']}' without an https address and a SHA-256 (or git blob).")
+        found.append(File(path, row["url"], digest))
     return found
 
 
 def _find(file: File, name: str) -> Path:
     for folder in (os.environ.get("INSTAR_DATA"), str(cache())):
         if folder and (path := Path(folder) / file.path).is_file():
-            received = _sha256(path)
-            if received != file.sha256:
-                raise DataError(
-                    f"{path} is not the pinned file of {name}: SHA-256 {received}, expected {file.sha256}. Remove it."
-                )
+            _hold(path, file, name)
             return path
     path = cache() / file.path
     try:
@@ -75,15 +74,24 @@ def _find(file: File, name: str) -> Path:
     except MissingExtraError as error:
         raise MissingExtraError(f"{error} Or fetch {file.url} yourself and {_hint(file)}") from error
     try:
-        return Path(pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=path.name, path=path.parent))
+        known = f"sha256:{file.digest}" if len(file.digest) == 64 else None
+        found = Path(pooch.retrieve(file.url, known_hash=known, fname=path.name, path=path.parent))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong hash is a ValueError
         raise DataError(f"Cannot fetch {file.url}: {error}. Fetch it yourself and {_hint(file)}") from error
+    _hold(found, file, name)
+    return found
+
+
+def _hold(path: Path, file: File, name: str) -> None:
+    """Raise DataError for another file than the pinned one."""
+    content = path.read_bytes()
+    if len(file.digest) == 64:
+        received = hashlib.sha256(content).hexdigest()
+    else:
+        received = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    if received != file.digest:
+        raise DataError(f"{path} is not the pinned file of {name}: its hash is {received}, expected {file.digest}. Remove it.")
 
 
 def _hint(file: File) -> str:
     return f"set INSTAR_DATA to a folder that holds it as {file.path}."
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

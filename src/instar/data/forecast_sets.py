@@ -18,9 +18,9 @@ from instar.errors import DataError, UnknownNameError
 from instar.gate import rows
 
 _TIMES = ("ds", "date", "time", "timestamp", "datetime")
-_NAMED = {"ETTh1": "etth1", "exchange_rate": "exchange_rate", "los_speed": "los_speed"}
+_NAMED = {name: name.lower() for name in ("ETTh1", "ETTh2", "ETTm1", "exchange_rate", "illness", "los_speed")}
 _SEASONS = {"los_speed": 288}  # its times are not in the file
-_MONTH = 30 * 24  # hours, as the ETT protocol counts them
+_MONTHS = {"ETTh1": 30 * 24, "ETTh2": 30 * 24, "ETTm1": 30 * 24 * 4}  # rows of a month, as the ETT protocol counts them
 EMBEDDED = "eeg"
 
 
@@ -54,7 +54,7 @@ def forecast_set(
     A table with a column unique_id is long, one row for each series and time, its value in `target` ("y" by default); any other
     is wide, one row for each time and one column for each series: those that `target` names, or all. time: the column of times
     (by default one called ds, date, time or timestamp; rows are counted where there is none). Training, validation and test are
-    70, 10 and 20 % of the rows in order; of ETTh1 12, 4 and 4 months of 30 days. Raises DataError, UnknownNameError.
+    70, 10 and 20 % of the rows in order; of the ETT sets 12, 4 and 4 months of 30 days. Raises DataError, UnknownNameError.
     """
     name = EMBEDDED if data is None else data
     if name == EMBEDDED:
@@ -67,7 +67,8 @@ def forecast_set(
         panel = _table(Path(name), time, target, covariates)
         name = Path(name).name
     T = len(panel)
-    ends = (12 * _MONTH, 16 * _MONTH, 20 * _MONTH) if name == "ETTh1" else (7 * T // 10, T - T // 5, T)
+    month = _MONTHS.get(name)
+    ends = (7 * T // 10, T - T // 5, T) if month is None else (12 * month, 16 * month, 20 * month)
     return ForecastSet(name, panel, season or _SEASONS.get(name, panel.grid.season), *ends)
 
 

@@ -44,7 +44,7 @@ class ForecastProblem(Problem):
     """mse, mae, mase and pinball loss of the next `horizon` rows, over every window of the test span with stride 1.
 
     Args:
-        data: ETTh1, exchange_rate, los_speed, eeg (ships with matplotlib; the default), or a table of your own.
+        data: ETTh1, ETTh2, ETTm1, exchange_rate, illness, los_speed, eeg (ships with matplotlib; the default), or your own table.
         time, target, covariates: columns of a table, see `data.forecast_sets.forecast_set`.
         horizon: H. context: L, the look-back of every method. season: rows of a season; 0 takes the natural one.
         batch: windows a step. stride: rows between the windows that are scored; 1 is all, more is for methods that are fitted
