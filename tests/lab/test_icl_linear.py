@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from instar import catalogue
+from instar.bench import plan
+from instar.catalogue import Build
 from instar.errors import ShapeError
 from instar.lab.averaging import Averaging
 from instar.lab.bayes_linear import BayesLinear
@@ -18,6 +21,7 @@ from instar.lab.icl.tasks import FAMILIES, Drawn, TaskSampler
 from instar.lab.icl_linear import InContextDecoder
 from instar.lab.least_squares import LeastSquares
 from instar.lab.nearest_neighbours import NearestNeighbours
+from instar.problems.in_context import InContextProblem
 
 
 def drawn(width: int = 4, examples: int = 7, tasks: int = 20, noise: float = 0.0, seed: int = 0) -> Drawn:
@@ -152,3 +156,14 @@ def test_bad_learners() -> None:
         CompiledLearner(2, examples=4, ridge=0.0)
     with pytest.raises(ShapeError, match="family"):
         TaskSampler(2, "quadratic")  # type: ignore[arg-type]
+
+
+def test_a_comparison_tells_the_bayes_predictor_its_noise() -> None:
+    planned, problem, data = plan.prepare(
+        plan.Request("in_context", ("bayes_linear",), settings={"noise": 0.5, "prior": 2.0, "test_tasks": 20})
+    )
+    entry = next(e for e in planned.entries if e.slug == "bayes_linear")
+    assert isinstance(problem, InContextProblem)
+    learner = problem.learner(Build(catalogue.method("bayes_linear"), BayesLinear, entry.arguments), data, 0)
+    assert isinstance(learner, BayesLinear)
+    assert (learner.noise, learner.prior) == (0.5, 2.0)

@@ -6,11 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from instar import catalogue
+from instar.bench import plan
+from instar.catalogue import Build
 from instar.errors import ShapeError
 from instar.lab.icl.closeness import closeness, documents
 from instar.lab.icl.softmax_regression import SoftmaxRegression, certificate, moved_document
 from instar.lab.icl_softmax import InContextSoftmax
 from instar.lab.softmax_step import SoftmaxStep
+from instar.problems.in_context_softmax import InContextSoftmaxProblem
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -111,3 +115,19 @@ def test_a_trained_layer_comes_close_to_the_step() -> None:
     same = closeness(step, step, A, y, A)
     assert same.predictions == 0.0
     assert same.cosine == pytest.approx(1.0)
+
+
+def test_the_step_of_a_comparison_is_tuned() -> None:
+    """The engine gives defaults too: a step without a rate of its own is the reference, at no distance from it."""
+    planned, problem, data = plan.prepare(
+        plan.Request("in_context_softmax", ("softmax_step",), settings={"test_tasks": 40}, least=1)
+    )
+    entry = planned.entries[[e.slug for e in planned.entries].index("softmax_step")]
+    build = Build(catalogue.method("softmax_step"), SoftmaxStep, entry.arguments)
+    assert isinstance(problem, InContextSoftmaxProblem)
+    said = problem.evaluate(problem.learner(build, data, 0), data.test)
+    assert max(said["distance"].totals) == 0.0
+    assert sum(said["error"].totals) < 0.3 * sum(said["error"].weights)
+    own = problem.learner(Build(build.card, SoftmaxStep, {"rate": 2.0}), data, 0)
+    assert isinstance(own, SoftmaxStep)
+    assert own.rate == 2.0

@@ -251,6 +251,7 @@ def warnings(plan: Plan) -> list[str]:
 
 _CHOSEN = {
     "Forecaster": ("context", "season", "batch"),
+    "InContextLearner": ("heads", "input_dim", "noise", "prior"),
     # Predictors are built without arguments as well and so have a default for each size.
     "Predictor": ("heads", "input_dim", "width", "vocabulary", "inputs", "outputs", "length", "depth", "size", "patch"),
 }

@@ -17,15 +17,15 @@ class SoftmaxStep(InContextLearner):
     Labels are n b_i, of mean 1 over the document, so that they have the same size for all lengths; so are predictions.
 
     Args:
-        rate: η / n, so that one rate suits all lengths. `tuned` finds it on training tasks.
+        rate: η / n, so that one rate suits all lengths. None: 1, and a problem tunes it on training tasks by `tuned`.
 
     Without examples 1. Raises ShapeError. O(n d) a task. Source: Li et al. 2023, section 5; the zero start is ours.
     """
 
-    def __init__(self, *, rate: float = 1.0) -> None:
-        if not rate > 0:
+    def __init__(self, *, rate: float | None = None) -> None:
+        if rate is not None and not rate > 0:
             raise ShapeError(f"rate must be positive; received {rate}.")
-        self.rate = rate
+        self.rate = 1.0 if rate is None else rate
 
     def predict(self, xs: Tensor, ys: Tensor, x_query: Tensor) -> Tensor:
         """The softmax over the document, read at the queries."""

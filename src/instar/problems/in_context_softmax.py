@@ -56,7 +56,7 @@ class InContextSoftmaxProblem(Problem):
 
     def learner(self, build: Build, data: Data, seed: int) -> InContextLearner:
         """The learner; a step of descent gets its rate from training documents unless one is set."""
-        if issubclass(build.cls, SoftmaxStep) and "rate" not in build.arguments:
+        if issubclass(build.cls, SoftmaxStep) and build.arguments.get("rate") is None:
             return self.step()
         return make(build.cls, build.arguments, {"width": self.width, "examples": self.tokens})
 
