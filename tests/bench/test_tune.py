@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from instar.bench import tune, tune_tpe
+from instar.bench import search, tune, tune_tpe
+from instar.bench.plan import Plan, Request, prepare
+from instar.bench.record import Store
 from instar.cards import Knob
+from instar.errors import PlanError, UnknownNameError
 
 METHOD = {
     "rate": Knob(range=[0.01, 1.0], scale="log"),
@@ -68,3 +73,20 @@ def test_tpe_learns_from_the_trials_before_and_repeats() -> None:
     assert tune_tpe.propose(METHOD, PROBLEM, "gla", 0, [], "lower") == {}
     higher = tune_tpe.propose(METHOD, PROBLEM, "gla", 30, tried, "higher")
     assert higher != tune_tpe.propose(METHOD, PROBLEM, "gla", 30, tried, "lower")
+
+
+def test_trials_vary_the_named_knobs_alone(tmp_path: Path) -> None:
+    asked = Request("recall", ("gla",), settings={"length": 24, "pairs": 2, "vocab": 16}, trials=4, tune=("lr",), budget="4steps")
+    plan, *_ = prepare(asked)
+    assert "--tune lr" in plan.command()
+    plan.steps, plan.calibration = {e.address: 4 for e in plan.entries}, {e.address: {"step_seconds": 0.1} for e in plan.entries}
+    (trials,) = search.rounds(plan, tmp_path, Store(tmp_path))
+    assert len(trials) == 8
+    assert {knob for t in trials if t.index for group in t.chosen.values() for knob in group} == {"lr"}
+    plan.save(tmp_path / "plan.json")
+    read = Plan.load(tmp_path / "plan.json")
+    assert prepare(asked, read)[0].tune == ["lr"]
+    with pytest.raises(PlanError, match="tuned by random search over lr, asked was random search over all knobs"):
+        prepare(replace(asked, tune=()), read)
+    with pytest.raises(UnknownNameError, match="knob"):
+        prepare(replace(asked, tune=("speed",)))

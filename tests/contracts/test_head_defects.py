@@ -25,7 +25,7 @@ PLANTED = [  # defect · the check that is there for it · words of its message 
     (subject(d.TooWide), "shapes", "expected torch.float32 [0, 16], received torch.float32 [0, 17]", "chain saved rotation"),
     (subject(d.Longer), "shapes", "of one length", "nested"),
     (subject(d.Single), "shapes", "received torch.float64", "rotation"),
-    (subject(d.TakesAnything), "refusals", "a fit on pairs of other widths must be an InstarError", ""),
+    (subject(d.TakesAnything), "refusals", "a fit on pairs of other widths must raise InstarError", ""),
     (subject(d.HalfDone), "refusals", "the head is another one", ""),
     (subject(d.TakesFew), "refusals", "a fit on one pair must be refused; it went through", ""),
     (subject(d.DrawsGlobally), "deterministic", "global generator", "chain rotation"),

@@ -68,6 +68,8 @@ class Work:
     settings: dict[str, Any]
     budget: str
     seeds: int
+    trials: int
+    tune: tuple[str, ...]
     train: bool
     timed: tuple[str, ...]
 
@@ -113,7 +115,7 @@ def works(claims: Sequence[tuple[Card, Claim]], seeds: int | None = None, quick:
         if claim.kind == "untestable":
             continue
         problem, metric = metric_of(claim)
-        settings = {k: v for k, v in claim.conditions.items() if k != "budget"}
+        settings = {k: v for k, v in claim.conditions.items() if k not in ("budget", "trials", "tune")}
         timing = metric.kind == "time"
         budget = str(claim.conditions.get("budget", catalogue.problem(problem).budget if metric.kind == "quality" else "1steps"))
         name = folder_name(claim, quick)
@@ -130,6 +132,8 @@ def works(claims: Sequence[tuple[Card, Claim]], seeds: int | None = None, quick:
             settings=settings,
             budget=_tenth(budget) if quick and metric.kind == "quality" else budget,
             seeds=max(count, old.seeds if old else 1),
+            trials=1 if quick else int(claim.conditions.get("trials", 1)),
+            tune=tuple(claim.conditions.get("tune", ())),
             train=not timing or bool(old and old.train),
             timed=tuple(dict.fromkeys([*(old.timed if old else ()), *wanted])),
         )

@@ -37,6 +37,8 @@ class Request:
     budget: str = ""
     trials: int = 1
     search: tune.Search = "random"
+    tune: tuple[str, ...] = ()
+    """Knobs that trials vary; all of them where none is named."""
     baseline: str = ""
     least: int = 2
     """Fewest methods. A claim may hold a baseline against itself, which needs one; a comparison needs two."""
@@ -89,6 +91,7 @@ class Plan:
     calibration: dict[str, dict[str, float]] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
     search: tune.Search = "random"
+    tune: list[str] = field(default_factory=list)
 
     @property
     def card(self) -> ProblemCard:
@@ -126,6 +129,7 @@ class Plan:
                 words += ["--set", f"{key}={json.dumps(value)}"]
         words += ["--seeds", str(changes.get("seeds", self.seeds)), "--budget", str(changes.get("budget", self.budget))]
         words += ["--trials", str(self.trials)] if self.trials > 1 else []
+        words += ["--tune", ",".join(self.tune)] if self.trials > 1 and self.tune else []
         return shlex.join(words + (["--search", self.search] if self.trials > 1 and self.search != "random" else []))
 
     def tasks(self, root: Path, best: dict[str, tuple[int, dict[str, Any]]] | None = None) -> Iterator[Task]:
@@ -212,7 +216,12 @@ def prepare(request: Request, existing: Plan | None = None) -> tuple[Plan, Probl
         trials=request.trials,
         entries=_entries(request, card),
         search=request.search,
+        tune=sorted(request.tune),
     )
+    knobs = {name for slug in (e.slug for e in plan.entries) for name in catalogue.method(slug).knobs} | set(card.knobs)
+    for name in plan.tune:
+        if name not in knobs:
+            raise UnknownNameError.among("knob of these methods and this problem", name, knobs)
     if existing is not None:
         _extend(plan, existing)
     return plan, problem, data
@@ -311,10 +320,11 @@ def _extend(plan: Plan, existing: Plan) -> None:
     ):
         if new != old:
             raise PlanError(f"This folder holds another comparison: its {key} is {old}, asked was {new}. Choose another --out.")
-    if min(plan.trials, existing.trials) > 1 and plan.search != existing.search:
-        raise PlanError(f"This folder was tuned by {existing.search}, asked was {plan.search}. Choose another --out.")
+    if min(plan.trials, existing.trials) > 1 and (plan.search, plan.tune) != (existing.search, existing.tune):
+        old, new = (f"{p.search} search over {', '.join(p.tune) or 'all knobs'}" for p in (existing, plan))
+        raise PlanError(f"This folder was tuned by {old}, asked was {new}. Choose another --out.")
     if existing.trials > 1:
-        plan.search = existing.search
+        plan.search, plan.tune = existing.search, existing.tune
     plan.calibration = dict(existing.calibration)
     plan.steps = dict(existing.steps)
     plan.seeds = max(plan.seeds, existing.seeds)

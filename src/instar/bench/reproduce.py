@@ -36,6 +36,8 @@ def reproduce(
             methods=work.methods,
             settings=work.settings,
             seeds=work.seeds,
+            trials=work.trials,
+            tune=work.tune,
             budget=work.budget,
             least=1,
         )

@@ -61,12 +61,15 @@ def best(plan: Plan, trials: Iterable[Trial], store: Store) -> dict[str, tuple[i
 
 def _trial(plan: Plan, root: Path, address: str, index: int, tried: list[tune.Tried]) -> Trial:
     entry = next(entry for entry in plan.entries if entry.address == address)
-    knobs = catalogue.method(entry.slug).knobs
+    method, problem = (
+        {name: knob for name, knob in knobs.items() if not plan.tune or name in plan.tune}
+        for knobs in (catalogue.method(entry.slug).knobs, plan.card.knobs)
+    )
     if plan.search == "random":
-        chosen = tune.sample(knobs, plan.card.knobs, entry.slug, index)
+        chosen = tune.sample(method, problem, entry.slug, index)
     else:
         from instar.bench import tune_tpe
 
         direction = plan.card.metric(plan.card.primary).direction
-        chosen = tune_tpe.propose(knobs, plan.card.knobs, entry.slug, index, tried, direction)
+        chosen = tune_tpe.propose(method, problem, entry.slug, index, tried, direction)
     return Trial(plan.trial_task(root, entry, index, chosen), index, chosen)

@@ -16,6 +16,7 @@ from instar.adapters.attached import own_layers, parameters
 from instar.anatomy import Linear
 from instar.checks import adapter_ways as ways
 from instar.checks.adapter_worlds import output, trained_bytes, worlds
+from instar.checks.arguments import constructed, keeps, refused
 from instar.checks.subject import Check, Subject
 from instar.checks.witness import picture, require
 from instar.errors import AdapterError, CardError, ContractError
@@ -25,24 +26,11 @@ _TOKENS = 512
 
 def check_arguments(subject: Subject) -> None:
     """Every argument is kept under its name, and is what JSON can keep; presets and ends of knobs construct."""
-    known = inspect.signature(subject.cls).parameters
-    settings = {"the default": {}, **{f"preset {name}": values for name, values in subject.card.presets.items()}}
-    for name, knob in subject.card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
-    for what, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        try:
-            adapter = subject.cls(**values)
-        except Exception as error:
-            raise ContractError(f"{what} does not construct: {error}") from error
-        for name, parameter in known.items():
-            given = values.get(name, parameter.default)
-            if not hasattr(adapter, name) or getattr(adapter, name) != given or json.loads(json.dumps(given)) != given:
-                raise ContractError(
-                    f"{what}: keep the argument {name} ({given!r}) as an attribute, of plain JSON: a saved adapter is rebuilt."
-                )
+    for what, values, adapter in constructed(subject):
+        keeps(subject, what, values, adapter, "a saved adapter is rebuilt from it")
+        for name in inspect.signature(subject.cls).parameters:
+            if json.loads(json.dumps(given := getattr(adapter, name))) != given:
+                raise ContractError(f"{what}: keep the argument {name} ({given!r}) of plain JSON: a saved adapter is rebuilt.")
         if not 0 < getattr(adapter, "lr", 0) < 1:
             raise ContractError(f"{what}: lr must say the rate that suits it; received {getattr(adapter, 'lr', None)!r}.")
 
@@ -159,14 +147,8 @@ def check_costs(subject: Subject) -> None:
 
 def _refused(model: nn.Module, action: Callable[[nn.Module], object], what: str) -> None:
     before = picture(model)
-    try:
-        action(model)
-    except AdapterError:
-        require(model, before, f"After {what} was refused")
-        return
-    except Exception as error:
-        raise ContractError(f"{what} must raise AdapterError; it raised {type(error).__name__}: {error}") from error
-    raise ContractError(f"{what} must raise AdapterError; it went through.")
+    refused(what, partial(action, model), AdapterError)
+    require(model, before, f"After {what} was refused")
 
 
 CONTRACT = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from instar import catalogue, formula
 from instar.checks import heads_learning as learning
+from instar.checks.arguments import constructed, keeps, refused
 from instar.checks.heads import SIZES, STEPS, bits, build, differ, fitted, generations, pairs, queries, unit, updated
 from instar.checks.subject import Check, Subject
 from instar.compat import chain, saved
-from instar.errors import CardError, ContractError, DataError, InstarError
+from instar.errors import CardError, ContractError, DataError
 
 
 def check_arguments(subject: Subject) -> None:
@@ -26,23 +26,9 @@ def check_arguments(subject: Subject) -> None:
     known = inspect.signature(subject.cls).parameters
     if list(known)[:3] != ["new_dim", "old_dim", "input_dim"]:
         raise ContractError(f"The constructor must read Head(new_dim, old_dim, *, input_dim=None, …); it has {', '.join(known)}.")
-    settings = {"the default": {}, **{f"preset {name}": values for name, values in subject.card.presets.items()}}
-    for name, knob in subject.card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
-    for what, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        try:
-            head = subject.cls(24, 16, **values)
-        except Exception as error:
-            raise ContractError(f"{what} does not construct at widths 24 and 16: {error}") from error
-        for name in known.keys() - {"input_dim"}:
-            given = {"new_dim": 24, "old_dim": 16, **values}.get(name, known[name].default)
-            if not hasattr(head, name) or getattr(head, name) != given:
-                raise ContractError(
-                    f"{what}: keep the argument {name} as an attribute ({given!r}): a saved head is rebuilt from it."
-                )
+    widths = {"new_dim": 24, "old_dim": 16}
+    for what, values, head in constructed(subject, lambda values: subject.cls(**{**widths, **values})):
+        keeps(subject, what, {**widths, **values}, head, "a saved head is rebuilt from it", but=("input_dim",))
 
 
 def check_shapes(subject: Subject) -> None:
@@ -77,16 +63,16 @@ def check_refusals(subject: Subject) -> None:
     """What cannot be right is an InstarError, and a fit that was refused changes nothing."""
     head = fitted(subject)
     x = queries(head)
-    _refused("a projection of other widths", lambda: head.project(x[:, :-1], 0))
-    _refused("a projection of whole numbers", lambda: head.project(x.long(), 0))
-    _refused("a projection of one vector without an axis of items", lambda: head.project(x[0], 0))
+    refused("a projection of other widths", lambda: head.project(x[:, :-1], 0))
+    refused("a projection of whole numbers", lambda: head.project(x.long(), 0))
+    refused("a projection of one vector without an axis of items", lambda: head.project(x[0], 0))
     for number in (-1, head.newest + 1):
-        _refused(f"generation {number}", partial(head.project, x, number))
-        _refused(f"lower to generation {number}", partial(head.lower, head.full(x), number))
+        refused(f"generation {number}", partial(head.project, x, number))
+        refused(f"lower to generation {number}", partial(head.lower, head.full(x), number))
     broken = x.clone()
     broken[1, 0] = torch.nan
-    _refused("a NaN among queries", lambda: head.project(broken, 0))
-    _refused("widths of 0", lambda: subject.cls(0, 16, **subject.arguments))
+    refused("a NaN among queries", lambda: head.project(broken, 0))
+    refused("widths of 0", lambda: subject.cls(0, 16, **subject.arguments))
     before = bits(head)
     good = pairs(subject)
     for what, change in (
@@ -95,11 +81,11 @@ def check_refusals(subject: Subject) -> None:
         ("a fit on NaN", type(good)(good.old, good.new.clone().fill_(torch.nan), good.labels)),
         ("a fit on zero rows", type(good)(torch.zeros_like(good.old), good.new, good.labels)),
     ):
-        _refused(what, partial(head.fit, change, steps=STEPS))
+        refused(what, partial(head.fit, change, steps=STEPS))
         if differ(before, bits(head)):
             raise ContractError(f"After {what} was refused, the head is another one; it must stay as it was.")
     if subject.cls.supervised:
-        _refused("a fit without labels", lambda: head.fit(type(good)(good.old, good.new), steps=STEPS))
+        refused("a fit without labels", lambda: head.fit(type(good)(good.old, good.new), steps=STEPS))
 
 
 def check_deterministic(subject: Subject) -> None:
@@ -219,18 +205,6 @@ def check_costs(subject: Subject) -> None:
                 raise ContractError(
                     f"At D={new_dim}, O={old_dim}, {what} is {measured}; the card's formula '{text}' gives {promised:g}."
                 )
-
-
-def _refused(what: str, action: Callable[[], object]) -> None:
-    try:
-        action()
-    except InstarError:
-        return
-    except Exception as error:
-        raise ContractError(
-            f"{what} must be an InstarError that says what was expected; it was {type(error).__name__}."
-        ) from error
-    raise ContractError(f"{what} must be refused; it went through.")
 
 
 CONTRACT = (

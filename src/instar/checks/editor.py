@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from instar import catalogue, extras, formula
 from instar.anatomy import anatomy
+from instar.checks.arguments import constructed, keeps
 from instar.checks.editor_world import ELSEWHERE, FACTS, World, worlds
 from instar.checks.subject import Check, Subject
 from instar.checks.witness import contents, picture, require, same
@@ -22,22 +23,8 @@ from instar.receipt import Receipt, fingerprint
 
 def check_arguments(subject: Subject) -> None:
     """Every argument is kept under its name; presets and ends of knobs construct."""
-    known = inspect.signature(subject.cls).parameters
-    settings = {"the default": {}, **{f"preset {name}": values for name, values in subject.card.presets.items()}}
-    for name, knob in subject.card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
-    for what, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        try:
-            editor = subject.cls(**values)
-        except Exception as error:
-            raise ContractError(f"{what} does not construct: {error}") from error
-        for name, parameter in known.items():
-            given = values.get(name, parameter.default)
-            if not hasattr(editor, name) or getattr(editor, name) != given:
-                raise ContractError(f"{what}: keep the argument {name} as an attribute ({given!r}): a receipt says how it was.")
+    for what, values, editor in constructed(subject):
+        keeps(subject, what, values, editor, "a receipt says how it was")
 
 
 def check_empty(subject: Subject) -> None:

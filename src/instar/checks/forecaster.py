@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from instar import catalogue, formula
+from instar.checks.arguments import constructed, keeps, refused
 from instar.checks.forecaster_world import (
     CONTEXT,
     HORIZON,
@@ -32,7 +31,7 @@ from instar.checks.forecaster_world import (
 )
 from instar.checks.subject import Check, Subject
 from instar.data.panel import Panel
-from instar.errors import ContractError, InstarError
+from instar.errors import ContractError
 from instar.forecasting import framing, saved
 
 _CLOSE = 1e-4
@@ -44,24 +43,8 @@ def check_arguments(subject: Subject) -> None:
     known = inspect.signature(subject.cls).parameters
     if list(known)[:2] != ["horizon", "context"] or any(p.default is p.empty for p in list(known.values())[1:]):
         raise ContractError(f"The constructor must read Forecaster(horizon, *, context=…, …); it has {', '.join(known)}.")
-    settings: dict[str, dict[str, Any]] = {"the default": {}}
-    settings |= {f"preset {name}": dict(values) for name, values in subject.card.presets.items()}
-    for name, knob in subject.card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
-    for what, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        try:
-            forecaster = subject.cls(HORIZON, **values)
-        except Exception as error:
-            raise ContractError(f"{what} does not construct: {error}") from error
-        for name, parameter in known.items():
-            given = {"horizon": HORIZON, **values}.get(name, parameter.default)
-            if not hasattr(forecaster, name) or getattr(forecaster, name) != given:
-                raise ContractError(
-                    f"{what}: keep the argument {name} as an attribute ({given!r}): a saved one is rebuilt from it."
-                )
+    for what, values, forecaster in constructed(subject, lambda values: subject.cls(**{"horizon": HORIZON, **values})):
+        keeps(subject, what, {"horizon": HORIZON, **values}, forecaster, "a saved one is rebuilt from it")
 
 
 def check_no_look_ahead(subject: Subject) -> None:
@@ -184,7 +167,7 @@ def check_new_series(subject: Subject) -> None:
     new = table(names=("b", "new", "a"))
     call = partial(forecaster.predict, frame=new)
     if not subject.card.capability("any_series"):
-        _refused("a series that was not learnt", call)
+        refused("a series that was not learnt", call)
         return
     found = call()
     if not np.isfinite(found[framing.name_of(forecaster)]).all() or set(found["unique_id"]) != {"a", "b", "new"}:
@@ -238,9 +221,9 @@ def check_refusals(subject: Subject) -> None:
         "no column y": lambda: build(subject).fit({"unique_id": given["unique_id"], "ds": given["ds"]}),
         "quantiles without calibration": lambda: forecaster.predict(quantiles=[0.5]),
     }.items():
-        _refused(what, call)
+        refused(what, call)
     if subject.cls.trained:
-        _refused("fewer rows than a window", lambda: build(subject).fit(panel().values[: CONTEXT + HORIZON - 1]))
+        refused("fewer rows than a window", lambda: build(subject).fit(panel().values[: CONTEXT + HORIZON - 1]))
 
 
 def check_equivariant(subject: Subject) -> None:
@@ -278,16 +261,6 @@ def _equivariant(subject: Subject, factor: float) -> None:
     expected = (forecaster.forecast(given, origins) - LEVELS) * factor + LEVELS + shift
     if (worst := apart(expected, forecaster.forecast(moved, origins))) > 5e-3:
         raise ContractError(f"Series stretched by {factor} and shifted are forecast {worst:.1e} deviations off.")
-
-
-def _refused(what: str, call: Callable[[], object]) -> None:
-    try:
-        call()
-    except InstarError:
-        return
-    except Exception as error:
-        raise ContractError(f"{what} must be an InstarError; it raised {type(error).__name__}: {error}") from error
-    raise ContractError(f"{what} must be refused; it went through.")
 
 
 CONTRACT = (

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,11 @@ from torch import nn
 
 from instar import catalogue, formula
 from instar.checks import growth_training as training
+from instar.checks.arguments import constructed, keeps, refused
 from instar.checks.growth_models import build, built, logits, plans, same_state, tokens, train
 from instar.checks.subject import Check, Subject
 from instar.checks.witness import picture, require
-from instar.errors import ContractError, InstarError
+from instar.errors import ContractError
 from instar.receipt import fingerprint
 
 _ROUNDING = 1e-9
@@ -25,17 +24,8 @@ _ROUNDING = 1e-9
 
 def check_arguments(subject: Subject) -> None:
     """Every argument is kept under its name; presets and ends of knobs construct and say what they preserve."""
-    known = inspect.signature(subject.cls).parameters
-    settings = {"the default": {}, **{f"preset {name}": values for name, values in subject.card.presets.items()}}
-    for name, knob in subject.card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
-    for what, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        made = build(Subject(subject.cls, subject.card, values))
-        if wrong := [name for name, value in values.items() if getattr(made, name, None) != value]:
-            raise ContractError(f"{what}: keep the argument {wrong[0]} as an attribute: receipts say what was done.")
+    for what, values, made in constructed(subject, lambda values: build(Subject(subject.cls, subject.card, values))):
+        keeps(subject, what, values, made, "receipts say what was done")
         if made.preserves not in ("bits", "rounding", "nothing") or not made.sizes:
             raise ContractError(f"{what}: preserves is {made.preserves!r} and sizes {made.sizes!r}.")
 
@@ -138,13 +128,13 @@ def check_refusals(subject: Subject) -> None:
     train(model, optimiser, 1)
     before, state = picture(model), (dict(optimiser.state), [list(g["params"]) for g in optimiser.param_groups])
     for what, plan in wrong.items():
-        _refused(what, lambda plan=plan: growth.grow(model, plan, optimizer=optimiser))  # type: ignore[misc]
+        refused(what, lambda plan=plan: growth.grow(model, plan, optimizer=optimiser))  # type: ignore[misc]
         require(model, before, f"After {what} was refused")
         if not same_state(optimiser, state):
             raise ContractError(f"After {what} was refused, the optimiser is not what it was.")
-    _refused("A model of another kind", lambda: growth.grow(nn.Linear(4, 4), {size: "2x"}))
+    refused("A model of another kind", lambda: growth.grow(nn.Linear(4, 4), {size: "2x"}))
     foreign = torch.optim.AdamW(built(growth).parameters())
-    _refused("An optimiser of another model", lambda: growth.grow(model, {size: "2x"}, optimizer=foreign))
+    refused("An optimiser of another model", lambda: growth.grow(model, {size: "2x"}, optimizer=foreign))
     require(model, before, "After an optimiser of another model was refused")
 
 
@@ -164,18 +154,6 @@ def check_bytes(subject: Subject) -> None:
         )
         if found != wanted:
             raise ContractError(f"{plan}: a feed-forward layer has {found} bytes; the card's formula says {wanted:g}.")
-
-
-def _refused(what: str, action: Callable[[], object]) -> None:
-    try:
-        action()
-    except InstarError:
-        return
-    except Exception as error:
-        raise ContractError(
-            f"{what} must be an InstarError that says what was expected; it was {type(error).__name__}."
-        ) from error
-    raise ContractError(f"{what} must be refused; it went through.")
 
 
 CONTRACT = (

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from instar.checks.arguments import constructed
 from instar.checks.subject import Check, Subject
 from instar.errors import ContractError, ShapeError
 from instar.interfaces import InContextLearner
@@ -18,15 +19,8 @@ GIVEN: dict[str, Any] = {"width": 4, "examples": 8, "noise": 0.1, "prior": 1.0}
 
 def check_arguments(subject: Subject) -> None:
     """Presets and the ends of knobs construct."""
-    known = inspect.signature(subject.cls).parameters
-    settings = {"the default": {}, **{f"preset {name}": values for name, values in subject.card.presets.items()}}
-    for name, knob in subject.card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
-    for what, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        if not isinstance(_made(subject, values), InContextLearner):
+    for what, _, made in constructed(subject, lambda values: _made(subject, values)):
+        if not isinstance(made, InContextLearner):
             raise ContractError(f"{what}: {subject.cls.__name__} is no instar.interfaces.InContextLearner: derive from it.")
 
 

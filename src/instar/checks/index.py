@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from instar.checks import Outcome
+from instar.checks.arguments import refused
 from instar.checks.index_processes import check_killed_moving, check_killed_rollback, check_readers
 from instar.checks.index_world import NEW, OLD, Stores, World, pages
 from instar.errors import ContractError, DataError, GenerationError, InstarError, ShapeError
@@ -101,12 +102,12 @@ def check_removed(stores: Stores) -> None:
         index.remove([world.ids[i] for i in places])
         world.gone[places] = True
         world.require(index, "After rows were removed during a change")
-        _refused(lambda: index.fetch([world.ids[0]]), DataError, "fetch of a removed id")
-        _refused(lambda: index.move([world.ids[0]], world.new[[0]], 1), DataError, "move of a removed id")
+        refused("fetch of a removed id", lambda: index.fetch([world.ids[0]]), DataError)
+        refused("move of a removed id", lambda: index.move([world.ids[0]], world.new[[0]], 1), DataError)
         index.add([world.ids[150]], world.new[[150]], 1)
         world.gone[150], world.moved[150] = False, True
         world.require(index, "After a removed row was added in the new generation")
-        _refused(index.rollback, GenerationError, "rollback while a row has no older vector")
+        refused("rollback while a row has no older vector", index.rollback, GenerationError)
         world.require(index, "After the refused rollback")
         index.remove([world.ids[150]])
         index.rollback()
@@ -165,14 +166,14 @@ def check_refusals(stores: Stores) -> None:
     nan, zero, longer = two.copy(), two.copy(), two * np.float32(1.5)
     nan[1, 3], zero[1] = np.nan, 0
     with stores.open(world.made(), False) as index:
-        _refused(index.rollback, GenerationError, "rollback of the only generation")
-        _refused(lambda: index.move([a], world.new[:1], 1), GenerationError, "move before begin")
-        _refused(lambda: index.begin(Generation(2, "c" * 64, 32)), GenerationError, "begin that leaves a number out")
-        _refused(lambda: index.begin(Generation(0, "c" * 64, 24)), GenerationError, "begin of a held number by another encoder")
-        _refused(lambda: index.begin(Generation(1, OLD.encoder, 24)), GenerationError, "begin with the encoder of an older one")
+        refused("rollback of the only generation", index.rollback, GenerationError)
+        refused("move before begin", lambda: index.move([a], world.new[:1], 1), GenerationError)
+        refused("begin that leaves a number out", lambda: index.begin(Generation(2, "c" * 64, 32)), GenerationError)
+        refused("begin of a held number by another encoder", lambda: index.begin(Generation(0, "c" * 64, 24)), GenerationError)
+        refused("begin with the encoder of an older one", lambda: index.begin(Generation(1, OLD.encoder, 24)), GenerationError)
         index.begin(NEW)
-        _refused(lambda: index.begin(Generation(1, "c" * 64, 32)), GenerationError, "begin by another encoder while one is open")
-        _refused(lambda: index.finish(), GenerationError, "finish while rows are old")
+        refused("begin by another encoder while one is open", lambda: index.begin(Generation(1, "c" * 64, 32)), GenerationError)
+        refused("finish while rows are old", lambda: index.finish(), GenerationError)
         bad: tuple[tuple[str, Any, Any, type[InstarError]], ...] = (
             ("another width", [a, b], two[:, :-1], ShapeError),
             ("float64", [a, b], two.astype(np.float64), ShapeError),
@@ -185,19 +186,19 @@ def check_refusals(stores: Stores) -> None:
             ("an id that is no id", [a, 1.5], two, DataError),
         )
         for name, ids, vectors, error in bad:
-            _refused(functools.partial(index.move, ids, vectors, 1), error, f"move of {name}")
-        _refused(lambda: index.move([a, fresh], two, 1), DataError, "move of an unknown id")
-        _refused(lambda: index.move([a], world.old[:1], 0), GenerationError, "move to an older generation")
-        _refused(lambda: index.add([fresh], two[:1], 5), GenerationError, "add to an unknown generation")
-        _refused(lambda: index.add([fresh, a], two, 1), DataError, "add of an id that exists")
-        _refused(lambda: index.add([fresh, b], nan, 1), DataError, "add of NaN")
-        _refused(lambda: index.remove([a, fresh]), DataError, "remove of an unknown id")
-        _refused(lambda: index.fetch([a, fresh]), DataError, "fetch of an unknown id")
-        _refused(lambda: index.nearest(7, world.queries[1], 3), GenerationError, "nearest in an unknown generation")
-        _refused(lambda: index.nearest(1, world.queries[0], 3), ShapeError, "queries of another width")
-        _refused(lambda: index.nearest(1, nan, 3), DataError, "queries with NaN")
-        _refused(lambda: index.nearest(1, two, 0), ShapeError, "k = 0")
-        _refused(lambda: index.search({1: world.queries[1]}, 3), GenerationError, "search without queries for old rows")
+            refused(f"move of {name}", functools.partial(index.move, ids, vectors, 1), error)
+        refused("move of an unknown id", lambda: index.move([a, fresh], two, 1), DataError)
+        refused("move to an older generation", lambda: index.move([a], world.old[:1], 0), GenerationError)
+        refused("add to an unknown generation", lambda: index.add([fresh], two[:1], 5), GenerationError)
+        refused("add of an id that exists", lambda: index.add([fresh, a], two, 1), DataError)
+        refused("add of NaN", lambda: index.add([fresh, b], nan, 1), DataError)
+        refused("remove of an unknown id", lambda: index.remove([a, fresh]), DataError)
+        refused("fetch of an unknown id", lambda: index.fetch([a, fresh]), DataError)
+        refused("nearest in an unknown generation", lambda: index.nearest(7, world.queries[1], 3), GenerationError)
+        refused("queries of another width", lambda: index.nearest(1, world.queries[0], 3), ShapeError)
+        refused("queries with NaN", lambda: index.nearest(1, nan, 3), DataError)
+        refused("k = 0", lambda: index.nearest(1, two, 0), ShapeError)
+        refused("search without queries for old rows", lambda: index.search({1: world.queries[1]}, 3), GenerationError)
         world.require(index, "After everything that was refused")
 
 
@@ -225,13 +226,3 @@ def check_index(stores: Stores) -> list[Outcome]:
             message = f"raised {type(error).__name__}: {error}"
         outcomes.append(Outcome(name, "failed" if message else "passed", message, time.perf_counter() - begin))
     return outcomes
-
-
-def _refused(call: Callable[[], object], error: type[InstarError], what: str) -> None:
-    try:
-        call()
-    except error:
-        return
-    except Exception as other:
-        raise ContractError(f"{what} raised {type(other).__name__} ({other}), expected {error.__name__}.") from other
-    raise ContractError(f"{what} was accepted, expected {error.__name__}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from instar import formula
 from instar.catalogue import variables
+from instar.checks.arguments import constructed, keeps
 from instar.checks.subject import Check, Subject
 from instar.errors import ContractError, DataError, ShapeError
 from instar.interfaces import Examples, Labeller, Monitor
@@ -52,19 +52,8 @@ def fitted(
 
 def check_arguments(subject: Subject) -> None:
     """Every argument is kept under its name; presets and ends of knobs construct."""
-    known = inspect.signature(subject.cls).parameters
-    settings = {"the default": {}, **{f"preset {name}": values for name, values in subject.card.presets.items()}}
-    for name, knob in subject.card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
-    for what, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        made = subject.cls(**values)
-        for name, parameter in known.items():
-            given = values.get(name, parameter.default)
-            if not hasattr(made, name) or getattr(made, name) != given:
-                raise ContractError(f"{what}: keep the argument {name} as an attribute ({given!r}).")
+    for what, values, made in constructed(subject):
+        keeps(subject, what, values, made, "a saved one is rebuilt from it")
 
 
 def check_answers(subject: Subject) -> None:

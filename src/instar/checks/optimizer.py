@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from instar import catalogue, formula
 from instar.bench.seeds import initialising
 from instar.checks import optimizer_groups as grouped
+from instar.checks.arguments import constructed
 from instar.checks.optimizer_models import batch, build, loss, made, train
 from instar.checks.subject import Check, Subject
 from instar.errors import ContractError
@@ -27,17 +28,10 @@ _COUNTERS = 8
 
 def check_arguments(subject: Subject) -> None:
     """Presets and the ends of knobs construct; a rate can be given."""
-    known = inspect.signature(subject.cls).parameters
-    if "lr" not in known:
+    if "lr" not in inspect.signature(subject.cls).parameters:
         raise ContractError(f"{subject.cls.__name__} has no argument lr.")
-    settings = {"the default": {}, **{f"preset {name}": values for name, values in subject.card.presets.items()}}
-    for name, knob in subject.card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
-    for what, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        if not isinstance(subject.cls(build(subject), **values), Optimizer):
+    for what, _, optimiser in constructed(subject, lambda values: subject.cls(build(subject), **values)):
+        if not isinstance(optimiser, Optimizer):
             raise ContractError(f"{what}: {subject.cls.__name__} is no instar.interfaces.Optimizer: derive the class from it.")
 
 

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from instar.checks.arguments import settings
 from instar.checks.optimizer_models import build, loss, made, train
 from instar.checks.subject import Subject
 from instar.errors import ContractError
@@ -85,14 +86,12 @@ def check_closures(subject: Subject) -> None:
 
 def check_placement(subject: Subject) -> None:
     """Wherever presets and knobs put the state, the numbers are the same to the bit, also on the way through its file."""
-    settings = {f"preset {name}": values for name, values in subject.card.presets.items()}
-    for name, knob in subject.card.knobs.items():
-        for value in () if name == "lr" else knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {name: int(value) if knob.integer else value}
     plain = build(subject, hidden=_WIDE)
     first = subject.cls(plain, **subject.arguments)
     train(plain, first, 9, first=0)
-    for what, values in settings.items():
+    for what, values in settings(subject).items():
+        if what.startswith("knob lr ="):
+            continue
         model = build(subject, hidden=_WIDE)
         optimiser = subject.cls(model, **{**subject.arguments, **values})
         train(model, optimiser, 5, first=0)

@@ -8,6 +8,7 @@ import inspect
 import torch
 from torch import Tensor
 
+from instar.checks.arguments import constructed
 from instar.checks.subject import Check, Subject
 from instar.errors import ContractError, ShapeError
 from instar.interfaces import Predictor, Trace
@@ -20,14 +21,8 @@ def check_arguments(subject: Subject) -> None:
     known = inspect.signature(subject.cls).parameters
     if bare := [name for name, p in known.items() if p.default is inspect.Parameter.empty]:
         raise ContractError(f"Arguments without a default: {', '.join(bare)}. A predictor is built without any.")
-    settings = {f"preset {name}": values for name, values in subject.card.presets.items()}
-    for name, knob in subject.card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
-    for what, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        subject.cls(**values)
+    for _ in constructed(subject):
+        pass
     if subject.card.capability("reads") is None:
         raise ContractError("The card's tags must say what is read: reads=tokens, reads=vectors or reads=images.")
 

@@ -7,6 +7,7 @@ import inspect
 import torch
 
 from instar import formula
+from instar.checks.arguments import constructed
 from instar.checks.subject import Subject
 from instar.errors import CardError, ContractError
 from instar.state import nbytes
@@ -30,21 +31,8 @@ def check_state_bytes(subject: Subject) -> None:
 
 def check_arguments(subject: Subject) -> None:
     """Knobs and presets are arguments of the constructor; every preset and every end of a knob's range constructs."""
-    card = subject.card
     known = inspect.signature(subject.cls).parameters
     if "width" not in known or "heads" not in known:
         raise ContractError(f"The constructor must read Mixer(width, *, heads=…); it has {', '.join(known)}.")
-    settings = {f"preset {name}": values for name, values in card.presets.items()}
-    for name, knob in card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value:g}" if isinstance(value, float) else f"knob {name} = {value}"] = {
-                **subject.arguments,
-                name: int(value) if knob.integer else value,
-            }
-    for name, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{name}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        try:
-            subject.cls(subject.width, **values)
-        except Exception as error:
-            raise ContractError(f"{name} does not construct at width {subject.width}: {error}") from error
+    for _ in constructed(subject, lambda values: subject.cls(subject.width, **values)):
+        pass

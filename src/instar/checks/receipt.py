@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import nn
 
 from instar.checks import Outcome
+from instar.checks.arguments import refused
 from instar.checks.witness import Interrupt, contents, first_names, flip, picture, require, same, tensors
 from instar.errors import ContractError, ReceiptError
 from instar.receipt import Receipt, fingerprint, load, updating
@@ -68,7 +69,7 @@ def check_undo(build: Build, update: Make) -> None:
     receipt = _made(model, update)
     receipt.undo()
     require(model, before, "After undo")
-    _refused(receipt.undo, "A second undo")
+    refused("A second undo", receipt.undo, ReceiptError)
     require(model, before, "After the refused second undo")
 
 
@@ -107,7 +108,7 @@ def check_order(build: Build, update: Make) -> None:
     first = _made(model, update)
     second = _nudge(model)
     both = picture(model)
-    _refused(first.undo, "Undo of the first of two updates")
+    refused("Undo of the first of two updates", first.undo, ReceiptError)
     require(model, both, "After the refused undo")
     second.undo()
     first.undo()
@@ -125,7 +126,7 @@ def check_refusal_after_change(build: Build, update: Make) -> None:
     for name in filter(None, chosen):
         flip(model, name)
         changed = picture(model)
-        _refused(receipt.undo, f"Undo after one bit of {name} changed")
+        refused(f"Undo after one bit of {name} changed", receipt.undo, ReceiptError)
         require(model, changed, "After the refused undo")
         flip(model, name)
     receipt.undo()
@@ -160,7 +161,7 @@ def check_save_apply(build: Build, update: Make) -> None:
         fresh = build()
         before = picture(fresh)
         if receipt.facts.structural:
-            _refused(lambda: read.apply(fresh), "Applying a change of structure to a model without it")
+            refused("Applying a change of structure to a model without it", lambda: read.apply(fresh), ReceiptError)
             require(fresh, before, "After the refused apply")
             return
         read.apply(fresh)
@@ -214,11 +215,3 @@ def _nudge(model: nn.Module) -> Receipt:
     with updating(model, method="nudge", changes=[name]) as update:
         flip(model, name)
     return update.receipt
-
-
-def _refused(action: Callable[[], object], what: str) -> None:
-    try:
-        action()
-    except ReceiptError:
-        return
-    raise ContractError(f"{what} must raise ReceiptError; it went through.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import nn
 
 from instar import catalogue, formula
 from instar.anatomy import linears
+from instar.checks.arguments import constructed, keeps, refused
 from instar.checks.subject import Check, Subject
 from instar.checks.transform_models import answers, encoder, labelled, models, structured_models
 from instar.checks.witness import picture, require
-from instar.errors import CardError, ContractError, InstarError
+from instar.errors import CardError, ContractError
 from instar.interfaces import Transform
 from instar.receipt import Receipt, fingerprint
 from instar.receipts.fingerprint import named
@@ -50,21 +51,8 @@ def taken(subject: Subject) -> dict[str, Any]:
 
 def check_arguments(subject: Subject) -> None:
     """Every argument is kept under its name; presets and ends of knobs construct."""
-    known = inspect.signature(subject.cls).parameters
-    settings = {"the default": {}, **{f"preset {name}": values for name, values in subject.card.presets.items()}}
-    for name, knob in subject.card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
-    for what, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        try:
-            made = subject.cls(**values)
-        except Exception as error:
-            raise ContractError(f"{what} does not construct: {error}") from error
-        for name, value in values.items():
-            if getattr(made, name, None) != value:
-                raise ContractError(f"{what}: keep the argument {name} as an attribute ({value!r}): receipts say what was done.")
+    for what, values, made in constructed(subject):
+        keeps(subject, what, values, made, "receipts say what was done")
 
 
 def check_receipts(subject: Subject) -> None:
@@ -111,9 +99,9 @@ def check_refusals(subject: Subject) -> None:
         with torch.no_grad():
             next(part for part in linears(model)).parameter[1, 2] = value
         before = picture(model)
-        _refused(f"A weight with {what}", lambda model=model: applied(subject, model))
+        refused(f"A weight with {what}", partial(applied, subject, model))
         require(model, before, f"After a weight with {what} was refused")
-    _refused("A model without layers", lambda: applied(subject, nn.Sequential(nn.ReLU())))
+    refused("A model without layers", lambda: applied(subject, nn.Sequential(nn.ReLU())))
 
 
 def check_data(subject: Subject) -> None:
@@ -123,7 +111,7 @@ def check_data(subject: Subject) -> None:
         before = picture(model)
         equal = [{**batch, "labels": torch.zeros_like(batch["labels"])} for batch in labelled()]
         for what, data in (("No data", None), ("No batches", []), ("Labels that are all equal", equal)):
-            _refused(what, lambda model=model, data=data: build(subject).apply(model, data))
+            refused(what, partial(build(subject).apply, model, data))
             require(model, before, f"On layers of {name}, after '{what}' was refused")
 
 
@@ -193,18 +181,6 @@ def sizes(subject: Subject, transform: Transform, outputs: int, inputs: int) -> 
     """What the formulas of a transform's card may use: O, I, and the numbers among arguments and attributes."""
     numbers = {n: float(v) for n, v in vars(transform).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     return catalogue.variables(subject.cls, {**subject.arguments, **numbers}, O=outputs, I=inputs)
-
-
-def _refused(what: str, action: Any) -> None:
-    try:
-        action()
-    except InstarError:
-        return
-    except Exception as error:
-        raise ContractError(
-            f"{what} must be an InstarError that says what was expected; it was {type(error).__name__}."
-        ) from error
-    raise ContractError(f"{what} must be refused; it went through.")
 
 
 CONTRACT = (

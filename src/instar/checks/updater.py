@@ -14,6 +14,7 @@ from instar import catalogue, extras, formula
 from instar.adapters import LoRA, off, switch
 from instar.adapters.attached import active, bare, own_layers
 from instar.bench.seeds import initialising
+from instar.checks.arguments import constructed, keeps
 from instar.checks.subject import Check, Subject
 from instar.compat.teacher import DATA
 from instar.errors import AdapterError, ContractError, DataError, ModelError
@@ -26,19 +27,8 @@ _ROWS = (((1, 2, 3), (4, 5)), ((6, 7), (8, 9, 10, 11)), ((12,), (13, 14)), ((15,
 
 def check_arguments(subject: Subject) -> None:
     """Every argument is kept under its name; presets and ends of knobs construct."""
-    known = inspect.signature(subject.cls).parameters
-    settings = {"the default": {}, **{f"preset {name}": values for name, values in subject.card.presets.items()}}
-    for name, knob in subject.card.knobs.items():
-        for value in knob.choices or knob.range or ():
-            settings[f"knob {name} = {value}"] = {**subject.arguments, name: int(value) if knob.integer else value}
-    for what, values in settings.items():
-        if unknown := values.keys() - known.keys():
-            raise ContractError(f"{what}: {subject.cls.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}.")
-        made = subject.cls(**values)
-        for name, parameter in known.items():
-            given = values.get(name, parameter.default)
-            if not hasattr(made, name) or getattr(made, name) != given:
-                raise ContractError(f"{what}: keep the argument {name} as an attribute ({given!r}).")
+    for what, values, made in constructed(subject):
+        keeps(subject, what, values, made, "receipts say what was done")
 
 
 def check_only_reads(subject: Subject) -> None:

@@ -72,6 +72,7 @@ def compare(
     search: Annotated[
         str, typer.Option(help="How trials are chosen: random, or tpe (Optuna; each learns from the ones before it).")
     ] = "random",
+    tune: Annotated[str, typer.Option(help="Comma-separated knobs that trials vary; default: all that the cards name.")] = "",
     baseline: Annotated[str, typer.Option(help="Compare with this instead of the problem's baseline.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder for plan, records and page; default: runs/PROBLEM.")] = None,
     jobs: Jobs = None,
@@ -111,6 +112,7 @@ def compare(
         budget=budget,
         trials=trials,
         search=search,  # type: ignore[arg-type]  # `prepare` refuses others by name
+        tune=tuple(name.strip() for name in tune.split(",") if name.strip()),
         baseline=baseline,
     )
     folder = out or Path("runs") / problem
