@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from instar import catalogue
-from instar.bench import claims
+from instar.bench import claims, plan
 from instar.bench.record import Store
 from instar.bench.reproduce import reproduce
 from instar.cards import Claim
@@ -168,6 +168,16 @@ def test_equal_conditions_share_their_runs() -> None:
     for work in claims.works(claims.select(["gla"]), quick=True):
         assert work.folder.startswith("quick-")
         assert work.seeds <= claims.QUICK_SEEDS
+
+
+def test_conditions_of_the_plan_are_no_settings_of_the_problem() -> None:
+    (tuned,) = claims.works(claims.select(["muon"], "text_equal_steps"))
+    assert (tuned.trials, tuned.tune, tuned.settings) == (6, ("lr",), {"data": "tinyshakespeare"})
+    (other,) = claims.works(claims.select(["transformer_programs"], "trec_above_words"))
+    assert (other.baseline, other.settings) == ("unigram:rare", {"task": "trec", "batch": 128})
+    every = claims.works(claims.select())
+    for work in every:  # what is left must be a setting
+        plan.build_problem(work.problem, {**work.settings})
 
 
 def test_a_claim_of_a_real_method_is_run_and_judged(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from instar.items import Items
 
 QUICK_SEEDS = 3
 _PLAN_KEYS = ("budget", "data")
+_OF_THE_PLAN = ("budget", "trials", "tune", "baseline")
+"""Conditions of a claim that are no settings of its problem: how much is trained, how rates are found, what stands beside."""
 _DRAWN_FROM: dict[str, Literal["seeds", "rounds of one timing pass", "closed form"]] = {
     "quality": "seeds",
     "time": "rounds of one timing pass",
@@ -70,6 +72,7 @@ class Work:
     seeds: int
     trials: int
     tune: tuple[str, ...]
+    baseline: str
     train: bool
     timed: tuple[str, ...]
 
@@ -115,7 +118,7 @@ def works(claims: Sequence[tuple[Card, Claim]], seeds: int | None = None, quick:
         if claim.kind == "untestable":
             continue
         problem, metric = metric_of(claim)
-        settings = {k: v for k, v in claim.conditions.items() if k not in ("budget", "trials", "tune")}
+        settings = {k: v for k, v in claim.conditions.items() if k not in _OF_THE_PLAN}
         timing = metric.kind == "time"
         budget = str(claim.conditions.get("budget", catalogue.problem(problem).budget if metric.kind == "quality" else "1steps"))
         name = folder_name(claim, quick)
@@ -134,6 +137,7 @@ def works(claims: Sequence[tuple[Card, Claim]], seeds: int | None = None, quick:
             seeds=max(count, old.seeds if old else 1),
             trials=1 if quick else int(claim.conditions.get("trials", 1)),
             tune=tuple(claim.conditions.get("tune", ())),
+            baseline=str(claim.conditions.get("baseline", "")),
             train=not timing or bool(old and old.train),
             timed=tuple(dict.fromkeys([*(old.timed if old else ()), *wanted])),
         )

@@ -38,6 +38,7 @@ def reproduce(
             seeds=work.seeds,
             trials=work.trials,
             tune=work.tune,
+            baseline=work.baseline,
             budget=work.budget,
             least=1,
         )
