@@ -26,6 +26,7 @@ Interface = Literal[
     "Updater",
     "Optimizer",
     "InContextLearner",
+    "AttentionHead",
     "Growth",
     "Forecaster",
     "Labeller",
@@ -59,6 +60,7 @@ CAPABILITIES: dict[str, type | tuple[str, ...]] = {
     "program": bool,
     "reads": ("tokens", "vectors", "images"),
     "placement": bool,
+    "exact": bool,
 }
 """Tags a card may carry, as `causal` or `positions=host`; the contract of an interface follows them.
 
@@ -74,6 +76,7 @@ Of a forecaster: `equivariant`, a series that is shifted and stretched after tra
 (`shift_equivariant`: shifted only); `any_series`, it forecasts series that it did not learn from; `covariates`, it reads them.
 Of a labeller: `program`, its method `program()` gives what it learnt as a program that runs alone.
 Of a predictor: `reads`, what x is; `causal`, a position's answer does not know later ones.
+Of an attention head: `exact`, its output and gradients are those of softmax attention, but for rounding.
 Of an optimiser: `placement`, its presets and all knobs but the rate say only where its state lies, and change no number.
 """
 
@@ -117,6 +120,8 @@ class Cost:
     state: bytes that are kept between steps, counts of steps excluded.
     InContextLearner, N examples of width D: flops: of answering one query after them, from scratch. state: bytes of what it keeps
     of the examples, float32.
+    AttentionHead, L queries and M keys of width D, values of width E, F monomials of its degree: flops: of the matrix products of
+    the forward pass. state: bytes that it leaves to the gradient, float32 inputs.
     Growth, one feed-forward layer of width D, N units or pairs, and M matrices (2 of Pattention, 3 of SwiGLU): flops: of one
     token through it. state: bytes of its weights, float32.
     Forecaster, one window of N series, L rows of context, P rows of horizon: flops: of the matrix products of a forecast. state:

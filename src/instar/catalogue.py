@@ -228,6 +228,7 @@ def minimal(cls: type, path: Path) -> Card:
         interfaces.Updater: ("Updater", "compat", []),
         interfaces.Optimizer: ("Optimizer", "optim", []),
         interfaces.InContextLearner: ("InContextLearner", "lab", ["ordered"]),
+        interfaces.AttentionHead: ("AttentionHead", "limits", []),
         interfaces.Growth: ("Growth", "growth", []),
         interfaces.Forecaster: ("Forecaster", "forecasting", []),
         interfaces.Labeller: ("Labeller", "programs", []),

@@ -215,6 +215,8 @@ def test_bad_input() -> None:
         attention(q * float("nan"), k, v)
     with pytest.raises(DivergedError, match="degree"):
         attention(-30 * torch.ones_like(q), torch.ones_like(k), v, "poly", degree=1, reach=1.0)
+    with pytest.raises(DivergedError, match="No polynomial stands"):
+        attention(30 * q, 30 * k, v, "poly", degree=4)
 
 
 def test_the_transition_is_where_the_spec_measured_it() -> None:

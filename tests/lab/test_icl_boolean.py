@@ -11,10 +11,12 @@ from instar.errors import ShapeError
 from instar.lab.consistent_vote import ConsistentVote
 from instar.lab.elimination import Elimination
 from instar.lab.icl_boolean import FAMILIES, TAUGHT, BooleanSampler, Functions, teaching
+from instar.lab.logistic_regression import LogisticRegression
 from instar.lab.majority_label import MajorityLabel
 from instar.lab.nearest_neighbours import NearestNeighbours
 from instar.lab.parity_elimination import ParityElimination
-from instar.lab.refitted import LogisticRegression, Perceptron, SmallNetwork
+from instar.lab.perceptron import Perceptron
+from instar.lab.small_network import SmallNetwork
 
 
 def stream(seed: int = 0) -> torch.Generator:

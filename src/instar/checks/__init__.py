@@ -24,6 +24,7 @@ import torch
 from instar.cards import Card
 from instar.checks import (
     adapter,
+    attention_head,
     compatible_head,
     editor,
     forecaster,
@@ -63,6 +64,7 @@ def contract(interface: str | None) -> tuple[Check, ...]:
         "Updater": updater.CONTRACT,
         "Optimizer": optimizer.CONTRACT,
         "InContextLearner": in_context.CONTRACT,
+        "AttentionHead": attention_head.CONTRACT,
         "Growth": growth.CONTRACT,
         "Forecaster": forecaster.CONTRACT,
         "Labeller": program.CONTRACT,

@@ -17,6 +17,7 @@ for the gate, be it model, endpoint or function, is an `instar.doors.version.Ver
 
 from __future__ import annotations
 
+from instar.interfaces.attention import AttentionHead
 from instar.interfaces.learners import Examples, InContextLearner, Labeller, Optimizer
 from instar.interfaces.mixer import Mixer
 from instar.interfaces.predictors import Forecaster, Predictor, Trace
@@ -29,6 +30,7 @@ from instar.state import State
 __all__ = [
     "Adapter",
     "Answering",
+    "AttentionHead",
     "CompatibleHead",
     "Data",
     "Editor",

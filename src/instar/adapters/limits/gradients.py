@@ -102,7 +102,7 @@ def polynomial_forward(q: Tensor, k: Tensor, v: Tensor, features: Features, caus
             past += features.keys(k[:, rows]).mT @ more[:, rows]
         found.append(total)
     total = torch.cat(found, 1)
-    level = total[..., -1]
+    level = total[..., -1].clone()  # a view would keep all of `total` alive until the backward pass
     if not bool((level > 0).all()):
         raise DivergedError(
             f"A polynomial of degree {features.polynomial.degree} for scores up to ±{features.polynomial.reach:.3g} gives "

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instar.errors import ShapeError
+from instar.errors import DivergedError, ShapeError
 
 Basis = Literal["taylor", "chebyshev"]
 LARGEST_DEGREE = 24
 """Beyond it float64 cannot tell the monomials apart."""
+_LARGEST_REACH = 350.0
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,15 @@ def taylor(degree: int, reach: float = 1.0) -> Polynomial:
 def chebyshev(degree: int, reach: float) -> Polynomial:
     """The polynomial of least mean squared *relative* error at Chebyshev's nodes of [-reach, reach], near the best there is.
 
-    Relative, since a softmax divides by sums of exponentials. Raises ShapeError.
+    Relative, since a softmax divides by sums of exponentials. Raises ShapeError; DivergedError where float64 cannot hold the
+    squares of the exponentials of such scores.
     """
     _require(degree, reach)
+    if reach > _LARGEST_REACH:
+        raise DivergedError(
+            f"No polynomial stands for the exponential of scores up to ±{reach:.3g}: float64 ends near ±{_LARGEST_REACH:g}. Use "
+            "the exact gradient (mode blockwise or auto), or smaller norms."
+        )
     if reach == 0:
         return taylor(degree, reach)
     count = 8 * (degree + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from instar.errors import ShapeError
@@ -29,3 +30,8 @@ def interleave(xs: Tensor, ys: Tensor) -> Tensor:
     tokens = xs.new_zeros(B, N, 2, 1 + D)
     tokens[:, :, 0, 1:], tokens[:, :, 1, 0] = xs, ys
     return tokens.flatten(1, 2)
+
+
+def signs(ys: Tensor) -> Tensor:
+    """−1 or 1 for each label: the class that it stands for."""
+    return torch.where(ys > 0, 1.0, -1.0).to(ys.dtype)
