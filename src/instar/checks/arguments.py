@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from instar.checks.subject import Subject
@@ -39,11 +39,15 @@ def constructed(subject: Subject, make: Callable[[Values], Any] | None = None) -
         yield what, values, made
 
 
-def keeps(subject: Subject, what: str, values: Values, made: Any, why: str, *, but: Container[str] = ()) -> None:
-    """Raise ContractError unless `made` has each argument, those of `values` and defaults, as an attribute of its name."""
+def keeps(subject: Subject, what: str, values: Values, made: Any, why: str) -> None:
+    """Raise ContractError unless `made` has each argument, those of `values` and defaults, as an attribute of its name.
+
+    A default of None may have become what it stands for.
+    """
     for name, parameter in inspect.signature(subject.cls).parameters.items():
         given = values.get(name, parameter.default)
-        if name not in but and (not hasattr(made, name) or getattr(made, name) != given):
+        chosen = given is None and name not in values
+        if not hasattr(made, name) or (not chosen and getattr(made, name) != given):
             raise ContractError(f"{what}: keep the argument {name} as an attribute ({given!r}): {why}.")
 
 

@@ -90,7 +90,8 @@ def _hold(path: Path, file: File, name: str) -> None:
     else:
         received = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     if received != file.digest:
-        raise DataError(f"{path} is not the pinned file of {name}: its hash is {received}, expected {file.digest}. Remove it.")
+        kind = "SHA-256" if len(file.digest) == 64 else "git blob"
+        raise DataError(f"{path} is not the pinned file of {name}: {kind} {received}, expected {file.digest}. Remove it.")
 
 
 def _hint(file: File) -> str:
