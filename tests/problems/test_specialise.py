@@ -80,5 +80,5 @@ def test_settings_that_make_no_sense() -> None:
             SpecialiseProblem(**wrong)
     with pytest.raises(UnknownNameError, match="labels"):
         SpecialiseProblem(labels="random")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="asked for|Cannot fetch"):  # the second where the data are neither here nor reachable
+    with pytest.raises(DataError, match=r"asked for|Cannot fetch"):  # the second where the data are neither here nor reachable
         SpecialiseProblem(train_items=10**6).load(0)
