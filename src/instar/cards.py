@@ -153,7 +153,8 @@ class Claim:
     measure: "problem.metric" or "problem.metric@condition". subject: an address, this card's default when empty. against: an
     address, "self@condition", or a number. Improvement is subject over against in `direction`; the claim holds when the whole
     interval lies beyond `margin` (inside ±margin for parity). For `ratio` the quantity is better/worse and the margin is the
-    ratio to exceed; for `slope` it is the log-log slope over `over`; `exact` and `threshold` compare with a number.
+    ratio to exceed; for `slope` it is the log-log slope over `over`; `exact` and `threshold` compare with a number. same_items: that
+    number was measured on the very items of the test here, so that chance lies in the seeds alone.
     """
 
     id: str
@@ -167,6 +168,7 @@ class Claim:
     against: str | float | None = None
     direction: Direction = "lower"
     margin: float = 0.0
+    same_items: bool = False
     over: list[str] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
     seeds: int = 5
@@ -415,6 +417,8 @@ def _check(card: Card | ProblemCard) -> None:
                 fail(where, "is untestable and must give a reason")
         elif not claim.measure or claim.measure.count(".") < 1:
             fail(f"{where}.measure", f"must read 'problem.metric', received {claim.measure!r}")
+        elif claim.same_items and (claim.kind != "threshold" or not isinstance(claim.against, float)):
+            fail(f"{where}.same_items", "is said of a threshold's number")
         elif claim.kind != "slope" and claim.against is None:
             fail(f"{where}.against", "must name a method, 'self@condition' or a number")
         elif claim.kind == "slope" and len(claim.over) < 3:

@@ -135,6 +135,18 @@ def test_exact_threshold_and_several_conditions(tmp_path: Path) -> None:
     assert judged(tmp_path, replace(threshold, against=8.0, margin=1.0)).verdict == "does not hold here"
 
 
+def test_a_number_of_the_same_items_leaves_chance_to_the_seeds(tmp_path: Path) -> None:
+    claim = replace(CLAIM, kind="threshold", against=3.1, margin=0.0)
+    items = np.random.default_rng(0).normal(0.0, 1.0, 40)
+    items -= items.mean()
+    runs = [run("gla", s, {"bits_per_byte@T": (3.0 + shift + items).tolist()}) for s, shift in enumerate((-0.01, 0.0, 0.01))]
+    assert judged(tmp_path, claim, *runs).verdict == "undecided"
+    found = judged(tmp_path, replace(claim, same_items=True))
+    assert (found.verdict, found.seeds) == ("holds", 3)
+    assert found.interval == pytest.approx((3.0 - 4.3027 * 0.01 / 3**0.5, 3.0 + 4.3027 * 0.01 / 3**0.5), abs=1e-5)
+    assert judged(tmp_path, replace(claim, same_items=True, against=3.0)).verdict == "undecided"
+
+
 def test_exact_claims_of_scores_hold_for_every_seed(tmp_path: Path) -> None:
     exact = replace(CLAIM, kind="exact", margin=0.0)
     one, other = {"bits_per_byte@T": [1.0, 3.0]}, {"bits_per_byte@T": [2.0, 2.5]}

@@ -228,9 +228,9 @@ def _one(claim: Claim, metric: Metric, measure: str, who: str, records: list[Rec
     a = [mine[k] for k in keys]
     b = None if theirs is None else [theirs[k] for k in keys]
     if claim.kind in ("threshold", "exact"):
-        value = statistics.value(a) if metric.kind == "quality" else _spread(a)
         wanted = b or [float(str(claim.against))] * len(a)
         found, targets = ([x.value if isinstance(x, Items) else x for x in values] for values in (a, wanted))
+        value = statistics.value(a) if metric.kind == "quality" and not claim.same_items else _spread(found)
         if claim.kind == "exact":
             return value, "holds" if found == targets else "does not hold here"
         shifted = Estimate(value.value - targets[0], *_shift(value, targets[0]), value.seeds, value.items)
