@@ -153,8 +153,8 @@ class Claim:
     measure: "problem.metric" or "problem.metric@condition". subject: an address, this card's default when empty. against: an
     address, "self@condition", or a number. Improvement is subject over against in `direction`; the claim holds when the whole
     interval lies beyond `margin` (inside ±margin for parity). For `ratio` the quantity is better/worse and the margin is the
-    ratio to exceed; for `slope` it is the log-log slope over `over`; `exact` and `threshold` compare with a number. same_items: that
-    number was measured on the very items of the test here, so that chance lies in the seeds alone.
+    ratio to exceed; for `slope` it is the log-log slope over `over`; `exact` and `threshold` compare with a number. same_items:
+    that number was measured on the very items of the test here, so that chance lies in the seeds alone.
     """
 
     id: str

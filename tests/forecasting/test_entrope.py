@@ -14,9 +14,10 @@ from instar.data.panel import of_array
 from instar.errors import ShapeError
 from instar.forecasting import windows
 from instar.forecasting.entrope import EntroPE
-from instar.forecasting.entrope_network import EntroPENetwork, pooled
+from instar.forecasting.entrope_network import EntroPENetwork, pooled, turned
 from instar.forecasting.entropy_model import EntropyModel, Quantiser
 from instar.forecasting.entropy_patches import RULES, EntropyPatcher
+from instar.mixers.positions import rotate
 
 L = 40
 
@@ -129,6 +130,19 @@ def test_pooling_is_the_maximum_of_each_patch() -> None:
         for p in range(4):
             members = z[b, patch[b] == p]
             torch.testing.assert_close(found[b, p], members.amax(0) if len(members) else torch.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_neighbours_turn_as_halves_do(dtype: torch.dtype) -> None:
+    q = torch.randn(2, L, 3, 6).to(dtype).requires_grad_()
+    apart = [0, 2, 4, 1, 3, 5]
+    wanted = rotate((q[..., apart].transpose(1, 2),), torch.arange(L)[None], 1e4)[0].transpose(1, 2)
+    (found,) = turned(q)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found[..., apart], wanted)
+    weights = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad((y * w).sum(), q)[0] for y, w in ((found, weights), (wanted, weights[..., apart])))
+    torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=8 * torch.finfo(dtype).eps)
 
 
 def test_patches_ask_what_they_may_read_and_places_behind_the_last_change_nothing() -> None:

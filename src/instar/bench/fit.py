@@ -136,13 +136,13 @@ def descend(
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for step in range(first, steps):
-                torch.manual_seed(derive(seed, f"step/{step}"))
+                _seed(derive(seed, f"step/{step}"), device)
                 for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                     group["lr"] = peak * rate(step, steps, schedule)
                 value = 0.0
                 for part in range(together.rank, parts, together.world):
                     if part:
-                        torch.manual_seed(derive(seed, f"step/{step}/{part}"))
+                        _seed(derive(seed, f"step/{step}/{part}"), device)
                     half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
                     with half, refitting(model, step) if part == 0 else contextlib.nullcontext():
                         term = loss(model, batch(step * parts + part)) / accumulate
@@ -190,13 +190,21 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW whose decay spares norms, biases and everything else of fewer than two axes; or of the given groups."""
     if groups is not None:
-        return torch.optim.AdamW(groups, lr=lr, weight_decay=0.0, betas=betas, foreach=True)
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=0.0, betas=betas, fused=True)
     parameters = [p for p in model.parameters() if p.requires_grad]
     both = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in both if g["params"]], lr=lr, betas=betas, foreach=True)
+    return torch.optim.AdamW([g for g in both if g["params"]], lr=lr, betas=betas, fused=True)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Of torch's generators. Where only the processor's is drawn from, without a trace of the stack for a GPU's that may come."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.forecasting.dropout import Dropout
 from instar.forecasting.linear import MovingAverage
 from instar.forecasting.transformer_network import PointEmbedding
 
@@ -79,7 +80,7 @@ class Feed(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.rise, self.fall = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.drop(self.fall(self.drop(F.gelu(self.rise(z)))))
@@ -95,7 +96,7 @@ class DecompositionLayer(nn.Module):
         super().__init__()
         self.own = AutoCorrelation(width, heads, factor)
         self.other = AutoCorrelation(width, heads, factor) if reads else None
-        self.feed, self.average, self.drop = Feed(width, hidden, dropout), MovingAverage(kernel), nn.Dropout(dropout)
+        self.feed, self.average, self.drop = Feed(width, hidden, dropout), MovingAverage(kernel), Dropout(dropout)
 
     def forward(self, z: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
         total = torch.zeros_like(z)

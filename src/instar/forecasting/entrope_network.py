@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.forecasting.dropout import Dropout
 from instar.forecasting.entropy_patches import EntropyPatcher
 from instar.forecasting.linear import InstanceNorm
-from instar.mixers.positions import rotate
 from instar.models.decoder import SwiGLU
 
 
@@ -28,12 +28,25 @@ class RotaryLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """mask: bool [T, T] or [B, 1, T, T], what each position may read."""
         z = self.first(x)
-        parts = (layer(z).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        q, k, v = parts
-        q, k = rotate((q, k), torch.arange(x.shape[1], device=x.device)[None], 1e4)
+        q, k, v = (layer(z).unflatten(-1, (self.heads, -1)) for layer in (self.query, self.key, self.value))
+        q, k, v = (part.transpose(1, 2) for part in (*turned(q, k), v))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.out(y.transpose(1, 2).flatten(2))
         return x + self.feed(self.second(x))
+
+
+def turned(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Rotary positions of [B, T, H, K] tensors, base 10⁴, in float32 or better.
+
+    Neighbouring numbers are a pair, as in the authors' code: `positions.rotate` with the axes of K in another order, and one
+    product instead of four.
+    """
+    _, T, _, K = parts[0].shape
+    dtype, device = torch.promote_types(parts[0].dtype, torch.float32), parts[0].device
+    angle = torch.arange(T, device=device)[:, None] * 1e4 ** (-torch.arange(0, K, 2, device=device, dtype=dtype) / K)
+    turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+    pairs = (torch.view_as_complex(part.to(dtype).unflatten(-1, (-1, 2))) for part in parts)
+    return tuple(torch.view_as_real(pair * turn).flatten(-2).to(part.dtype) for pair, part in zip(pairs, parts, strict=True))
 
 
 class CrossAttention(nn.Module):
@@ -86,7 +99,7 @@ class EntroPENetwork(nn.Module):
         super().__init__()
         feed = -(-8 * width // (3 * hidden)) * hidden
         self.patcher, self.count, self.own = patcher, patcher.most(context), own
-        self.norm, self.drop = InstanceNorm(), nn.Dropout(dropout)
+        self.norm, self.drop = InstanceNorm(), Dropout(dropout)
         self.embedding = nn.Embedding(patcher.quantiser.vocabulary, width)
         self.local, self.decoder = RotaryLayer(width, heads, feed), RotaryLayer(width, heads, feed)
         self.asking, self.telling = CrossAttention(width, heads), CrossAttention(width, heads)

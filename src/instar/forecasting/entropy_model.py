@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.forecasting.dropout import Dropout
 
 SPECIAL = 4
 """Tokens that stand for no value (pad, begin, end, end of example); they are kept for the authors' numbering."""
@@ -82,7 +83,7 @@ class EntropyModel(nn.Module):
         self.context = context
         self.embedding, self.position = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
         self.layers = nn.ModuleList(_Layer(width, heads, dropout) for _ in range(depth))
-        self.norm, self.drop = nn.LayerNorm(width, bias=False), nn.Dropout(dropout)
+        self.norm, self.drop = nn.LayerNorm(width, bias=False), Dropout(dropout)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * depth) if name.endswith("back.weight") else 1.0))
@@ -115,7 +116,7 @@ class _Layer(nn.Module):
         self.first, self.second = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
         self.enter, self.attention_back = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.rise, self.feed_back = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, z: Tensor) -> Tensor:
         q, k, v = self.enter(self.first(z)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from instar import catalogue
 from instar.errors import ShapeError
+from instar.forecasting.dropout import Dropout
 from instar.forecasting.layers import Attention, EncoderLayer
 from instar.forecasting.linear import InstanceNorm
 from instar.interfaces import Mixer
@@ -59,7 +60,7 @@ class InvertedTransformer(nn.Module):
         self.norm = InstanceNorm("mean") if norm else None
         self.embedding = nn.Linear(context, width)
         self.future = nn.Linear(horizon, width, bias=False) if any(known) else None
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.layers = nn.ModuleList(
             EncoderLayer(_mixing(attention, width, heads, dropout), width, hidden, dropout) for _ in range(depth)
         )

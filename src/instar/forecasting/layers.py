@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.forecasting.dropout import Dropout, dropped
 
 
 class Attention(nn.Module):
@@ -27,21 +28,23 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor | None = None, *, present: Tensor | None = None) -> Tensor:
         """present: bool [B, S], the memory that may be read; a row without any reads everything."""
+        rate = self.dropout if self.training else 0.0
+        if rate and x.device.type == "cpu":  # no kernel there drops weights: torch writes it out too, in more passes
+            return self.weighed(x, memory, present=present)[0]
         q, k, v = self._heads(x, x if memory is None else memory)
         mask = None if present is None else _readable(present)
-        rate = self.dropout if self.training else 0.0
         return self._joined(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate, is_causal=self.causal))
 
     def weighed(self, x: Tensor, memory: Tensor | None = None, *, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same, written out, with the weights [B, H, T, S]: what a reader of the attention asks for. No dropout."""
+        """The same, written out, with the weights [B, H, T, S] before dropout: what a reader of the attention asks for."""
         q, k, v = self._heads(x, x if memory is None else memory)
-        scores = q @ k.mT / q.shape[-1] ** 0.5
+        scores = (q / q.shape[-1] ** 0.5) @ k.mT
         if present is not None:
             scores = scores.masked_fill(~_readable(present), -torch.inf)
         if self.causal:
             scores = scores.masked_fill(torch.ones(scores.shape[-2:], device=x.device).triu(1).bool(), -torch.inf)
-        weights = scores.softmax(-1)
-        return self._joined(weights @ v), weights
+        weights = _softmax(scores)
+        return self._joined(dropped(weights, self.dropout, self.training) @ v), weights
 
     def _heads(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         parts = self.query(x), self.key(memory), self.value(memory)
@@ -50,6 +53,16 @@ class Attention(nn.Module):
 
     def _joined(self, y: Tensor) -> Tensor:
         return self.out(y.transpose(1, 2).flatten(2))
+
+
+_FEW = 16
+"""Rows shorter than a vector of the processor take its softmax ten times as long; along the first axis they do not."""
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    if scores.shape[-1] < _FEW and scores.device.type == "cpu":
+        return scores.movedim(-1, 0).contiguous().softmax(0).movedim(0, -1).contiguous()
+    return scores.softmax(-1)
 
 
 def _readable(present: Tensor) -> Tensor:
@@ -69,7 +82,7 @@ class EncoderLayer(nn.Module):
         self.attention = attention
         self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
         self.rise, self.fall = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, z: Tensor, mixed: Tensor | None) -> Tensor:
         """mixed: what attention makes of z; the caller asks it, since what it reads beside z differs."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.forecasting.dropout import Dropout
 from instar.forecasting.layers import Attention, EncoderLayer
 from instar.forecasting.linear import InstanceNorm
 from instar.mixers.positions import sinusoid
@@ -35,7 +36,7 @@ class PatchNetwork(nn.Module):
         self.norm = InstanceNorm("mean")
         self.embedding = nn.Linear(patch, width, bias=False)
         self.register_buffer("positions", sinusoid(torch.arange(count), width), persistent=False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.encoder = encoder
         self.head = nn.Linear(width * count, horizon)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instar.forecasting.dropout import Dropout
 from instar.forecasting.layers import Attention, EncoderLayer
 from instar.mixers.positions import sinusoid
 
@@ -22,7 +23,7 @@ class PointEmbedding(nn.Module):
         self.values = nn.Conv1d(series, width, 3, padding=1, padding_mode="circular", bias=False)
         nn.init.kaiming_normal_(self.values.weight, mode="fan_in", nonlinearity="leaky_relu")
         self.marks = nn.Linear(marks, width, bias=False) if marks else None
-        self.width, self.positions, self.drop = width, positions, nn.Dropout(dropout)
+        self.width, self.positions, self.drop = width, positions, Dropout(dropout)
 
     def forward(self, x: Tensor, marks: Tensor | None) -> Tensor:
         z = self.values(x.mT).mT
@@ -37,7 +38,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.own = Attention(width, heads, dropout, causal=True)
-        self.norm, self.drop = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.norm, self.drop = nn.LayerNorm(width), Dropout(dropout)
         self.rest = EncoderLayer(Attention(width, heads, dropout), width, hidden, dropout)
 
     def forward(self, z: Tensor, memory: Tensor) -> Tensor:
