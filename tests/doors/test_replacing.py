@@ -34,19 +34,30 @@ def livelier(model: nn.Module) -> Any:
     return model.eval()
 
 
-def llama(attention: str = "sdpa", **settings: Any) -> Any:
+def rotary(family: str, attention: str, **settings: Any) -> Any:
     torch.manual_seed(0)
     sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = transformers.LlamaConfig(
-        **{**sizes, "num_key_value_heads": 2, "max_position_embeddings": 64, **settings}, attn_implementation=attention
-    )
-    return livelier(transformers.LlamaForCausalLM(config))
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = getattr(transformers, f"{family}Config")(**{**sizes, **settings}, attn_implementation=attention)
+    return livelier(getattr(transformers, f"{family}ForCausalLM")(config))
+
+
+def llama(attention: str = "sdpa", **settings: Any) -> Any:
+    return rotary("Llama", attention, **settings)
 
 
 def gpt2(attention: str = "sdpa", **settings: Any) -> Any:
     torch.manual_seed(0)
     sizes = {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 0, "eos_token_id": 0}
     return livelier(transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**sizes, **settings}, attn_implementation=attention)))
+
+
+def mistral(attention: str = "sdpa", **settings: Any) -> Any:
+    return rotary("Mistral", attention, sliding_window=None, **settings)
+
+
+def qwen2(attention: str = "sdpa", **settings: Any) -> Any:
+    return rotary("Qwen2", attention, **settings)
 
 
 def decoder(mixer: str = "softmax", **arguments: Any) -> Any:
@@ -62,7 +73,7 @@ def generated(model: Any, **settings: Any) -> Tensor:
 
 @pytest.mark.parametrize("layers", [None, [0], [1]])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("build", [llama, mistral, qwen2, gpt2])
 @torch.no_grad()
 def test_softmax_for_softmax_changes_nothing(build: Any, attention: str, layers: list[int] | None) -> None:
     model = build(attention)
@@ -259,9 +270,13 @@ def test_what_cannot_be_mapped_is_refused() -> None:
         trained(llama(head_dim=16))
     with pytest.raises(ModelError, match="type 'linear'"):
         trained(llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}))
-    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    with pytest.raises(ModelError, match="is a MistralAttention"):
-        trained(transformers.MistralForCausalLM(transformers.MistralConfig(**sizes, num_key_value_heads=2)))
+    with pytest.raises(ModelError, match="is a Qwen3Attention"):
+        trained(rotary("Qwen3", "sdpa", head_dim=8))
+    with pytest.raises(ModelError, match="reads the last 6 tokens alone"):
+        trained(rotary("Mistral", "sdpa", sliding_window=6))
+    windowed = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0}
+    with pytest.raises(ModelError, match="reads the last 7 tokens alone"):
+        trained(qwen2(**windowed))
     cache = model(TOKENS[:, :4], use_cache=True).cache
     replace_attention(model, "gla")
     with pytest.raises(ModelError, match="replaced already"):

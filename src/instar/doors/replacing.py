@@ -26,7 +26,8 @@ from instar.receipt import Receipt, updating
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 SHARED = (("qk_proj", "q_proj"), ("v_proj", "v_proj"), ("o_proj", "o_proj"))
 """What a mixer takes whose queries are its keys: the trained queries', as EcoFormer's authors do."""
-_KNOWN = ("LlamaAttention", "GPT2Attention")
+_ROTARY = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
+_KNOWN = (*_ROTARY, "GPT2Attention")
 _WIDE = {"expand_k": 1.0, "expand_v": 1.0}
 """Knobs that say how wide all heads' keys and values are; those of a trained attention are as wide as the model."""
 
@@ -55,7 +56,8 @@ def replace_attention(model: nn.Module, name: str, *, layers: Sequence[int] | No
     for `instar.models.refitting`. Dropout of the attention is lost. Softmax for softmax changes nothing but rounding.
 
     Args:
-        model: a causal language model of `transformers` with the attention of Llama (SmolLM2) or GPT-2, or a `Decoder`.
+        model: a causal language model of `transformers` with the attention of Llama (SmolLM2), Mistral, Qwen2 or GPT-2, or a
+            `Decoder`.
         name: an address of the catalogue, "gla" or "gla:no_gate". layers: their numbers; None for all. knobs: of the mixer.
 
     The mixer holds copies: the trained layers stay as they are for the receipt, which undoes to the bit. O(bytes of the model),
@@ -178,7 +180,7 @@ def _of_transformers(model: nn.Module) -> list[Trained]:
             linears = zip(PROJECTIONS, (block.query, block.key, block.value), strict=False)
             taken = {key: _pair(one) for key, one in linears if one is not None}
         taken["o_proj"] = _pair(block.attention_out)
-        base = _rope_base(path, module) if type(module).__name__ == "LlamaAttention" else None
+        base = _rope_base(path, module) if type(module).__name__ in _ROTARY else None
         found.append(Trained(path, module, parts.heads, parts.kv_heads, base, taken))
     return found
 
@@ -197,8 +199,15 @@ def _require_known(path: str, module: Any, inner: int, width: int) -> None:
         raise ModelError(f"{path} holds {', '.join(odd)} beside its projections (adapters?): merge or detach them first.")
     if inner != width:
         raise ModelError(f"The heads of {path} are {inner} wide together and the model {width}; mixers have them equally wide.")
+    if window := getattr(module, "sliding_window", None) or _window(module):
+        raise ModelError(f"{path} reads the last {window} tokens alone; mixers stand in for attention to all that came before.")
     if abs(module.scaling * module.head_dim**0.5 - 1) > 1e-6:
         raise ModelError(f"{path} multiplies its scores by {module.scaling:g}, mixers by 1 / √{module.head_dim}.")
+
+
+def _window(module: Any) -> int | None:
+    """That of Mistral, whose layers look it up."""
+    return getattr(module.config, "sliding_window", None) if type(module).__name__ == "MistralAttention" else None
 
 
 def _rope_base(path: str, module: Any) -> float:
