@@ -32,6 +32,7 @@ from instar import files
 from instar.bench import environment
 from instar.kernels.decode_attention import DecodePlan, attend
 from instar.kernels.decode_attention_schedule import SCHEDULES
+from instar.kernels.quantised_rows import quantise_rows
 
 RESULT = Path(__file__).parent / "results" / "decode_attention.json"
 RAGGED = [8192, *(128 + 55 * n for n in range(15))]
@@ -82,6 +83,10 @@ def forms(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> tuple[dict[str
             row, *(t.repeat_interleave(H // heads, 1) for t in (k, v)), attn_mask=mask
         )[:, :, 0],
     }
+    if k.dtype == torch.bfloat16:  # what a cache of that type would be made smaller for
+        (keys, of_keys), (values, of_values) = quantise_rows(k), quantise_rows(v)
+        of = of_keys, of_values
+        calls["instar, int8 cache"] = lambda: attend(plan, q, keys, values, scales=of, form="compiled")[0]
     absent: dict[str, str] = {}
     for name in ("onnxruntime", "llamacpp", "numba"):
         try:

@@ -11,11 +11,12 @@ from instar.data import pretrained
 from instar.doors import hf_decode
 from instar.errors import ModelError, ShapeError
 from instar.kernels import decode_attention as kernel
+from instar.kernels.quantised_rows import dequantise_rows, quantise_rows
 
 transformers = pytest.importorskip("transformers")
 
 from instar.doors import hf_ragged  # noqa: E402 - imports transformers
-from instar.doors.hf_ragged_cache import RaggedCache  # noqa: E402
+from instar.doors.hf_ragged_cache import RaggedCache, RaggedLayer  # noqa: E402
 
 CACHE = hf_ragged.CACHE
 SIZES = {
@@ -135,6 +136,43 @@ def test_a_ragged_cache_grows_moves_its_rows_and_is_never_read_beyond_them(eithe
             assert torch.equal(tokens[:, 0], wanted[order, step])
 
 
+class Rounded(RaggedLayer):
+    """Floats that are what integers stand for."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return super().update(*(dequantise_rows(*quantise_rows(part)) for part in (key_states, value_states)))
+
+
+def test_a_cache_of_integers_is_one_of_the_numbers_they_stand_for(either: str) -> None:
+    model, given = llama(), prompts()
+    model.set_attn_implementation(hf_decode.register())
+    integers, rounded = RaggedCache(len(given), 2, capacity=2, quantised=True), RaggedCache(len(given), 2, capacity=2)
+    rounded.layers = [Rounded(len(given), 2) for _ in range(2)]
+    said: list[list[torch.Tensor]] = [[], []]
+    holes = torch.tensor([1, 3, 0, 2])
+    with torch.no_grad():
+        for cache, found in zip((integers, rounded), said, strict=True):
+            for row, prompt in enumerate(given):
+                with cache.filling(row):
+                    found += [model(part[None], **{CACHE: cache}).logits[0, -1] for part in prompt.split(15)]
+            cache.reorder_cache(holes)
+            for layer in cache.layers:
+                for row, length in enumerate(layer.lengths):  # anything may stand there
+                    for part in layer._parts()[2 if layer.quantised else 0 :]:
+                        part[row, :, length:] = torch.nan
+            for step in range(3):
+                mask = cache.mask()
+                if step == 2:
+                    mask[:, 0] = torch.tensor([1, 0, 1, 0])
+                    mask[0, 5] = 0  # a hole: SDPA
+                tokens = torch.full((len(given), 1), 5 + step)
+                found.append(model(tokens, attention_mask=mask, position_ids=cache.positions(), **{CACHE: cache}).logits)
+    for one, other in zip(*said, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
+    layer = integers.layers[0]
+    assert (layer.keys.dtype, layer.values.dtype, layer.key_scale.dtype) == (torch.int8, torch.int8, torch.float32)
+
+
 def test_rows_end_at_their_own_stop() -> None:
     model = llama()
     whole = alone(model, 8)
@@ -185,3 +223,6 @@ def test_a_real_model_says_what_transformers_says() -> None:
         wanted = model.generate(torch.tensor([ids]), max_new_tokens=5, min_new_tokens=5, do_sample=False)[0, len(ids) :]
         assert torch.equal(got, wanted)
     assert tokenizer.decode(found[0]).startswith(" Paris")
+    rounded = hf_ragged.generate(model, given, max_new_tokens=5, stop=(), quantised=True)
+    assert tokenizer.decode(rounded[0]).startswith(" Paris")
+    assert sum(int(torch.equal(*rows)) for rows in zip(rounded, found, strict=True)) >= 2

@@ -16,6 +16,7 @@ from instar.errors import BuildError, ShapeError
 from instar.kernels.decode_attention import DecodePlan, Partial, attend, decode_attention, merge_partials
 from instar.kernels.decode_attention_partial import partial
 from instar.kernels.decode_attention_schedule import SCHEDULES
+from instar.kernels.quantised_rows import dequantise_rows, quantise_rows
 
 FORMS = ["torch", "segments", "compiled"]
 LENGTHS = [1, 130, 0, 64, 65, 300]
@@ -198,6 +199,79 @@ def test_shifts_copies_and_permutations(form: str) -> None:
     torch.testing.assert_close(decode_attention(q, k[:, :, order], v[:, :, order], lengths, form=form), moved, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("layout", ["bhld", "blhd"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_integers_with_scales_are_the_numbers_they_stand_for(
+    form: str, dtype: torch.dtype, schedule: Any, layout: Any, paged: bool
+) -> None:
+    q, k, v = draw(heads=6, kv_heads=2, width=96)
+    q, v = q.to(dtype), v[..., :64] * torch.logspace(-3, 3, 320)[:, None]
+    k[3, :, 7] = 0
+    (keys, of_keys), (values, of_values) = quantise_rows(k), quantise_rows(v)
+    wanted, level = direct(q, dequantise_rows(keys, of_keys), dequantise_rows(values, of_values), LENGTHS)
+    parts = [keys, values, of_keys, of_values]
+    for b, stop in enumerate(LENGTHS):  # what lies behind is never read
+        for part in parts[2:]:
+            part[b, :, stop:] = torch.nan
+    table = None
+    if paged:
+        table = torch.randperm(len(LENGTHS) * 8).view(len(LENGTHS), 8)
+        pools = []
+        for part in parts:
+            pool = part.new_empty(len(LENGTHS) * 8, 2, 40, *part.shape[3:])
+            pool[table.flatten()] = part.unflatten(2, (8, 40)).transpose(1, 2).flatten(0, 1)
+            pools.append(pool)
+        parts = pools
+    if layout == "blhd":
+        parts = [part.transpose(1, 2) for part in parts]
+    out, lse = decode_attention(
+        q,
+        parts[0],
+        parts[1],
+        LENGTHS,
+        scales=(parts[2], parts[3]),
+        schedule=schedule,
+        workers=3,
+        layout=layout,
+        page_table=table,
+        return_lse=True,
+        form=form,
+    )
+    tolerance = TOLERANCE[dtype]
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
+    torch.testing.assert_close(
+        lse.double(), level, rtol=1e-2 if dtype == torch.bfloat16 and form != "compiled" else 1e-5, atol=1e-5
+    )
+
+
+def test_integers_are_near_what_was_rounded(form: str) -> None:
+    q, k, v = draw()
+    (keys, of_keys), (values, of_values) = quantise_rows(k), quantise_rows(v)
+    out = decode_attention(q, keys, values, LENGTHS, scales=(of_keys, of_values), form=form)
+    wanted, _ = direct(q, k, v, LENGTHS)
+    error = (out.double() - wanted).norm() / wanted.norm()
+    assert 1e-4 < float(error) < 1e-2
+
+
+def test_rows_of_integers() -> None:
+    x = torch.randn(5, 7, 33) * torch.logspace(-6, 6, 7)[:, None]
+    whole, scale = quantise_rows(x)
+    assert (whole.dtype, scale.dtype, scale.shape) == (torch.int8, torch.float32, (5, 7))
+    assert int(whole.abs().amax(-1).min()) == 127
+    assert bool(((dequantise_rows(whole, scale) - x).abs() <= 0.5001 * scale.unsqueeze(-1)).all())
+    again, same = quantise_rows(dequantise_rows(whole, scale))
+    assert torch.equal(again, whole)
+    torch.testing.assert_close(same, scale)
+    assert not dequantise_rows(*quantise_rows(torch.zeros(2, 8))).any()
+    for bad in (torch.nan, torch.inf):
+        row = torch.ones(2, 8).index_fill(1, torch.tensor([3]), bad)
+        assert bool(dequantise_rows(*quantise_rows(row)).isnan().all())
+    assert dequantise_rows(whole, scale, torch.bfloat16).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_huge_scores_stay_finite(form: str, dtype: torch.dtype) -> None:
     q, k, v = draw(dtype)
@@ -287,6 +361,11 @@ TABLE = torch.tensor([[0, 1], [1, 0]])
         ({"page_table": TABLE.float(), "lengths": [1, 1]}, r"integers \[2, N\]"),
         ({"page_table": TABLE[:1], "lengths": [1, 1]}, r"integers \[2, N\]"),
         ({"q": Q.to("meta")}, "one device"),
+        ({"k_cache": K.char(), "v_cache": K.char()}, "int8 and torch.int8 with none"),
+        ({"scales": (K[..., 0], K[..., 0])}, "received torch.float32 and torch.float32"),
+        ({"k_cache": K.char(), "v_cache": K, "scales": (K[..., 0], K[..., 0])}, "int8 and torch.float32"),
+        ({"k_cache": K.char(), "v_cache": K.char(), "scales": (K[..., 0], K[:, :, :5, 0])}, r"\(2, 2, 5\) of torch.float32"),
+        ({"k_cache": K.char(), "v_cache": K.char(), "scales": (K[..., 0], K[..., 0].double())}, "float64"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], words: str) -> None:

@@ -20,6 +20,7 @@ from instar import extras
 from instar.errors import ModelError
 from instar.kernels.decode_attention import DecodePlan, attend
 from instar.kernels.decode_attention_mask import plan_of_mask
+from instar.kernels.quantised_rows import dequantise_rows
 
 NAME = "instar_decode"
 _CHANGES = ("softcap", "s_aux", "position_bias")
@@ -52,16 +53,32 @@ def attention(
     """
     if changed := [name for name in _CHANGES if given.get(name) is not None]:
         raise ModelError(f"{type(module).__name__} changes its scores ({', '.join(changed)}), which {NAME} does not know.")
+    scales = _scales(key, value)
     if query.shape[2] == 1 and not dropout:
         plan = _plan(attention_mask, key)
         if plan is not None:
-            out, _ = attend(plan, query, key, value, scale=scaling)
+            out, _ = attend(plan, query, key, value, scale=scaling, scales=scales)
             return out.transpose(1, 2), None
+    if scales is not None:
+        key, value = (dequantise_rows(part, scale, query.dtype) for part, scale in zip((key, value), scales, strict=True))
+    if query.shape[2] == 1 and attention_mask is not None:  # SDPA reads what no row may see: of a `RaggedCache` that is anything
+        seen = (attention_mask if attention_mask.dtype == torch.bool else attention_mask > -1e4).any(1)
+        unseen = ~seen[:, 0, None, : key.shape[2], None]
+        key, value = key.masked_fill(unseen, 0.0), value.masked_fill(unseen, 0.0)
     sdpa = extras.require("transformers.integrations.sdpa_attention", "models").sdpa_attention_forward
     found: tuple[Tensor, None] = sdpa(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **given
     )
     return found
+
+
+def _scales(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Of integers from a quantised `RaggedCache`, whose module is there if they are."""
+    if key.dtype != torch.int8:
+        return None
+    from instar.doors.hf_ragged_cache import scales_of
+
+    return scales_of(key, value)
 
 
 def _plan(mask: Tensor | None, key: Tensor) -> DecodePlan | None:

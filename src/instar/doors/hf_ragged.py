@@ -35,6 +35,7 @@ def generate(
     top_k: int | None = None,
     generator: torch.Generator | None = None,
     stop: int | Sequence[int] | None = None,
+    quantised: bool = False,
 ) -> list[Tensor]:
     """The new tokens of each prompt, int64, at most `max_new_tokens`, the one that stopped it included.
 
@@ -46,6 +47,8 @@ def generate(
         prompts: token ids, at least one each.
         temperature, top_k, generator: as in `instar.models.generation.stream`.
         stop: tokens that end a row; None is `eos_token_id` of the model's generation config. () for none.
+        quantised: keys and values kept as int8 (see `RaggedCache`): longer texts in the same memory, and faster where the cache
+            is much of what is read; tokens may differ.
 
     Raises ShapeError for prompts that are empty, ModelError for a model with other caches than keys and values of all tokens.
     Time: of prompts Σ_b (T_b P + T_b² D), of tokens P + Σ_b T_b D each, for P parameters.
@@ -60,7 +63,7 @@ def generate(
     if max_new_tokens == 0:
         return [row[0, :0] for row in rows]
     capacity = max(row.shape[1] for row in rows) + max_new_tokens
-    cache = RaggedCache(len(rows), _layers(model), capacity)
+    cache = RaggedCache(len(rows), _layers(model), capacity, quantised=quantised)
     with _attention(model), _evaluating(model):
         logits = []
         for number, row in enumerate(rows):

@@ -11,15 +11,20 @@ from torch import Tensor
 
 from instar import extras
 from instar.errors import ModelError, ShapeError
+from instar.kernels.quantised_rows import dequantise_rows, quantise_rows
 
 cache_utils: Any = extras.require("transformers.cache_utils", "models")
 
 BLOCK = 128
 """Columns by which a cache grows at least."""
+_SCALE = "_instar_scale"
 
 
 class RaggedLayer(cache_utils.CacheLayerMixin):
     """Keys and values [B, Hkv, C, ·] of one layer; row b fills its first lengths[b] columns.
+
+    Where they are `quantised` they lie there as int8, with a float32 scale [B, Hkv, C] each, which `scales_of` finds on what
+    `update` gives for one token a row; a prompt reads what it and those before it were rounded to.
 
     Memory is asked for and not touched beyond what is filled, so that the system gives it out by need.
     """
@@ -29,8 +34,9 @@ class RaggedLayer(cache_utils.CacheLayerMixin):
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, rows: int, capacity: int) -> None:
+    def __init__(self, rows: int, capacity: int, quantised: bool = False) -> None:
         super().__init__()
+        self.quantised = quantised
         self.lengths = [0] * rows
         self.capacity = capacity
         self.row: int | None = None
@@ -39,9 +45,20 @@ class RaggedLayer(cache_utils.CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Room for `capacity` columns of the given types and widths."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        size = (len(self.lengths), key_states.shape[1], self.capacity)
-        self.keys, self.values = (part.new_empty(*size, part.shape[3]) for part in (key_states, value_states))
+        self._make_room((key_states.shape[1], key_states.shape[3]), (value_states.shape[1], value_states.shape[3]))
         self.is_initialized = True
+
+    def _make_room(self, *sizes: tuple[int, int]) -> None:
+        """Empty keys and values of so many heads of such a width."""
+        dtype = torch.int8 if self.quantised else self.dtype
+        room = [(len(self.lengths), heads, self.capacity, width) for heads, width in sizes]
+        self.keys, self.values = (torch.empty(one, dtype=dtype, device=self.device) for one in room)
+        if self.quantised:
+            self.key_scale, self.value_scale = (torch.empty(one[:3], device=self.device) for one in room)
+
+    def _parts(self) -> list[Tensor]:
+        """All that has rows and columns."""
+        return [self.keys, self.values, *((self.key_scale, self.value_scale) if self.quantised else ())]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append T tokens to the row that is being filled, or one to every row; what those rows then hold.
@@ -58,25 +75,37 @@ class RaggedLayer(cache_utils.CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._grow(T + (max(self.lengths) if self.row is None else self.lengths[self.row]))
+        given = [key_states, value_states]
+        if self.quantised:
+            (keys, key_scale), (values, value_scale) = quantise_rows(key_states), quantise_rows(value_states)
+            given = [keys, values, key_scale, value_scale]
         if self.row is not None:
             start = self.lengths[self.row]
             self.lengths[self.row] += T
             rows, columns = slice(self.row, self.row + 1), start + T
-            self.keys[self.row, :, start:columns], self.values[self.row, :, start:columns] = key_states[0], value_states[0]
+            for part, new in zip(self._parts(), given, strict=True):
+                part[self.row, :, start:columns] = new[0]
         else:
             chosen, place = torch.arange(B, device=self.device), torch.tensor(self.lengths, device=self.device)
-            self.keys[chosen, :, place], self.values[chosen, :, place] = key_states[:, :, 0], value_states[:, :, 0]
+            for part, new in zip(self._parts(), given, strict=True):
+                part[chosen, :, place] = new[:, :, 0]
             self.lengths = [length + 1 for length in self.lengths]
             rows, columns = slice(None), max(self.lengths)
-        return self.keys[rows, :, :columns], self.values[rows, :, :columns]
+        found = [part[rows, :, :columns] for part in self._parts()]
+        if self.quantised:
+            if self.row is not None:
+                return tuple(dequantise_rows(found[i], found[i + 2], self.dtype) for i in (0, 1))  # type: ignore[return-value]
+            for numbers, scale in zip(found[:2], found[2:], strict=True):
+                setattr(numbers, _SCALE, scale)
+        return found[0], found[1]
 
     def _grow(self, columns: int) -> None:
         if columns <= self.capacity:
             return
         self.capacity = max(columns, self.capacity + max(BLOCK, self.capacity // 2))
-        old = self.keys, self.values
-        self.lazy_initialization(*old)
-        for before, now in zip(old, (self.keys, self.values), strict=True):
+        old = self._parts()
+        self._make_room(*((part.shape[1], part.shape[3]) for part in old[:2]))
+        for before, now in zip(old, self._parts(), strict=True):
             for row, length in enumerate(self.lengths):
                 now[row, :, :length] = before[row, :, :length]
 
@@ -98,7 +127,10 @@ class RaggedLayer(cache_utils.CacheLayerMixin):
         """The chosen rows, in that order."""
         chosen = beam_idx.tolist()
         if self.is_initialized:
-            self.keys, self.values = (part.index_select(0, beam_idx.to(part.device)) for part in (self.keys, self.values))
+            parts = [part.index_select(0, beam_idx.to(part.device)) for part in self._parts()]
+            self.keys, self.values = parts[:2]
+            if self.quantised:
+                self.key_scale, self.value_scale = parts[2:]
         self.lengths = [self.lengths[row] for row in chosen]
 
     batch_select_indices = reorder_cache
@@ -116,6 +148,12 @@ class RaggedLayer(cache_utils.CacheLayerMixin):
         raise ModelError("A ragged cache cannot be cropped to one length. Fill a new one with the shorter texts.")
 
 
+def scales_of(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The scales [B, Hkv, C] of int8 keys and values that a quantised layer gave; None for others."""
+    found = [getattr(part, _SCALE, None) for part in (keys, values)]
+    return None if found[0] is None or found[1] is None else (found[0], found[1])
+
+
 class RaggedCache(cache_utils.Cache):
     """Keys and values of a batch whose rows have lengths of their own: no padding is stored, computed or read.
 
@@ -127,12 +165,14 @@ class RaggedCache(cache_utils.Cache):
 
     Args:
         rows: B. layers: of the model, all of them with full attention. capacity: columns to begin with; it grows.
+        quantised: keys and values as int8 with a scale a row of each head, for the attention function `instar_decode` alone: a
+            quarter of the bytes of float32, half of those of bfloat16, and rounded to 1/127 of the largest number of a row.
     """
 
-    def __init__(self, rows: int, layers: int, capacity: int = BLOCK) -> None:
+    def __init__(self, rows: int, layers: int, capacity: int = BLOCK, *, quantised: bool = False) -> None:
         if min(rows, layers, capacity) < 1:
             raise ShapeError(f"A ragged cache expects at least one row, layer and column; received {rows}, {layers}, {capacity}.")
-        super().__init__(layers=[RaggedLayer(rows, capacity) for _ in range(layers)])
+        super().__init__(layers=[RaggedLayer(rows, capacity, quantised) for _ in range(layers)])
 
     @property
     def lengths(self) -> Tensor:

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <thread>
 #include <vector>
-#if defined(__AVX512F__) || defined(__F16C__)
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -18,6 +18,7 @@ namespace {
 typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t VecI __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint32_t VecU __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
 
 constexpr int64_t TILE = 64;  // keys that are scored before their values are read: two rows of 64 KV in L1, and the next in L2
 constexpr int64_t KEYS = 16;  // keys whose sums end in one vector
@@ -31,12 +32,14 @@ inline Vec all(float x) { return Vec{} + x; }
 // put in the same order before, outputs brought back after.
 struct Float32 {
     typedef float Element;
+    static constexpr bool SCALED = false;
     static void load2(const Element* p, Vec& a, Vec& b) { a = load(p), b = load(p + 16); }
     static int64_t place(int64_t i) { return i; }
 };
 
 struct BFloat16 {  // a word holds two neighbours: its low half shifted up is one float, its high half is the other
     typedef uint16_t Element;
+    static constexpr bool SCALED = false;
     static void load2(const Element* p, Vec& a, Vec& b) {
         VecU w = *reinterpret_cast<const VecU*>(p);
         a = reinterpret_cast<Vec>(w << 16), b = reinterpret_cast<Vec>(w & 0xffff0000u);
@@ -46,6 +49,7 @@ struct BFloat16 {  // a word holds two neighbours: its low half shifted up is on
 
 struct Float16 {
     typedef uint16_t Element;
+    static constexpr bool SCALED = false;
     static Vec widen(const Element* p) {
 #if defined(__AVX512F__)
         return reinterpret_cast<Vec>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
@@ -70,6 +74,29 @@ struct Float16 {
 #endif
         }
         return found;
+#endif
+    }
+    static void load2(const Element* p, Vec& a, Vec& b) { a = widen(p), b = widen(p + 16); }
+    static int64_t place(int64_t i) { return i; }
+};
+
+struct Int8 {  // the scale of a row multiplies its score, and the weight of its value
+    typedef int8_t Element;
+    static constexpr bool SCALED = true;
+    static Vec widen(const Element* p) {
+#if defined(__AVX512F__)
+        __m512i whole = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+        return reinterpret_cast<Vec>(_mm512_cvtepi32_ps(whole));
+#elif defined(__AVX2__)
+        Vec found;
+        for (int i = 0; i < 2; i++) {
+            __m256i whole = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * i)));
+            _mm256_storeu_ps(reinterpret_cast<float*>(&found) + 8 * i, _mm256_cvtepi32_ps(whole));
+        }
+        return found;
+#else
+        Bytes whole = *reinterpret_cast<const Bytes*>(p);
+        return __builtin_convertvector(__builtin_convertvector(whole, VecI), Vec);
 #endif
     }
     static void load2(const Element* p, Vec& a, Vec& b) { a = widen(p), b = widen(p + 16); }
@@ -139,16 +166,18 @@ extern "C" {
 
 struct Arguments {
     const void *q, *keys, *values;
+    const float *key_scales, *value_scales;  // of rows of integers
     void *out;
     float *lse, *scratch;
     const int64_t *pages, *segments, *owners, *cuts;
     int64_t q_type, type, heads, kv_heads, width, value_width, workers, n_cuts;
     int64_t page_size, pages_of_row;  // 0: rows of a contiguous cache
     int64_t key_row, key_head, key_column, value_row, value_head, value_column;  // strides, in elements
+    int64_t key_scale_row, key_scale_head, key_scale_column, value_scale_row, value_scale_head, value_scale_column;
     float scale;
 };
 
-int64_t instar_decode_version() { return 1; }
+int64_t instar_decode_version() { return 2; }
 
 }
 
@@ -161,6 +190,7 @@ struct Segment {
 template <class T>
 struct Tile {
     const typename T::Element *keys[TILE], *values[TILE];
+    float key_scales[T::SCALED ? TILE : 1], value_scales[T::SCALED ? TILE : 1];
     int64_t segment = 0, count = 0;
     bool last = false;
 };
@@ -188,19 +218,32 @@ struct Walk {
                 int64_t page = table[(key + j) / a.page_size], column = (key + j) % a.page_size;
                 tile.keys[j] = keys + page * a.key_row + column * a.key_column;
                 tile.values[j] = values + page * a.value_row + column * a.value_column;
+                scales(tile, j, page, head, column);
             }
         } else {
             for (int64_t j = 0; j < count; j++) {
                 tile.keys[j] = keys + row * a.key_row + (key + j) * a.key_column;
                 tile.values[j] = values + row * a.value_row + (key + j) * a.value_column;
+                scales(tile, j, row, head, key + j);
             }
         }
-        for (int64_t j = count; j < TILE && j % KEYS; j++) tile.keys[j] = tile.keys[count - 1];  // read, never counted
+        for (int64_t j = count; j < TILE && j % KEYS; j++) {  // read, never counted
+            tile.keys[j] = tile.keys[count - 1];
+            if constexpr (T::SCALED) tile.key_scales[j] = tile.value_scales[j] = 0.0f;
+        }
         tile.segment = segment, tile.count = count;
         key += count;
         tile.last = key == s.stop;
         if (tile.last && ++segment < end) key = segments[segment].start;
         return true;
+    }
+
+    void scales(Tile<T>& tile, int64_t j, int64_t row, int64_t head, int64_t column) {
+        if constexpr (T::SCALED) {
+            tile.key_scales[j] = a.key_scales[row * a.key_scale_row + head * a.key_scale_head + column * a.key_scale_column];
+            tile.value_scales[j]
+                = a.value_scales[row * a.value_scale_row + head * a.value_scale_head + column * a.value_scale_column];
+        }
     }
 };
 
@@ -229,8 +272,11 @@ void score(const Tile<T>& tile, const Tile<T>* coming, const float* q, int64_t w
             }
             for (int c = 0; c < C; c++) fours[c][k] = sum_fours(sums[c][0], sums[c][1], sums[c][2], sums[c][3]);
         }
-        for (int c = 0; c < C; c++)
-            store(scores + c * TILE + j, sum_quarters(fours[c][0], fours[c][1], fours[c][2], fours[c][3]) * scale);
+        for (int c = 0; c < C; c++) {
+            Vec x = sum_quarters(fours[c][0], fours[c][1], fours[c][2], fours[c][3]) * scale;
+            if constexpr (T::SCALED) x *= load(tile.key_scales + j);
+            store(scores + c * TILE + j, x);
+        }
     }
 }
 
@@ -285,6 +331,10 @@ void heads(const Tile<T>& tile, const Tile<T>* coming, const float* q, const Arg
     float alpha[C];
     score<T, C>(tile, coming, q, a.width, a.scale, scores);
     for (int c = 0; c < C; c++) soften(scores + c * TILE, tile.count, m[c], l[c], alpha[c]);
+    if constexpr (T::SCALED)
+        for (int c = 0; c < C; c++)
+            for (int64_t j = 0; j < tile.count; j += KEYS)
+                store(scores + c * TILE + j, load(scores + c * TILE + j) * load(tile.value_scales + j));
     if (coming)
         for (int64_t j = 0; j < coming->count; j++) prefetch(coming->values[j], a.value_width);
     weigh<T, C>(tile, scores, alpha, a.value_width, sums);
@@ -419,7 +469,8 @@ extern "C" void instar_decode(const Arguments* given) {
         for (int64_t w = 0; w < a.workers; w++) {
             if (a.type == 0) work<Float32>(a, a.owners[w], a.owners[w + 1]);
             else if (a.type == 1) work<BFloat16>(a, a.owners[w], a.owners[w + 1]);
-            else work<Float16>(a, a.owners[w], a.owners[w + 1]);
+            else if (a.type == 2) work<Float16>(a, a.owners[w], a.owners[w + 1]);
+            else work<Int8>(a, a.owners[w], a.owners[w + 1]);
         }
 #pragma omp for schedule(static, 1)
         for (int64_t c = 0; c < a.n_cuts; c++) merge(a, a.cuts + 3 * c);

@@ -17,7 +17,7 @@ from instar.kernels import native
 from instar.kernels.decode_attention_partial import Partial, merge_partials
 from instar.kernels.decode_attention_plan import Counts, DecodePlan
 from instar.kernels.decode_attention_schedule import Schedule
-from instar.kernels.decode_attention_torch import by_segments, grouped
+from instar.kernels.decode_attention_torch import Scales, by_segments, grouped
 
 __all__ = ["DecodePlan", "Partial", "attend", "decode_attention", "merge_partials"]
 
@@ -45,6 +45,7 @@ def decode_attention(
     return_lse: bool = False,
     starts: Counts | None = None,
     layout: Layout = "bhld",
+    scales: Scales | None = None,
     form: Form = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""o_b = Σ_{starts_b ≤ j < lengths_b} softmax_j(scale · ⟨q_b, k_bj⟩) v_bj, exactly, for each query head.
@@ -57,13 +58,15 @@ def decode_attention(
         lengths: [B], keys of each sequence. What lies behind, even NaN, is never read.
         scale: None is 1 / √K.
         schedule, tile, workers, page_table, starts: as in `DecodePlan.of`. Every schedule gives the same but for rounding.
+        scales: of int8 keys and int8 values (`quantised_rows.quantise_rows`): float32, one for each row of the caches, in their
+            shape without the last axis.
         return_lse: also the log-sum-exp [B, H] of the scaled scores, float32 or better; see `Partial` for what it is good for.
-        form: "compiled" (`instar kernels build`; float32, bfloat16 and float16 on the CPU, widths in multiples of 32);
+        form: "compiled" (`instar kernels build`; float32, bfloat16, float16 and int8 on the CPU, widths in multiples of 32);
             "torch", SDPA sequence by sequence; "segments", the plan run segment by segment in torch: the reference; "auto" is
             the first that applies of the first two, and SDPA where there is little to read and it serves all at once.
 
     Returns the output in the shape of q with V for K and its type; sums are in float32 or better. A sequence without keys gives 0
-    and a log-sum-exp of -∞. Keys and values have one type, which is that of q or a narrower one.
+    and a log-sum-exp of -∞. Keys and values have one type, which is that of q, a narrower one, or int8 with scales.
     Raises ShapeError, and BuildError for a compiled form that is not there. Differentiable, by torch's forms.
     Reads Σ_b (lengths_b - starts_b) · Hkv · (K + V) numbers; scratch of H / Hkv · (V + 2) float32 for each part of a cut output.
     Differs from the paper: one parallel loop over workers, a barrier and a second one over the cut outputs, instead of a host
@@ -85,7 +88,7 @@ def decode_attention(
         page_table=page_table,
         page_size=size,
     )
-    out, lse = attend(made, q, k_cache, v_cache, scale=scale, layout=layout, form=form, return_lse=return_lse)
+    out, lse = attend(made, q, k_cache, v_cache, scale=scale, layout=layout, scales=scales, form=form, return_lse=return_lse)
     return out if lse is None else (out, lse)
 
 
@@ -97,6 +100,7 @@ def attend(
     *,
     scale: float | None = None,
     layout: Layout = "bhld",
+    scales: Scales | None = None,
     form: Form = "auto",
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -105,7 +109,9 @@ def attend(
         raise ShapeError(f"layout is one of {', '.join(LAYOUTS)}, form of {', '.join(FORMS)}; received '{layout}' and '{form}'.")
     shape, q = q.shape, q.squeeze(2) if q.dim() == 4 and q.shape[2] == 1 else q
     keys, values = (k_cache, v_cache) if layout == "bhld" else (k_cache.transpose(1, 2), v_cache.transpose(1, 2))
-    _validate(plan, q, keys, values)
+    if scales is not None and layout == "blhd":
+        scales = scales[0].transpose(1, 2), scales[1].transpose(1, 2)
+    _validate(plan, q, keys, values, scales)
     scale = q.shape[2] ** -0.5 if scale is None else scale
     library = None
     if form == "auto" and plan.uniform and plan.reads <= FEW and not return_lse:
@@ -116,22 +122,22 @@ def attend(
             native.hint()
     elif form == "compiled":
         raise BuildError(
-            "The compiled form takes float32, bfloat16 and float16 on the CPU, widths in multiples of "
+            "The compiled form takes float32, bfloat16, float16 and int8 on the CPU, widths in multiples of "
             f"{compiled.BLOCK} whose numbers lie together, and no gradients; received {q.dtype} over {keys.dtype} "
             f"{tuple(keys.shape)} with strides {keys.stride()}."
         )
     if form == "compiled" and library is None:
         raise BuildError("The compiled form is not built for this machine: `instar kernels build`.")
     if library is not None:
-        out, lse = compiled.run(library, plan, q, keys, values, scale, return_lse)
+        out, lse = compiled.run(library, plan, q, keys, values, scales, scale, return_lse)
     elif form == "segments":
-        out, lse = by_segments(plan, q, keys, values, scale)
+        out, lse = by_segments(plan, q, keys, values, scales, scale)
     else:
-        out, lse = grouped(plan, q, keys, values, scale, return_lse)
+        out, lse = grouped(plan, q, keys, values, scales, scale, return_lse)
     return out.view(*shape[:-1], values.shape[3]), lse if return_lse else None
 
 
-def _validate(plan: DecodePlan, q: Tensor, keys: Tensor, values: Tensor) -> None:
+def _validate(plan: DecodePlan, q: Tensor, keys: Tensor, values: Tensor, scales: Scales | None) -> None:
     if q.dim() != 3 or keys.dim() != 4 or values.dim() != 4 or keys.shape[:3] != values.shape[:3] or q.shape[2] != keys.shape[3]:
         raise ShapeError(
             "decode_attention expects q [B, H, K] or [B, H, 1, K], keys [B, Hkv, L, K] and values [B, Hkv, L, V]; received "
@@ -143,10 +149,13 @@ def _validate(plan: DecodePlan, q: Tensor, keys: Tensor, values: Tensor) -> None
             f"The plan is of {len(plan.lengths)} sequences and {plan.kv_heads} key heads, which must divide the query heads; "
             f"received {B} sequences, {keys.shape[1]} key heads and {H} query heads of width {K}."
         )
+    if keys.dtype == torch.int8 or scales is not None:
+        _validate_scales(keys, values, scales)
     wide = torch.promote_types(q.dtype, keys.dtype) != q.dtype
-    if keys.dtype != values.dtype or not q.is_floating_point() or not keys.is_floating_point() or wide:
+    known = keys.is_floating_point() or keys.dtype == torch.int8
+    if keys.dtype != values.dtype or not q.is_floating_point() or not known or wide:
         raise ShapeError(
-            "decode_attention expects keys and values of one floating type, and q of that type or a wider one; received "
+            "decode_attention expects keys and values of one floating type, or int8, and q of that type or a wider one; received "
             f"{q.dtype}, {keys.dtype} and {values.dtype}."
         )
     if not q.device == keys.device == values.device:
@@ -158,4 +167,18 @@ def _validate(plan: DecodePlan, q: Tensor, keys: Tensor, values: Tensor) -> None
         raise ShapeError(
             f"The page table speaks of pages of {plan.page_size} keys and of page {plan.last_page}; the cache has "
             f"{keys.shape[0]} pages of {keys.shape[2]}."
+        )
+
+
+def _validate_scales(keys: Tensor, values: Tensor, scales: Scales | None) -> None:
+    parts = () if scales is None else scales
+    fits = len(parts) == 2 and all(
+        part.shape == cache.shape[:3] and part.dtype == torch.float32 and part.device == cache.device
+        for part, cache in zip(parts, (keys, values), strict=True)
+    )
+    if not fits or keys.dtype != torch.int8 or values.dtype != torch.int8:
+        shapes = ", ".join(f"{tuple(part.shape)} of {part.dtype}" for part in parts) or "none"
+        raise ShapeError(
+            f"Scales go with int8 keys and values, and those with two scales of float32 {tuple(keys.shape[:3])} beside them; "
+            f"received {keys.dtype} and {values.dtype} with {shapes}."
         )

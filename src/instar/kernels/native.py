@@ -33,7 +33,7 @@ from instar.errors import BuildError, InstarError
 SOURCE = Path(__file__).with_name("decode_attention.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 """Of the interface between the library and its caller; the library says its own."""
 _log = logging.getLogger("instar")
 
