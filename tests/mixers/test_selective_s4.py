@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from instar import cards, formula
 from instar.errors import ShapeError
 from instar.mixers.selective_s4 import SelectiveS4, choosing_nothing
-from instar.mixers.selective_tokens import SelectiveTokens
+from instar.mixers.selective_tokens import FixedTokens, SelectiveTokens
 from instar.models.momentum import MomentumCopy
 
 B, T, D = 3, 20, 8
@@ -46,6 +47,46 @@ def test_exactly_k_of_the_real_tokens_stay_in_their_order(keep: float, training:
         assert bool((kept.diff() > 0).all())
         assert bool((kept < n).all())
         torch.testing.assert_close(found.tokens[row][found.kept[row]], x[row, kept], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("rule", ["random", "stride"])
+@pytest.mark.parametrize("keep", [0.1, 0.3, 0.5, 1.0])
+def test_controls_keep_as_many_and_look_at_nothing(keep: float, rule: Any, training: bool) -> None:
+    torch.manual_seed(0)
+    controls = FixedTokens(keep=keep, rule=rule).train(training)
+    x, real = torch.randn(300, 17, 4), torch.ones(300, 17, dtype=torch.bool)
+    real[0, :8] = real[1, 12:] = False
+    found = controls(x, x, real)
+    for row in range(300):
+        own = found.places[row][found.kept[row]].tolist()
+        assert own == sorted(set(own))
+        assert len(own) == math.ceil(keep * int(real[row].sum()) - 1e-9)
+        assert bool(real[row, own].all())
+        assert torch.equal(found.tokens[row, : len(own)], x[row, own])
+    places = found.places[2:]
+    if rule == "stride" or not training:
+        assert torch.equal(places, places[:1].expand_as(places))
+        assert torch.equal(controls(2 * x, x, real).places, found.places)
+    elif keep < 1:
+        assert len(places.unique(dim=0)) > 10
+        share = torch.zeros(17).index_add(0, places.flatten(), torch.ones(places.numel())) / 298
+        assert float((share - len(places[0]) / 17).abs().max()) < 0.12
+    if rule == "stride" and keep < 1:
+        gaps = places[0].diff()
+        assert int(gaps.max() - gaps.min()) <= 1 if len(gaps) else True
+
+
+@pytest.mark.parametrize("guide", ["random", "stride"])
+def test_controls_stand_where_the_choice_does(guide: Any) -> None:
+    torch.manual_seed(0)
+    layer = SelectiveS4(8, guide=guide, state_size=4).eval()
+    assert not any("select" in name or "momentum" in name for name in layer.state_dict())
+    x = torch.randn(2, 11, 8)
+    torch.testing.assert_close(layer(x)[0], layer.reference(x)[0], rtol=1e-4, atol=1e-5)
+    left = F.pad(x, (0, 0, 3, 0))
+    mask = torch.arange(14).expand(2, -1) >= 3
+    torch.testing.assert_close(layer(left, mask=mask)[0][:, 3:], layer(x)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_most_probable_stay_and_noise_is_gumbels() -> None:

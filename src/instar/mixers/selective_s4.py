@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from instar.errors import ShapeError
 from instar.mixers.s4 import S4
-from instar.mixers.selective_tokens import SelectiveTokens
+from instar.mixers.selective_tokens import FixedTokens, SelectiveTokens
 from instar.mixers.whole_sequence import WholeSequence
 from instar.models.momentum import MomentumCopy
 
-Guide = Literal["momentum", "tokens"]
+Guide = Literal["momentum", "tokens", "random", "stride"]
 
 
 class SelectiveS4(WholeSequence):
@@ -35,7 +35,8 @@ class SelectiveS4(WholeSequence):
     Args:
         width: D, at least 4. heads: part of every mixer's signature; it changes nothing.
         keep: the share of tokens that stays; at 1 the layer is S4 and chooses nothing.
-        guide: what the choice is read from: "momentum", S4_m(x), or "tokens", x itself. momentum: μ. temperature: τ.
+        guide: what the choice is read from: "momentum", S4_m(x), or "tokens", x itself; "random" and "stride" are the controls
+            that read nothing (`FixedTokens`). momentum: μ. temperature: τ.
         state_size, dt_min, dt_max: of S4.
 
     Shapes: x [B, T, D] -> [B, T, D]; no state, since later tokens decide whether an earlier one is among the k. Raises
@@ -60,7 +61,11 @@ class SelectiveS4(WholeSequence):
             raise ShapeError(f"guide is one of {', '.join(get_args(Guide))}; received '{guide}'.")
         self.width, self.heads, self.guide, self.state_size = width, heads, guide, state_size
         self.s4 = S4(width, heads=heads, state_size=state_size, dt_min=dt_min, dt_max=dt_max)
-        self.select = SelectiveTokens(width, keep=keep, temperature=temperature)
+        self.select: SelectiveTokens | FixedTokens
+        if guide == "random" or guide == "stride":
+            self.select = FixedTokens(keep=keep, rule=guide)
+        else:
+            self.select = SelectiveTokens(width, keep=keep, temperature=temperature)
         self.momentum_s4 = MomentumCopy(self.s4, momentum) if guide == "momentum" else None
 
     @property
@@ -73,7 +78,7 @@ class SelectiveS4(WholeSequence):
         if self.keep == 1:
             return self.s4(x, mask=mask)[0]
         with torch.autocast(x.device.type, enabled=False):  # in half precision other tokens would be chosen
-            exact = x.to(self.select.norm.weight.dtype)
+            exact = x.to(self.s4.log_dt.dtype)
             chosen = self.select(exact, self._features(exact, mask), real)
         y, _ = self.s4(chosen.tokens.to(x.dtype), mask=None if mask is None else chosen.kept)
         y = y.masked_fill(~chosen.kept.unsqueeze(-1), 0.0)
@@ -90,6 +95,9 @@ class SelectiveS4(WholeSequence):
         if self.keep == 1:
             return self.s4.reference(x.unsqueeze(0))[0][0]
         features, own = x, self.select
+        if isinstance(own, FixedTokens):
+            scores = own.scores(torch.arange(len(x))[None], torch.tensor([[len(x)]]))[0].tolist()
+            return self._given(x, sorted(sorted(range(len(x)), key=lambda i: -scores[i])[: own.count(len(x))]))
         if self.momentum_s4 is not None:
             with torch.no_grad():
                 features = self.momentum_s4.copy.reference(x.unsqueeze(0))[0][0]  # type: ignore[operator]
@@ -99,14 +107,18 @@ class SelectiveS4(WholeSequence):
         p = torch.stack([torch.softmax(row / own.temperature, dim=0)[1] for row in logits])
         scores = own.perturbed(p.log()).tolist()
         chosen = sorted(sorted(range(len(x)), key=lambda i: -scores[i])[: own.count(len(x))])
-        kept = x[chosen] * (1 + p[chosen] - p[chosen].detach()).unsqueeze(1)
-        return torch.zeros_like(x).index_put((torch.tensor(chosen, device=x.device),), self.s4.reference(kept.unsqueeze(0))[0][0])
+        return self._given(x * (1 + p - p.detach()).unsqueeze(1), chosen)
+
+    def _given(self, x: Tensor, chosen: list[int]) -> Tensor:
+        """S4 over the chosen tokens, zeros elsewhere."""
+        y = self.s4.reference(x[chosen].unsqueeze(0))[0][0]
+        return torch.zeros_like(x).index_put((torch.tensor(chosen, device=x.device),), y)
 
 
 @contextlib.contextmanager
 def choosing_nothing(model: nn.Module) -> Iterator[None]:
     """All tokens are kept by every selective layer of a model: for pre-training, where tokens are left out at random instead."""
-    layers = [module for module in model.modules() if isinstance(module, SelectiveTokens)]
+    layers = [module for module in model.modules() if isinstance(module, (SelectiveTokens, FixedTokens))]
     shares = [layer.keep for layer in layers]
     for layer in layers:
         layer.keep = 1.0

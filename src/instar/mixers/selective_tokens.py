@@ -7,7 +7,7 @@ Wang, Zhu, Wang, Yu, Liu, Omar, Hamid 2023, "Selective Structured State-Spaces f
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ class Selection(NamedTuple):
     """bool [S, K], True before False: a shorter sequence keeps fewer than K, and what follows means nothing."""
     probability: Tensor
     """[S, L], of being kept, before any noise."""
+
+
+Rule = Literal["random", "stride"]
 
 
 class SelectiveTokens(nn.Module):
@@ -57,14 +60,10 @@ class SelectiveTokens(nn.Module):
     def forward(self, x: Tensor, features: Tensor, real: Tensor) -> Selection:
         """Sequences x [S, L, D], features [S, L, D], and which tokens are real, bool [S, L], L ≥ 1; padding is never kept."""
         log_p = self.score(features, real)
-        rank = self.perturbed(log_p).masked_fill(~real, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        most, wanted = self.count(x.shape[1]), torch.ceil(self.keep * real.sum(1, keepdim=True).double() - 1e-9)
-        keep = rank < wanted
-        index = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]  # kept ones first, in order
+        index, kept = _largest(self.perturbed(log_p), real, self.keep)
         p = log_p.exp()
         weight = (1 + (p - p.detach())).gather(1, index).unsqueeze(-1)
-        tokens = x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2])) * weight
-        return Selection(tokens, index, keep.gather(1, index), p)
+        return Selection(_at(x, index) * weight, index, kept, p)
 
     def score(self, features: Tensor, real: Tensor) -> Tensor:
         """log p [S, L]."""
@@ -82,4 +81,61 @@ class SelectiveTokens(nn.Module):
 
     def count(self, n: int) -> int:
         """How many of n tokens stay."""
-        return math.ceil(self.keep * n - 1e-9)
+        return count(self.keep, n)
+
+
+class FixedTokens(nn.Module):
+    """As many tokens, chosen by no network: what a choice has to beat.
+
+    Args:
+        keep: as of `SelectiveTokens`. rule: "random", drawn anew at each training pass and always the same places in eval mode;
+            "stride", equally spaced.
+
+    Raises ShapeError. O(L) time.
+    """
+
+    def __init__(self, *, keep: float = 0.5, rule: Rule = "random") -> None:
+        super().__init__()
+        if not 0 < keep <= 1:
+            raise ShapeError(f"keep must be in (0, 1]; received {keep}.")
+        self.keep, self.rule = keep, rule
+
+    def forward(self, x: Tensor, features: Tensor, real: Tensor) -> Selection:
+        """As of `SelectiveTokens`; features are not looked at."""
+        place = (real.cumsum(1) - 1).clamp(min=0)
+        index, kept = _largest(self.scores(place, real.sum(1, keepdim=True)), real, self.keep)
+        return Selection(_at(x, index), index, kept, torch.full_like(place, self.keep, dtype=x.dtype))
+
+    def scores(self, place: Tensor, count: Tensor) -> Tensor:
+        """Of the `place`-th of `count` real tokens: the largest ones stay."""
+        if self.rule == "stride":
+            wanted = torch.ceil(self.keep * count.double() - 1e-9).long()
+            return ((place + 1) * wanted // count.clamp(min=1) > place * wanted // count.clamp(min=1)).float()
+        if self.training:
+            return torch.rand(place.shape, device=place.device)
+        mixed = place  # a hash of the place, since a generator of its own would be no part of a graph
+        for factor, shift in ((2654435761, 15), (2246822519, 13)):
+            mixed = mixed * factor % 2**32
+            mixed = mixed ^ (mixed >> shift)
+        return mixed.double()
+
+    def count(self, n: int) -> int:
+        """How many of n tokens stay."""
+        return count(self.keep, n)
+
+
+def count(keep: float, n: int) -> int:
+    """⌈keep n⌉, but for rounding."""
+    return math.ceil(keep * n - 1e-9)
+
+
+def _largest(scores: Tensor, real: Tensor, keep: float) -> tuple[Tensor, Tensor]:
+    """Places [S, K] of the largest scores of each row's real tokens, in their order, and which of the K it has."""
+    rank = scores.masked_fill(~real, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    stays = rank < torch.ceil(keep * real.sum(1, keepdim=True).double() - 1e-9)
+    index = stays.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : count(keep, scores.shape[1])]
+    return index, stays.gather(1, index)
+
+
+def _at(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
