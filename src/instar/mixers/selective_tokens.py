@@ -113,7 +113,7 @@ class FixedTokens(nn.Module):
             return ((place + 1) * wanted // count.clamp(min=1) > place * wanted // count.clamp(min=1)).float()
         if self.training:
             return torch.rand(place.shape, device=place.device)
-        mixed = place  # a hash of the place, since a generator of its own would be no part of a graph
+        mixed = place + 2  # a hash of the place (one that keeps the first): a generator of its own would be no part of a graph
         for factor, shift in ((2654435761, 15), (2246822519, 13)):
             mixed = mixed * factor % 2**32
             mixed = mixed ^ (mixed >> shift)
