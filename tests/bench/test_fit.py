@@ -80,6 +80,20 @@ def test_accumulation_is_a_larger_batch() -> None:
     torch.testing.assert_close(plain.weight, joined.weight)
 
 
+def test_complex_parameters_learn_too() -> None:
+    class Turn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(1, dtype=torch.complex64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x[:, :1].cfloat() * self.factor).imag
+
+    losses: list[float] = []
+    fit(Turn(), batch, loss, steps=150, lr=5e-2, monitor=lambda _, value: losses.append(value))
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_bf16_keeps_weights_in_float32() -> None:
     net = train(model(), precision="bf16", steps=5)
     assert all(p.dtype == torch.float32 for p in net.parameters())
