@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 import types
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -138,12 +138,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Knob:
-    """A constructor argument worth tuning: this is the tuning space."""
+    """A constructor argument worth tuning: this is the tuning space. presets: the ranges of those that have another scale."""
 
     range: list[float] | None = None
     scale: Literal["linear", "log"] = "linear"
     integer: bool = False
     choices: list[Any] | None = None
+    presets: dict[str, list[float]] = field(default_factory=dict)
+
+    def of(self, preset: str) -> Knob:
+        """The knob of one preset."""
+        return replace(self, range=self.presets.get(preset, self.range), presets={})
 
 
 @dataclass(frozen=True)
@@ -384,10 +389,13 @@ def _check(card: Card | ProblemCard) -> None:
     for name, knob in card.knobs.items():
         if (knob.range is None) == (knob.choices is None):
             fail(f"knobs.{name}", "needs either range = [low, high] or choices = [...]")
-        if knob.range is not None and (len(knob.range) != 2 or knob.range[0] >= knob.range[1]):
-            fail(f"knobs.{name}.range", f"must be [low, high] with low < high, received {knob.range}")
-        if knob.range is not None and knob.scale == "log" and knob.range[0] <= 0:
-            fail(f"knobs.{name}.range", "must be positive on a log scale")
+        if knob.presets and (knob.range is None or set(knob.presets) - set(getattr(card, "presets", {}))):
+            fail(f"knobs.{name}.presets", f"gives ranges to presets of the card, received {sorted(knob.presets)}")
+        for low_high in (knob.range, *knob.presets.values()):
+            if low_high is not None and (len(low_high) != 2 or low_high[0] >= low_high[1]):
+                fail(f"knobs.{name}.range", f"must be [low, high] with low < high, received {low_high}")
+            if low_high is not None and knob.scale == "log" and low_high[0] <= 0:
+                fail(f"knobs.{name}.range", "must be positive on a log scale")
     if isinstance(card, ProblemCard):
         known = [m.id for m in card.metrics]
         if card.primary not in known:

@@ -61,8 +61,9 @@ def best(plan: Plan, trials: Iterable[Trial], store: Store) -> dict[str, tuple[i
 
 def _trial(plan: Plan, root: Path, address: str, index: int, tried: list[tune.Tried]) -> Trial:
     entry = next(entry for entry in plan.entries if entry.address == address)
+    preset = address.partition(":")[2]
     method, problem = (
-        {name: knob for name, knob in knobs.items() if not plan.tune or name in plan.tune}
+        {name: knob.of(preset) for name, knob in knobs.items() if not plan.tune or name in plan.tune}
         for knobs in (catalogue.method(entry.slug).knobs, plan.card.knobs)
     )
     if plan.search == "random":

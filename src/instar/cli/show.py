@@ -51,7 +51,10 @@ def measured(card: Card) -> str:
 
 def space(knob: Knob) -> str:
     """The values among which a knob is tuned."""
-    return f"{knob.range[0]:g} … {knob.range[1]:g}, {knob.scale}" if knob.range else f"one of {knob.choices}"
+    if not knob.range:
+        return f"one of {knob.choices}"
+    others = "".join(f"; {preset}: {low:g} … {high:g}" for preset, (low, high) in knob.presets.items())
+    return f"{knob.range[0]:g} … {knob.range[1]:g}, {knob.scale}{others}"
 
 
 def _wrap(text: str) -> str:

@@ -101,7 +101,8 @@ def _choices(group: Group, best: Record | None) -> list[Choice]:
         knobs = catalogue.method(method["slug"]).knobs
     except UnknownNameError:  # a method of the user's own, given to the comparison by its file
         knobs = {}
-    return found + [_choice(name, method["arguments"].get(name), knob) for name, knob in knobs.items()]
+    preset = best["address"].partition(":")[2]
+    return found + [_choice(name, method["arguments"].get(name), knob.of(preset)) for name, knob in knobs.items()]
 
 
 def _choice(name: str, value: Any, knob: Knob) -> Choice:
