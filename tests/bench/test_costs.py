@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from instar import catalogue
 from instar.bench import costs
 from instar.bench.run import lift
+from instar.problems.forecast import ForecastProblem
 from instar.problems.recall import RecallProblem
 
 
@@ -30,6 +32,20 @@ def test_peak_bytes_hold_what_the_model_has() -> None:
     assert found["peak_train_bytes.parameter"] == weights
     assert 0 < found["peak_train_bytes.gradient"] <= weights  # at the peak the backward pass has made some of them
     assert found["peak_train_bytes"] == sum(v for k, v in found.items() if k.startswith("peak_train_bytes."))
+
+
+def test_frozen_parameters_are_counted_and_have_no_gradient() -> None:
+    problem = RecallProblem(width=32, batch=4)
+    data = problem.load(0)
+    whole, part = (lift(problem, "gru", {}, data, 0) for _ in range(2))
+    for name, parameter in part.named_parameters():
+        parameter.requires_grad_("mixer" not in name)
+    frozen = 4 * sum(p.numel() for p in part.parameters() if not p.requires_grad)
+    assert frozen > 0
+    all_of_it, some = (costs.measure(problem, model, data, 0) for model in (whole, part))
+    assert some["peak_train_bytes.parameter"] == all_of_it["peak_train_bytes.parameter"]
+    trained = all_of_it["peak_train_bytes.parameter"] - frozen
+    assert 0 < some["peak_train_bytes.gradient"] <= trained < all_of_it["peak_train_bytes.parameter"]
 
 
 def test_longer_batches_need_more() -> None:
@@ -53,3 +69,16 @@ def test_steps_of_what_is_no_module_are_counted_from_what_they_are_made_of() -> 
 
     assert costs.peak_of_steps(make) == 4 * (1000 + 2 * 500 + 2000)
     assert costs.peak_of_steps(make, nn.Linear(10, 30), steps=1) == 4 * (1000 + 500 + 2000 + 10 * 30 + 30)
+
+
+FORECASTERS = sorted(slug for slug, card in catalogue.methods().items() if card.interface == "Forecaster" and card.entry)
+
+
+@pytest.mark.parametrize("slug", FORECASTERS)
+def test_every_forecaster_has_costs(slug: str) -> None:
+    problem = ForecastProblem(context=16, horizon=4, batch=4)
+    data = problem.load(0)
+    model = lift(problem, slug, {}, data, 0)
+    found = costs.measure(problem, model, data, 0)
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert found["peak_train_bytes"] >= 4 * found["parameters"]

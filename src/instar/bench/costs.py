@@ -64,7 +64,22 @@ def _tracker(*models: nn.Module) -> MemTracker:
     # A private module of torch (a test pins what is used of it) that takes seconds to import: every command would wait for it.
     from torch.distributed._tools.mem_tracker import MemTracker
 
-    tracker = MemTracker()
+    class Tracker(MemTracker):
+        """Of models with frozen parameters too: torch's hooks the gradient of each, and these have none."""
+
+        def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
+            hooked = self._param_to_grad_hook_handles
+            frozen = [p for p in module.parameters() if not p.requires_grad and p not in hooked]
+            for parameter in frozen:
+                hooked[parameter] = ()
+            try:
+                found: tuple[int, int] = super()._track_module_params_and_buffers(module, install_grad_hooks)
+                return found
+            finally:
+                for parameter in frozen:
+                    del hooked[parameter]
+
+    tracker = Tracker()
     tracker.track_external(*models)
     return tracker
 
