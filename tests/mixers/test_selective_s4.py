@@ -149,14 +149,15 @@ def test_the_same_generator_gives_the_same_output() -> None:
     assert not torch.equal(found[0], found[2])
 
 
-def test_the_copy_follows_once_a_step_and_no_gradient_reaches_it() -> None:
+@pytest.mark.parametrize("fused", [False, True])  # torch's fused optimisers do not count what they write
+def test_the_copy_follows_once_a_step_and_no_gradient_reaches_it(fused: bool) -> None:
     """θ_m ← μ θ_m + (1 - μ) θ, at the first training pass after the weights changed."""
     layer, x = make(momentum=0.9)
     assert layer.momentum_s4 is not None
     layer.train()
     start = {name: b.clone() for name, b in layer.momentum_s4.copy.named_buffers()}
     assert start.keys() == {name for name, _ in layer.s4.named_parameters()}
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1, fused=fused)
     layer(x)[0].square().sum().backward()
     assert all(torch.equal(b, start[name]) for name, b in layer.momentum_s4.copy.named_buffers())
     grads = [p.grad for p in layer.select.parameters()]

@@ -188,14 +188,18 @@ def adamw(
     betas: tuple[float, float],
     groups: list[dict[str, Any]] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW whose decay spares norms, biases and everything else of fewer than two axes; or of the given groups."""
+    """AdamW whose decay spares norms, biases and everything else of fewer than two axes; or of the given groups.
+
+    torch's fused kernel: three to five times as fast on a processor as its other forms, which complex numbers are left with.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     made = groups or [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     made = [group for group in made if group["params"]]
-    return torch.optim.AdamW(made, lr=lr, weight_decay=0.0, betas=betas, foreach=True)
+    real = all(p.is_floating_point() for group in made for p in group["params"])
+    return torch.optim.AdamW(made, lr=lr, weight_decay=0.0, betas=betas, fused=real)
 
 
 def _seed(seed: int, device: torch.device) -> None:

@@ -9,7 +9,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from instar.errors import ShapeError
 
@@ -34,18 +34,19 @@ class MomentumCopy(nn.Module):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
                 module.register_buffer(name, parameter.detach().clone())
-        self._seen: tuple[int, ...] | None = None
+        self._seen: list[Tensor] | None = None
 
     @torch.no_grad()
     def follow(self, source: nn.Module) -> None:
-        """Move towards `source` if its parameters were written since the last call: once a step of an optimiser, however many
+        """Move towards `source` if its parameters are others than at the last call: once a step of an optimiser, however many
         forward passes it takes. In a compiled graph, at every call.
         """
         if not torch.compiler.is_compiling():
-            versions = tuple(parameter._version for parameter in source.parameters())
-            if versions == self._seen:
+            # Values, not tensors' version counters: torch's fused optimisers write parameters without counting it.
+            now = [parameter.detach() for parameter in source.parameters()]
+            if self._seen is not None and all(map(_same, now, self._seen)):
                 return
-            self._seen = versions
+            self._seen = [tensor.clone() for tensor in now]
         theirs = {**dict(source.named_parameters()), **dict(source.named_buffers())}
         for name, mine in self.copy.named_buffers():
             if mine.is_floating_point():
@@ -62,3 +63,8 @@ class MomentumCopy(nn.Module):
         super().train(mode)
         self.copy.eval()
         return self
+
+
+def _same(now: Tensor, seen: Tensor) -> bool:
+    """A module may have been moved or cast since."""
+    return now.device == seen.device and now.dtype == seen.dtype and torch.equal(now, seen)
