@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,11 +35,11 @@ class PointEmbedding(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """z ← LN(z + causal attention(z)); z ← LN(z + attention(z, memory)); z ← LN(z + FFN(z))."""
+    """z ← LN(z + own(z)), own = causal attention; z ← LN(z + attention(z, memory)); z ← LN(z + FFN(z))."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, own: nn.Module, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.own = Attention(width, heads, dropout, causal=True)
+        self.own = own
         self.norm, self.drop = nn.LayerNorm(width), Dropout(dropout)
         self.rest = EncoderLayer(Attention(width, heads, dropout), width, hidden, dropout)
 
@@ -52,7 +54,9 @@ class PointTransformer(nn.Module):
     Args:
         series: N, fixed. context: L. horizon: H. width: D. depth: layers of the encoder; the decoder has one. heads, hidden,
             dropout: of all layers. marks: m, how many describe a time. label: ℓ, known rows that the decoder begins with; half
-            the context by default.
+            the context by default. attention: makes what tokens of one sequence read each other by, as `Attention(width, heads,
+            dropout, causal=…)`; the decoder reads the encoder by full attention. between: makes what stands between two layers of
+            the encoder, for a width.
 
     Shapes: x [B, L, N], marks [B, L + H, m] or None -> [B, H, N]. Source: Vaswani et al. 2017 in the form of Informer (Zhou et
     al. 2021, arXiv 2012.07436) and the Time-Series-Library, with full attention. Raises ShapeError.
@@ -71,18 +75,22 @@ class PointTransformer(nn.Module):
         dropout: float = 0.1,
         marks: int = 0,
         label: int | None = None,
+        attention: Callable[..., nn.Module] = Attention,
+        between: Callable[[int], nn.Module] = nn.Identity,
     ) -> None:
         super().__init__()
         self.context, self.horizon, self.label = context, horizon, context // 2 if label is None else label
         self.enter, self.ask = (PointEmbedding(series, width, dropout, positions=True, marks=marks) for _ in range(2))
-        self.layers = nn.ModuleList(EncoderLayer(Attention(width, heads, dropout), width, hidden, dropout) for _ in range(depth))
+        self.layers = nn.ModuleList(EncoderLayer(attention(width, heads, dropout), width, hidden, dropout) for _ in range(depth))
+        self.between = nn.ModuleList(between(width) for _ in range(depth - 1))
         self.encoded, self.decoded = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.decoder = DecoderLayer(width, heads, hidden, dropout)
+        self.decoder = DecoderLayer(attention(width, heads, dropout, causal=True), width, heads, hidden, dropout)
         self.head = nn.Linear(width, series)
 
     def forward(self, x: Tensor, *, marks: Tensor | None = None) -> Tensor:
         z = self.enter(x, None if marks is None else marks[:, : self.context])
-        for layer in self.layers:
+        for place, layer in enumerate(self.layers):
+            z = self.between[place - 1](z) if place else z
             z = layer(z, layer.attention(z))  # type: ignore[operator]
         asked = F.pad(x[:, self.context - self.label :], (0, 0, 0, self.horizon))
         y = self.decoder(self.ask(asked, None if marks is None else marks[:, self.context - self.label :]), self.encoded(z))
