@@ -36,6 +36,21 @@ def news(seed: int = 0, count: int = 40) -> list[News]:
     return [News(int(draw.choice(DAYS)), scores[draw.integers(6)], bool(draw.random() < 0.1)) for _ in range(count)]
 
 
+def test_volumes_are_compared_with_those_that_are_known_of_the_window() -> None:
+    part = bars(DAYS)
+    part.values[[22, 31], 5] = np.nan
+    part.values[40:, 5] = 7.0
+    volume, rows = part.values[:, 5], daily("ALU", [], [part], DAYS, window=10)
+    for place, row in enumerate(rows):
+        past = volume[max(0, place - 10) : place]
+        past = past[~np.isnan(past)]
+        if place < 10 or np.isnan(volume[place]) or past.std() == 0:
+            assert row["volume_z"] is None
+        else:
+            assert row["volume_z"] == (volume[place] - past.mean()) / past.std()  # to the bit: of its window alone
+    assert daily("ALU", [], [part], DAYS[:10], window=10)[-1]["volume_z"] is None
+
+
 def test_a_row_is_what_its_formulas_say() -> None:
     day, later = int(DAYS[30]), int(DAYS[33])
     said = [News(day, 5.0), News(day, 2.0), News(day, None), News(day, 1.0, True), News(later, None)]

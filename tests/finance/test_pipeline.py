@@ -117,6 +117,19 @@ def test_any_order_and_batching_of_arrivals_gives_the_same_table(built: Config, 
     same(load_daily(config), load_daily(built))
 
 
+def test_large_parts_are_read_a_group_at_a_time(built: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instar.data.finance.parts._GROUP", 7)
+    config = made.config(
+        tmp_path, [str(made.jsonl(tmp_path / "news" / "dump.jsonl", made.articles(60)))], made.prices(tmp_path / "p")
+    )
+    run(config)
+    same(load_daily(config), load_daily(built))
+    with opened(config.store) as catalogue:
+        (part,) = (sha for sha in catalogue.shas("main", "record") if catalogue.files.groups("record", sha) != [0])
+        assert catalogue.files.groups("record", part) == [7] * 8 + [4]
+        assert catalogue.files.group("record", part, 8).equals(catalogue.read("record", [part])[56:])
+
+
 def test_the_same_news_as_feeds_give_the_same_articles(built: Config, tmp_path: Path) -> None:
     articles, urls = made.articles(60), [f"https://feeds.example/{number}" for number in range(3)]
     for number, url in enumerate(urls):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import accumulate, starmap
 from typing import Any
 
 from instar.data.finance import tables
@@ -16,7 +19,7 @@ _LIGHT = ("key", "digest", "title", "url_canonical", "body_hash", "simhash", "kn
 _DAY = 24 * 3600 * 1_000_000
 """Microseconds."""
 _OPEN = 8
-"""Parts of records that are held open: months of one large dump all read the same part."""
+"""Parts of records that are held open: months of one large dump all read the same part, those out of order the same groups."""
 
 
 def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool) -> Iterator[Cell]:
@@ -29,20 +32,23 @@ def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool
         table = catalogue.read("record", [sha], _LIGHT)
         columns = [table.column(name) for name in _LIGHT]
         columns[-1] = columns[-1].cast("int64")  # microseconds
-        for key, digest, title, url, body, bits, known in zip(*(column.to_pylist() for column in columns), strict=True):
-            # Without an address, the same headline at the same time is the same article.
-            seen[key] = Seen(key, url or (f"text:{title}:{known}" if title else ""), known, body, bits)
-            where[key], digests[key] = sha, digest
+        keys, digest, titles, given, bodies, codes, known = (column.to_pylist() for column in columns)
+        # Without an address, the same headline at the same time is the same article.
+        told = zip(given, titles, known, strict=True)
+        addresses = [url or (f"text:{title}:{when}" if title else "") for url, title, when in told]
+        seen.update(zip(keys, starmap(Seen, zip(keys, addresses, known, bodies, codes, strict=True)), strict=True))
+        where.update(dict.fromkeys(keys, sha))
+        digests.update(zip(keys, digest, strict=True))
     stay, copies, same = find(list(seen.values()), urls=urls, near=near)
-    told: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = defaultdict(list)
     for key, of in same:
-        told.setdefault(of, []).append(key)
+        others[of].append(key)
     ids = _Ids(seen, urls)
-    months: dict[str, tuple[list[list[str]], list[Copy]]] = {}
+    months: dict[str, tuple[list[list[str]], list[Copy]]] = defaultdict(lambda: ([], []))
     for key in stay:
-        months.setdefault(_month(seen[key].known // _DAY), ([], []))[0].append([key, *sorted(told.get(key, ()))])
+        months[_month(seen[key].known // _DAY)][0].append([key, *sorted(others[key])] if key in others else [key])
     for copy in copies:
-        months.setdefault(_month(seen[copy.key].known // _DAY), ([], []))[1].append(copy)
+        months[_month(seen[copy.key].known // _DAY)][1].append(copy)
     records = _Records(catalogue, where)
     for month, (groups, again) in sorted(months.items()):
         facts = [[[digests[key] for key in group] for group in groups]]  # of a whole record, which decides its id
@@ -63,11 +69,11 @@ class _Ids:
 
 
 class _Records:
-    """Whole records by key, those of a cell at once; the last few parts stay in memory."""
+    """Whole records by key, those of a cell at once; the last few parts stay open, with what was read of them."""
 
     def __init__(self, catalogue: Catalogue, where: Mapping[str, str]) -> None:
         self.catalogue, self.where = catalogue, where
-        self.open: dict[str, tuple[Any, dict[str, int]]] = {}
+        self.open: dict[str, _Part] = {}
 
     def read(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
         parts: dict[str, list[str]] = {}
@@ -75,17 +81,37 @@ class _Records:
             parts.setdefault(self.where[key], []).append(key)
         found: dict[str, dict[str, Any]] = {}
         for sha, mine in parts.items():
-            table, places = self._part(sha)
-            found |= zip(mine, table.take([places[key] for key in mine]).to_pylist(), strict=True)
+            found |= self._part(sha).read(mine)
         return found
 
-    def _part(self, sha: str) -> tuple[Any, dict[str, int]]:
+    def _part(self, sha: str) -> _Part:
         if sha not in self.open:
             if len(self.open) >= _OPEN:
                 del self.open[next(iter(self.open))]
-            table = self.catalogue.read("record", [sha])
-            self.open[sha] = table, {name: place for place, name in enumerate(table.column("key").to_pylist())}
+            self.open[sha] = _Part(self.catalogue, sha)
         return self.open[sha]
+
+
+class _Part:
+    """Records of one part: a month is a few rows of a large dump, so that only the groups are read in which they stand."""
+
+    def __init__(self, catalogue: Catalogue, sha: str) -> None:
+        self.parts, self.sha = catalogue.files, sha
+        self.places = {key: place for place, key in enumerate(catalogue.read("record", [sha], ["key"]).column("key").to_pylist())}
+        self.ends = list(accumulate(self.parts.groups("record", sha)))
+        self.groups: dict[int, Any] = {}
+
+    def read(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        asked: dict[int, dict[str, int]] = defaultdict(dict)
+        for key in keys:
+            number = bisect_right(self.ends, self.places[key])
+            asked[number][key] = self.places[key] - (self.ends[number - 1] if number else 0)
+        found: dict[str, dict[str, Any]] = {}
+        for number, mine in asked.items():
+            if number not in self.groups:
+                self.groups[number] = self.parts.group("record", self.sha, number)
+            found |= zip(mine, self.groups[number].take(list(mine.values())).to_pylist(), strict=True)
+        return found
 
 
 def _made(records: _Records, ids: _Ids, groups: Sequence[Sequence[str]], again: Sequence[Copy]) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def find(
     by_url: dict[str, tuple[str, int, str]] = {}
     by_body: dict[str, str] = {}
     recent = _Recent()
-    for one in sorted(articles, key=lambda seen: (seen.known, seen.url, not seen.body, seen.body, seen.key)):
+    order = sorted(articles, key=lambda seen: (seen.known, seen.url, not seen.body, seen.body, seen.key))
+    for one, code in zip(order, _comparable(order) if near else [None] * len(order), strict=True):
         first = by_url.get(one.url) if urls and one.url else None
         if first is not None:
             key, known, of = first
@@ -88,8 +89,8 @@ def find(
             continue
         of = by_body.get(one.body, "") if urls and one.body else ""
         rule = "body"
-        if not of and near and one.simhash is not None:
-            of, rule = recent.match(one.simhash, one.known), "near"
+        if not of and code is not None:
+            of, rule = recent.match(code, one.known), "near"
         if one.url:
             by_url[one.url] = one.key, one.known, of or one.key
         if of:
@@ -98,9 +99,26 @@ def find(
         stay.append(one.key)
         if one.body:
             by_body[one.body] = one.key
-        if one.simhash is not None:
-            recent.add(one.simhash, one.known, one.key)
+        if code is not None:
+            recent.add(code, one.known, one.key)
     return stay, copies, same
+
+
+def _comparable(order: Sequence[Seen]) -> list[int | None]:
+    """The codes of articles, by time, of which a block is found in another article's within the window; most are alone."""
+    coded = np.array([place for place, one in enumerate(order) if one.simhash is not None], np.int64)
+    codes = np.array([order[place].simhash for place in coded], np.uint64)
+    known = np.array([order[place].known for place in coded], np.int64)
+    together = np.zeros(len(coded), bool)
+    for shift in range(0, 64, 16):
+        block = codes >> np.uint64(shift) & np.uint64(0xFFFF)
+        by_block = np.argsort(block, kind="stable")
+        next_to = (np.diff(block[by_block]) == 0) & (np.diff(known[by_block]) <= WINDOW)
+        together[by_block[1:][next_to]] = together[by_block[:-1][next_to]] = True
+    found: list[int | None] = [None] * len(order)
+    for place in coded[together].tolist():
+        found[place] = order[place].simhash
+    return found
 
 
 class _Recent:

@@ -64,19 +64,14 @@ def daily(
     earlier = sorted(day for day in by_day if len(span) and day < span[0])
     for day in earlier:
         state.add(day, _scores(by_day[day]))
-    place = {int(day): i for i, day in enumerate(days)}
-    volumes: list[float] = []
+    market = _market(span, days, values, returns, window)
     rows = []
-    for day in span.tolist():
+    for day, *bar in zip(span.tolist(), *market.values(), strict=True):
         found = by_day.get(day, [])
         scores = _scores(found)
         state.add(day, scores)
-        i = place.get(day)
-        bar = values[i] if i is not None else np.full(len(PRICES), np.nan)
-        row: dict[str, Any] = {"symbol": symbol, "session": day_of(day), **_market(bar, volumes[-window:], window)}
-        row["log_return"] = None if i is None else _or_none(returns[i])
+        row = {"symbol": symbol, "session": day_of(day), **dict(zip(market, bar, strict=True))}
         rows.append({**row, **_said(found, scores), **state.row(day)})
-        volumes.append(float(bar[-1]))
     return rows
 
 
@@ -124,15 +119,34 @@ def _said(found: Sequence[News], scores: Sequence[float]) -> dict[str, Any]:
     return said
 
 
-def _market(bar: Numbers, before: Sequence[float], window: int) -> dict[str, Any]:
-    opened, high, low, close, adjusted, volume = bar.tolist()
-    factor = adjusted / close
-    row = {"open": opened * factor, "high": high * factor, "low": low * factor, "close": close}
-    past = np.array([value for value in before if value == value])
-    deviation = float(past.std()) if len(before) == window and len(past) > 1 else 0.0
-    z = (volume - float(past.mean())) / deviation if deviation > 0 else math.nan
-    row |= {"adj_close": adjusted, "volume": volume, "volume_z": z}
-    return {name: _or_none(value) for name, value in row.items()}
+def _market(span: Days, days: Days, values: Numbers, returns: Numbers, window: int) -> dict[str, list[float | None]]:
+    """The market's columns for the sessions of `span` [S], from the bars of `days`; None where there is nothing to tell."""
+    bars, change = np.full((len(span), len(PRICES)), np.nan), np.full(len(span), np.nan)
+    _, at, place = np.intersect1d(span, days, assume_unique=True, return_indices=True)
+    bars[at], change[at] = values[place], returns[place]
+    opened, high, low, close, adjusted, volume = bars.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = adjusted / close
+        found = {"open": opened * factor, "high": high * factor, "low": low * factor, "close": close, "adj_close": adjusted}
+    found |= {"volume": volume, "volume_z": _standing(volume, window), "log_return": change}
+    return {name: [one if math.isfinite(one) else None for one in column.tolist()] for name, column in found.items()}
+
+
+def _standing(volume: Numbers, window: int) -> Numbers:
+    """[S]: deviations above the mean of the `window` sessions before it; NaN for the first ones and where they do not differ."""
+    found = np.full(len(volume), np.nan)
+    if len(volume) <= window:
+        return found
+    # Rows of their own in memory, so that each sum is that of its window alone, wherever the series begins.
+    before = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(volume, window)[:-1])
+    mean, deviation = before.mean(1), before.std(1)
+    for i in np.flatnonzero(np.isnan(mean)):
+        past = before[i][~np.isnan(before[i])]
+        if len(past) > 1:
+            mean[i], deviation[i] = past.mean(), past.std()
+    spread = deviation > 0
+    found[window:][spread] = (volume[window:][spread] - mean[spread]) / deviation[spread]
+    return found
 
 
 def _joined(bars: Sequence[Bars]) -> tuple[Days, Numbers, Numbers]:
@@ -149,7 +163,3 @@ def _joined(bars: Sequence[Bars]) -> tuple[Days, Numbers, Numbers]:
         known = np.isfinite(step)
         returns[at[follows][known]] = step[known]
     return days, values, returns
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from instar import extras
 from instar.data.finance import compat, features, tables, texts
 from instar.data.finance.catalogue import Catalogue, Cell
 from instar.data.finance.config import Config
@@ -185,23 +186,25 @@ def _where(catalogue: Catalogue, build: str) -> dict[str, list[tuple[str, date, 
 
 def _bars(catalogue: Catalogue, symbol: str, parts: Sequence[str]) -> list[Bars]:
     """The retrievals of a symbol's prices, oldest first."""
-    rows: dict[tuple[Any, str, str], dict[int, list[float]]] = defaultdict(dict)
-    for sha in parts:
-        table = catalogue.read("price", [sha])
-        for row in table.filter(_equal(table, symbol)).to_pylist():
-            values = [np.nan if row[name] is None else row[name] for name in features.PRICES]
-            rows[row["as_of"], row["source"], row["raw"]][day_number(row["session"])] = values
+    pa = extras.require("pyarrow", "finance")
+    read = (catalogue.read("price", [sha]) for sha in parts)
+    table = pa.concat_tables([catalogue.read("price", ()), *(one.filter(_equal(one, "symbol", symbol)) for one in read)])
+    keys = table.group_by(["as_of", "source", "raw"], use_threads=False).aggregate([]).to_pylist()
     found = []
-    for key in sorted(rows):
-        days = sorted(rows[key])
-        found.append(Bars(np.array(days, np.int64), np.array([rows[key][day] for day in days])))
+    for key in sorted(keys, key=lambda key: (key["as_of"], key["source"], key["raw"])):
+        mine = table
+        for name, value in key.items() if len(keys) > 1 else ():
+            mine = mine.filter(_equal(mine, name, value))
+        days = mine.column("session").cast("int32").to_numpy()[::-1]  # of a day that stands there twice, the last
+        days, last = np.unique(days, return_index=True)
+        values = np.stack([mine.column(name).to_numpy()[::-1][last] for name in features.PRICES], axis=1)
+        found.append(Bars(days.astype(np.int64), values))
     return found
 
 
-def _equal(table: Any, symbol: str) -> Any:
-    import pyarrow.compute as pc
-
-    return pc.equal(table.column("symbol"), symbol)
+def _equal(table: Any, column: str, value: Any) -> Any:
+    compute = extras.require("pyarrow.compute", "finance")
+    return compute.equal(table.column(column), value)
 
 
 def _first(month: str) -> date:
