@@ -20,11 +20,12 @@ One thread, all take turns in one process; minimum and median of the turns, by w
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,19 +170,24 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
         tuple(part(data.values, rows, n).float() for part, n in ((windows.before, L), (windows.after, H))) for rows in batches
     ]
 
-    def call(network: nn.Module) -> Callable[[], object]:
-        optimiser, rows = torch.optim.Adam(network.train().parameters(), lr=5e-3), iter(given)
+    def call(network: nn.Module, batches: Sequence[tuple[Any, ...]]) -> Callable[[], object]:
+        optimiser, rows = torch.optim.Adam(network.train().parameters(), lr=5e-3), iter(batches)
 
         def steps() -> None:
             for _ in range(number):
-                x, y = next(rows)
+                x, y, *known = next(rows)
                 optimiser.zero_grad()
-                F.mse_loss(network(x), y).backward()
+                F.mse_loss(network(x, **known[0]) if known else network(x), y).backward()
                 optimiser.step()
 
         return steps
 
-    taken = turns({name: call(network) for name, network in networks.items()}, options.rounds, warm=1)
+    calls = {name: call(network, given) for name, network in networks.items()}
+    # `EntroPE.learn` cuts each window once: from the second epoch on it is known where patches begin.
+    ours = networks["instar"]
+    networks["instar_again"] = copy.deepcopy(ours)
+    calls["instar_again"] = call(networks["instar_again"], [(x, y, {"starts": ours.cuts(x)}) for x, y in given])
+    taken = turns(calls, options.rounds, warm=1)
     for name, network in networks.items():
         network.eval()
         error = data.error(lambda x, marks, network=network: network(x), 64 if options.quick else 8)
@@ -189,8 +195,12 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
         seconds = record[name]["cpu_median"] / number
         print(f"EntroPE, {name}: {1e3 * seconds:.0f} ms a step, error {error:.4f} after {len(given)} steps", flush=True)
     if "official" in record:
-        record["ours_by_theirs"] = record["instar"]["cpu_median"] / record["official"]["cpu_median"]
-        print(f"  ours takes {record['ours_by_theirs']:.2f} of the official step, cuts agree in {record['equal_patches']:.3f}")
+        first, again = (record[name]["cpu_median"] / record["official"]["cpu_median"] for name in ("instar", "instar_again"))
+        record |= {"ours_by_theirs": first, "again_by_theirs": again, "ten_epochs_by_theirs": (first + 9 * again) / 10}
+        print(
+            f"  ours takes {first:.2f} of the official step, {again:.2f} from the second epoch on, "
+            f"{record['ten_epochs_by_theirs']:.2f} over ten; cuts agree in {record['equal_patches']:.3f}"
+        )
     return record
 
 

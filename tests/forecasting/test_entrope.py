@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,6 +188,44 @@ def test_the_entropy_model_learns_first_and_is_frozen() -> None:
     forecaster.teaching = 0.0
     forecaster.learn(panel(), steps=2)
     assert all(torch.equal(value, taught[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("rule", ["quantile", "threshold_rise", "static", "random"])
+def test_known_cuts_change_nothing(rule: str) -> None:
+    module = EntroPENetwork(patcher(rule, level=0.05 if rule == "threshold_rise" else 0.8), L, 4, width=8, heads=2).eval()
+    x = waves(6).view(2, 3, L).mT
+    starts = module.cuts(x)
+    assert starts.shape == (2, 3, L)
+    assert bool(starts[..., 0].all())
+    assert torch.equal(module(x, starts=starts), module(x))
+
+
+def test_each_window_is_cut_once_in_all_epochs_and_an_interrupted_training_ends_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, cut = panel(), list[int]()
+    entropies = EntropyModel.entropies
+
+    def counted(model: EntropyModel, tokens: torch.Tensor) -> torch.Tensor:
+        cut.append(len(tokens))
+        return entropies(model, tokens)
+
+    monkeypatch.setattr(EntropyModel, "entropies", counted)
+
+    def learnt(stop: int = 0, folder: Path | None = None) -> EntroPE:
+        torch.manual_seed(0)
+        forecaster = EntroPE(4, context=16, longest=8, batch=8, teaching=0.0, lr=1e-2)
+        forecaster.prepare(given)
+        forecaster.learn(given, steps=20, monitor=lambda step, loss: step == stop, checkpoint=folder)
+        return forecaster
+
+    whole = learnt()
+    count = len(windows.origins_of(given, 16, 4))
+    assert 2 * count < 20 * 8  # several epochs
+    assert sum(cut) == count * len(given.ids)
+    learnt(stop=count // 8 + 2, folder=tmp_path)
+    for one, other in zip(whole.state_dict().values(), learnt(folder=tmp_path).state_dict().values(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_taught_model_is_less_surprised_by_a_wave_than_by_noise() -> None:

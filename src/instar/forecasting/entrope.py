@@ -15,10 +15,11 @@ from instar.bench.seeds import stream
 from instar.data.panel import Panel
 from instar.errors import ShapeError
 from instar.forecasting import windows
+from instar.forecasting.cuts import Cuts, Origins
 from instar.forecasting.entrope_network import EntroPENetwork
 from instar.forecasting.entropy_model import EntropyModel, Quantiser
 from instar.forecasting.entropy_patches import EntropyPatcher, Rule
-from instar.forecasting.neural import NeuralForecaster
+from instar.forecasting.neural import NeuralForecaster, in_order
 from instar.interfaces import Monitor
 
 _RANGE = (0.025, 0.975)
@@ -33,8 +34,9 @@ class EntroPE(NeuralForecaster):
         lr, batch: of training.
 
     The entropy model is taught by AdamW at 1e-3 to predict the next token of windows normalised as in use. The quantiser's ends
-    are the 2.5 % and 97.5 % quantiles of the series in training. Encoder and decoder still run over every value of a window:
-    patches are few, but work does not fall. Source: EntroPE (arXiv 2509.26157). Raises ShapeError.
+    are the 2.5 % and 97.5 % quantiles of the series in training. Once the model is frozen each window is cut once, whatever the
+    number of epochs. Encoder and decoder still run over every value of a window: patches are few, but work does not fall.
+    Source: EntroPE (arXiv 2509.26157). Raises ShapeError.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class EntroPE(NeuralForecaster):
         self.rule, self.level, self.rise, self.longest, self.vocabulary = rule, level, rise, longest, vocabulary
         self.width, self.depth, self.heads, self.hidden, self.dropout = width, depth, heads, hidden, dropout
         self.own, self.teaching = own, teaching
+        self._cuts: Cuts | None = None
         with torch.random.fork_rng(devices=[]):
             self._network()  # refuses what cannot be built before any data are read
 
@@ -99,7 +102,26 @@ class EntroPE(NeuralForecaster):
             stopped = told.stopped
         if not stopped:
             rest = None if checkpoint is None else checkpoint / "network"
-            super().learn(panel, steps=steps - taught, seed=seed, monitor=_Told(monitor, taught), checkpoint=rest)
+            self._cuts = self._cuts_of(panel, seed)
+            try:
+                super().learn(panel, steps=steps - taught, seed=seed, monitor=_Told(monitor, taught), checkpoint=rest)
+            finally:
+                self._cuts = None
+
+    def _cuts_of(self, panel: Panel, seed: int) -> Cuts:
+        values = (panel.values - self.mean.cpu().numpy()) / self.deviation.cpu().numpy()
+        origins = in_order(np.array(windows.origins_of(panel, self.context, self.horizon)), seed, 0)
+
+        def find(chosen: Origins) -> Tensor:
+            assert isinstance(self.network, EntroPENetwork)
+            past = windows.filled(windows.before(values, chosen, self.context)).float().to(self.device)
+            return self.network.cuts(past)
+
+        return Cuts(find, np.split(origins, range(self.batch, len(origins), self.batch)))
+
+    def _beside(self, panel: Panel, origins: Origins, past: Tensor) -> dict[str, Any]:
+        known = {"starts": self._cuts(origins).to(self.device)} if self.training and self._cuts is not None else {}
+        return super()._beside(panel, origins, past) | known
 
     def _teach(self, panel: Panel, steps: int, seed: int, monitor: Monitor, checkpoint: Path | None) -> None:
         """The entropy model: each token of a window from those before it, and the value after it from all."""

@@ -107,10 +107,15 @@ class EntroPENetwork(nn.Module):
         self.last = nn.RMSNorm(width, eps=1e-5)
         self.head = nn.Linear(width * context, horizon)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, starts: Tensor | None = None) -> Tensor:
+        """starts: bool [B, N, L], what `cuts` gives for x, where it is known."""
         B, L, N = x.shape
         scaled, mean, deviation = self.norm(x)
-        tokens, patch, _ = self.patcher(scaled.mT.reshape(B * N, L))
+        rows = scaled.mT.reshape(B * N, L)
+        if starts is None:
+            tokens, patch, _ = self.patcher(rows)
+        else:
+            tokens, patch = self.patcher.quantiser(rows), starts.flatten(0, 1).cumsum(1) - 1
         causal = torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
         z = self.local(self.drop(self.embedding(tokens)), causal)
         p = self.patches(z, patch)
@@ -121,6 +126,13 @@ class EntroPENetwork(nn.Module):
         z = z + self.telling(z, p, number <= patch[:, :, None])
         z = self.drop(self.last(self.decoder(z, causal)))
         return self.head(z.flatten(1)).view(B, N, -1).mT * deviation + mean
+
+    @torch.no_grad()
+    def cuts(self, x: Tensor) -> Tensor:
+        """Where patches begin: x [B, L, N] -> bool [B, N, L]."""
+        B, L, N = x.shape
+        _, patch, _ = self.patcher(self.norm(x)[0].mT.reshape(B * N, L))
+        return patch.diff(dim=1, prepend=patch.new_full((B * N, 1), -1)).bool().view(B, N, L)
 
     def patches(self, z: Tensor, patch: Tensor) -> Tensor:
         """Pooled and then asked: z [B, L, D], the patch of each value [B, L] -> [B, P, D]; zeros behind the last."""

@@ -102,8 +102,7 @@ class NeuralForecaster(Forecaster):
             epoch, place = divmod(index, len(origins) // size)
             if epoch not in order:
                 order.clear()
-                drawn = torch.randperm(len(origins), generator=stream(seed, f"epoch/{epoch}")).numpy()
-                order[epoch] = origins[drawn]
+                order[epoch] = in_order(origins, seed, epoch)
             chosen = order[epoch][place * size : (place + 1) * size]
             past = windows.before(values, chosen, self.context)
             target = windows.after(values, chosen, self.horizon).float().to(self.device)
@@ -195,3 +194,8 @@ class NeuralForecaster(Forecaster):
         spread = (past - own).square().nanmean(1, keepdim=True).sqrt().nan_to_num(0.0)
         spread = torch.where(spread <= inputs.FLAT * own.abs(), 1.0, spread)
         return torch.where(new, own, mean), torch.where(new, spread, deviation)
+
+
+def in_order(origins: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """The windows of a training as one of its epochs takes them."""
+    return origins[torch.randperm(len(origins), generator=stream(seed, f"epoch/{epoch}")).numpy()]
