@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import nn
 
-from instar.data.panel import Panel
-from instar.forecasting.neural import NeuralForecaster
+from instar.forecasting.points import PointForecaster
 from instar.forecasting.prob_sparse import Distilling, ProbSparseAttention
 from instar.forecasting.transformer_network import PointTransformer
 
 
-class Informer(NeuralForecaster):
+class Informer(PointForecaster):
     r"""ProbSparse attention, distilling between the layers of the encoder, the whole horizon in one pass of the decoder.
 
     Args:
@@ -23,9 +21,6 @@ class Informer(NeuralForecaster):
     It forecasts the series that it learnt from and no others. L log L in the context. Source: Zhou et al. 2021 (arXiv
     2012.07436). Raises ShapeError.
     """
-
-    marked: bool = True
-    fixed_series: bool = True
 
     def __init__(
         self,
@@ -42,26 +37,11 @@ class Informer(NeuralForecaster):
         lr: float = 5e-4,
         batch: int = 32,
     ) -> None:
-        super().__init__(horizon, context, lr=lr, batch=batch)
-        self.width, self.depth, self.heads, self.hidden, self.dropout = width, depth, heads, hidden, dropout
-        self.factor, self.distil = factor, distil
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            self._network(1, 0)  # refuses what cannot be built before any data are read
+        sizes = {"width": width, "depth": depth, "heads": heads, "hidden": hidden, "dropout": dropout}
+        super().__init__(horizon, context, lr=lr, batch=batch, factor=factor, distil=distil, **sizes)
 
-    def build(self, panel: Panel) -> nn.Module:
-        return self._network(len(panel.ids), panel.grid.mark_count)
-
-    def _network(self, series: int, marks: int) -> PointTransformer:
-        return PointTransformer(
-            series,
-            self.context,
-            self.horizon,
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-            hidden=self.hidden,
-            dropout=self.dropout,
-            marks=marks,
-            attention=partial(ProbSparseAttention, factor=self.factor),
-            between=Distilling if self.distil else nn.Identity,
-        )
+    def network_of(self, series: int, marks: int) -> nn.Module:
+        sizes = dict(self.sizes)
+        attention = partial(ProbSparseAttention, factor=sizes.pop("factor"))
+        between = Distilling if sizes.pop("distil") else nn.Identity
+        return PointTransformer(series, self.context, self.horizon, marks=marks, attention=attention, between=between, **sizes)

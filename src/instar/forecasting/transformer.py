@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from instar.data.panel import Panel
-from instar.forecasting.neural import NeuralForecaster
+from instar.forecasting.points import PointForecaster
 from instar.forecasting.transformer_network import PointTransformer
 
 
-class Transformer(NeuralForecaster):
+class Transformer(PointForecaster):
     r"""Encoder and decoder of Vaswani et al. over time steps, the whole horizon in one pass; see `PointTransformer`.
 
     Args:
@@ -19,9 +17,6 @@ class Transformer(NeuralForecaster):
     It forecasts the series that it learnt from and no others. Quadratic in the context. Sources: Vaswani et al. 2017
     (arXiv 1706.03762), in the form of Zhou et al. 2021 (arXiv 2012.07436). Raises ShapeError.
     """
-
-    marked: bool = True
-    fixed_series: bool = True
 
     def __init__(
         self,
@@ -36,23 +31,8 @@ class Transformer(NeuralForecaster):
         lr: float = 5e-4,
         batch: int = 32,
     ) -> None:
-        super().__init__(horizon, context, lr=lr, batch=batch)
-        self.width, self.depth, self.heads, self.hidden, self.dropout = width, depth, heads, hidden, dropout
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            self._network(1, 0)  # refuses what cannot be built before any data are read
+        sizes = {"width": width, "depth": depth, "heads": heads, "hidden": hidden, "dropout": dropout}
+        super().__init__(horizon, context, lr=lr, batch=batch, **sizes)
 
-    def build(self, panel: Panel) -> nn.Module:
-        return self._network(len(panel.ids), panel.grid.mark_count)
-
-    def _network(self, series: int, marks: int) -> PointTransformer:
-        return PointTransformer(
-            series,
-            self.context,
-            self.horizon,
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-            hidden=self.hidden,
-            dropout=self.dropout,
-            marks=marks,
-        )
+    def network_of(self, series: int, marks: int) -> nn.Module:
+        return PointTransformer(series, self.context, self.horizon, marks=marks, **self.sizes)
