@@ -145,3 +145,26 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     while Path(f"/proc/{worker}").exists():
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "asked", "threads"),
+    [
+        (8, 2, None, 4),
+        (8, 2, "1", 1),
+        (8, 2, "3,2", 3),
+        (8, 2, "6", 4),
+        (2, 4, None, 1),
+        (8, 1, "", 8),
+        (8, 1, "0", 8),
+        (8, 1, "x", 8),
+    ],
+)
+def test_jobs_share_the_cores_and_keep_to_what_the_user_allows(
+    monkeypatch: pytest.MonkeyPatch, cores: int, jobs: int, asked: str | None, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert LocalExecutor(jobs).threads == threads

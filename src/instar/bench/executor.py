@@ -72,12 +72,12 @@ class _Worker:
 
 
 class LocalExecutor:
-    """At most `jobs` processes at a time, each with its share of the cores."""
+    """At most `jobs` processes at a time, each with its share of the cores; OMP_NUM_THREADS, where it is set, is the most."""
 
     def __init__(self, jobs: int = 1) -> None:
         self.jobs = jobs
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.threads = max(1, cores // jobs)
+        self.threads = max(1, min(cores // jobs, _most_threads(cores)))
         # Spinning threads on shared cores made small work up to 30 times slower; workers inherit this from the fork server.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._context = multiprocessing.get_context("forkserver")
@@ -182,6 +182,12 @@ def _work(work: Work, arguments: tuple[Any, ...], outbox: Connection, lifeline: 
             "detail": traceback.format_exc(limit=-12),
         }
     outbox.send(("outcome", content))
+
+
+def _most_threads(cores: int) -> int:
+    """What the user allows: two runs that are started by hand side by side would otherwise take all cores each."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isdigit() and int(asked) else cores
 
 
 def _die_with(lifeline: Connection) -> None:
