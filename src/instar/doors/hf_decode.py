@@ -89,10 +89,12 @@ def _plan(mask: Tensor | None, key: Tensor) -> DecodePlan | None:
         return _whole(B, heads, columns, threads)
     if mask.dim() != 4 or mask.shape[1:3] != (1, 1) or torch.compiler.is_compiling():
         return None
-    of = (heads, columns, threads, None if mask.is_inference() else mask._version)
+    of = (B, heads, columns, threads, None if mask.is_inference() else mask._version)
     kept = getattr(mask, "_instar_plan", None)
-    if kept is None or kept[0] != of:
-        kept = (of, plan_of_mask(mask[:, 0, 0, :columns].expand(B, -1), heads))
+    # Tensors of inference mode do not count what is written into them.
+    if kept is None or kept[0] != of or (mask.is_inference() and not torch.equal(mask, kept[2])):
+        before = mask.clone() if mask.is_inference() else None
+        kept = (of, plan_of_mask(mask[:, 0, 0, :columns].expand(B, -1), heads), before)
         mask._instar_plan = kept  # type: ignore[attr-defined]
     return kept[1]
 

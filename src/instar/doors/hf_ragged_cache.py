@@ -54,7 +54,7 @@ class RaggedLayer(cache_utils.CacheLayerMixin):
         room = [(len(self.lengths), heads, self.capacity, width) for heads, width in sizes]
         self.keys, self.values = (torch.empty(one, dtype=dtype, device=self.device) for one in room)
         if self.quantised:
-            self.key_scale, self.value_scale = (torch.empty(one[:3], device=self.device) for one in room)
+            self.key_scale, self.value_scale = (torch.empty(one[:3], dtype=torch.float32, device=self.device) for one in room)
 
     def _parts(self) -> list[Tensor]:
         """All that has rows and columns."""

@@ -66,8 +66,9 @@ def run(
     B, H, K = q.shape
     V, G = values.shape[3], H // plan.kv_heads
     out = q.new_zeros(B, H, V) if plan.empty else q.new_empty(B, H, V)
-    lse = torch.full((B, H), -torch.inf) if want_lse else None
-    scratch = torch.empty(plan.slots * G * (V + 2)) if plan.slots else None
+    # Whatever the user's defaults are: the kernel writes numbers of four bytes.
+    lse = torch.full((B, H), -torch.inf, dtype=torch.float32, device="cpu") if want_lse else None
+    scratch = torch.empty(plan.slots * G * (V + 2), dtype=torch.float32, device="cpu") if plan.slots else None
     given = Arguments(
         q.data_ptr(),
         keys.data_ptr(),

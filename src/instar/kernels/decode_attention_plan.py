@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -63,6 +62,10 @@ class DecodePlan:
         pages = None if self.pages is None else self.pages.ctypes.data
         return pages, self.segments.ctypes.data, self.owners.ctypes.data, self.cuts.ctypes.data
 
+    def __getstate__(self) -> dict[str, object]:
+        """Of a copy, whose arrays lie elsewhere."""
+        return {name: value for name, value in self.__dict__.items() if name != "addresses"}
+
     @cached_property
     def slots(self) -> int:
         """Partial results that are kept."""
@@ -88,7 +91,8 @@ class DecodePlan:
             kv_heads: heads of keys and values.
             schedule: "stream-k", equal runs of all tiles; "fixed-split", every output in as many chunks; "one-per-output".
             tile: keys, TILE when None. workers: threads; None is torch's number, or fewer where there is little to read.
-            page_table: integers [B, N], with page_size, the keys of a page; entries behind a sequence's end are not looked at.
+            page_table: integers [B, N], with page_size, the keys of a page; entries before a sequence's start
+                and behind its end are not looked at.
 
         Raises ShapeError, also for a page table that is too short or has a negative entry among those that are read.
         O(B · kv_heads) time.
@@ -107,7 +111,7 @@ class DecodePlan:
         tiles = np.repeat(-(-keys // tile), kv_heads)
         if workers is None:
             workers = max(1, min(torch.get_num_threads(), int(tiles.sum()) * tile // (LEAST * TILE)))
-        pages = _pages(page_table, page_size, ends)
+        pages, last_page = _pages(page_table, page_size, begins, ends)
         segments, owners, cuts = _segments(deal(schedule, tiles, workers), workers, begins, ends, kv_heads, tile)
         return cls(
             lengths=ends,
@@ -120,7 +124,7 @@ class DecodePlan:
             cuts=cuts,
             pages=pages,
             page_size=0 if pages is None or page_size is None else page_size,
-            last_page=-1 if pages is None else int(pages[_read(pages, page_size, ends)].max(initial=-1)),
+            last_page=last_page,
             empty=bool((keys == 0).any()),
             uniform=pages is None and bool(len(ends)) and bool((ends == ends[0]).all() and (begins == begins[0]).all()),
             longest=int(ends.max(initial=0)),
@@ -134,34 +138,32 @@ def _counts(name: str, given: Counts) -> Array:
     found = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
     if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
         raise ShapeError(f"{name} expects integers [B]; received shape {found.shape} of {found.dtype}.")
-    if found.size and found.min() < 0:
-        raise ShapeError(f"{name} expects numbers of at least 0; received {int(found.min())}.")
-    return np.ascontiguousarray(found, dtype=np.int64)
+    counts = np.array(found, dtype=np.int64)  # a copy: what the caller does with his own changes no plan
+    if counts.size and counts.min() < 0:
+        raise ShapeError(f"{name} expects numbers of at least 0; received {int(counts.min())} (as int64).")
+    return counts
 
 
-def _pages(table: Tensor | None, size: int | None, lengths: Array) -> Array | None:
+def _pages(table: Tensor | None, size: int | None, begins: Array, ends: Array) -> tuple[Array | None, int]:
+    """A copy of the table, and the highest page that is read; entries that are not read may be anything."""
     if (table is None) != (size is None):
         raise ShapeError("A paged cache expects both a page table and the size of a page.")
     if table is None or size is None:
-        return None
-    if table.is_floating_point() or table.dim() != 2 or table.shape[0] != len(lengths) or size < 1:
+        return None, -1
+    if table.is_floating_point() or table.dim() != 2 or table.shape[0] != len(ends) or size < 1:
         raise ShapeError(
-            f"A page table expects integers [{len(lengths)}, N] and pages of at least one key; received {tuple(table.shape)} of "
+            f"A page table expects integers [{len(ends)}, N] and pages of at least one key; received {tuple(table.shape)} of "
             f"{table.dtype}, and {size}."
         )
-    found = np.ascontiguousarray(table.cpu().numpy(), dtype=np.int64)
-    if len(lengths) and (longest := int(lengths.max())) > found.shape[1] * size:
+    found = np.array(table.cpu().numpy(), dtype=np.int64)
+    if len(ends) and (longest := int(ends.max())) > found.shape[1] * size:
         raise ShapeError(f"A page table of {found.shape[1]} pages of {size} keys is too short for {longest} keys.")
-    read = _read(found, size, lengths)
+    first = np.arange(found.shape[1]) * size
+    read = (first < ends[:, None]) & (first + size > begins[:, None]) & (begins < ends)[:, None]
     if (found[read] < 0).any():
         row = int(np.argwhere(read & (found < 0))[0][0])
-        raise ShapeError(f"The page table of sequence {row} has a negative entry before its end at {int(lengths[row])} keys.")
-    return found
-
-
-def _read(pages: Array, size: int | None, lengths: Array) -> npt.NDArray[np.bool_]:
-    """[B, N]: which entries of a page table are looked at."""
-    return np.arange(pages.shape[1]) * (size or 1) < lengths[:, None]
+        raise ShapeError(f"The page table of sequence {row} has a negative entry before its end at {int(ends[row])} keys.")
+    return found, int(found[read].max(initial=-1))
 
 
 def _segments(dealt: Array, workers: int, begins: Array, ends: Array, kv_heads: int, tile: int) -> tuple[Array, Array, Array]:

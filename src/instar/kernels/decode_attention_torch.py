@@ -94,6 +94,7 @@ def _columns(plan: DecodePlan, cache: Tensor, row: int, start: int, stop: int) -
     if plan.pages is None:
         return cache[row, :, start:stop]
     size = plan.page_size
-    first, last = start // size, -(-stop // size)
+    first = start // size
+    last = -(-stop // size) if stop > start else first
     chosen = torch.from_numpy(plan.pages[row, first:last]).to(cache.device)
     return cache[chosen].transpose(0, 1).flatten(1, 2)[:, start - first * size : stop - first * size]
