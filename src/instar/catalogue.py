@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from instar import cards, formula
 from instar.cards import Card, Claim, ProblemCard
@@ -278,10 +278,24 @@ class Build:
 
 
 def variables(cls: type, arguments: dict[str, Any], **sizes: float) -> dict[str, float]:
-    """What the formulas of a card may use: the sizes (T, D, …), H, and the constructor's numbers (True is 1)."""
+    """What the formulas of a card may use: the sizes (T, D, …), H, the constructor's numbers (True is 1), and of an argument that
+    is one of some words a number for each, `argument_word`, which is 1 for the one that it is and 0 for the others.
+    """
     values = {p.name: p.default for p in inspect.signature(cls).parameters.values()} | arguments
     numbers = {name: float(v) for name, v in values.items() if isinstance(v, (int, float))}
-    return {**numbers, "H": numbers.get("heads", 1), **sizes}
+    words = {f"{name}_{word}": float(values[name] == word) for name, known in _words(cls).items() for word in known}
+    return {**words, **numbers, "H": numbers.get("heads", 1), **sizes}
+
+
+@cache
+def _words(cls: type) -> dict[str, tuple[str, ...]]:
+    """The words that arguments may be."""
+    try:
+        asked = inspect.signature(cls, eval_str=True).parameters
+    except NameError:  # types that only a type checker imports
+        return {}
+    kinds = {name: one.annotation for name, one in asked.items() if get_origin(one.annotation) is Literal}
+    return {name: tuple(word for word in get_args(kind) if isinstance(word, str)) for name, kind in kinds.items()}
 
 
 def claims(cards_: Iterable[Card] | None = None) -> Iterator[tuple[Card, Claim]]:

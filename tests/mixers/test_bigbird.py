@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from instar import cards, formula
 from instar.errors import ShapeError
+from instar.mixers.bidirectional_softmax import BidirectionalSoftmax
 from instar.mixers.bigbird import BigBird
 
 B, D, H = 2, 16, 2
@@ -85,3 +86,16 @@ def test_flops_follow_the_card(tokens: int, block: int) -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ShapeError, match="received"):
         BigBird(D, **{"heads": H, **wrong})
+
+
+def test_up_to_seven_blocks_it_is_softmax_over_both_sides_and_its_draw_is_saved() -> None:
+    torch.manual_seed(0)
+    layer, full = BigBird(16, heads=2, block=4).double(), BidirectionalSoftmax(16, heads=2).double()
+    full.load_state_dict({name: value for name, value in layer.state_dict().items() if name != "seed"})
+    x = torch.randn(2, 27, 16, dtype=torch.float64)
+    torch.testing.assert_close(layer(x)[0], full(x)[0])
+    wide = torch.randn(1, 80, 16, dtype=torch.float64)
+    other = BigBird(16, heads=2, block=4).double()
+    assert not torch.equal(layer.seed, other.seed)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(wide)[0], other(wide)[0])

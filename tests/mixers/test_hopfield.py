@@ -261,3 +261,8 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ShapeError):
             call()
+
+
+def test_an_inverse_temperature_of_nothing_is_refused() -> None:
+    with pytest.raises(ShapeError, match="beta must be positive"):
+        Hopfield(D, num_heads=H, scaling=0.0)

@@ -102,3 +102,16 @@ def test_flops_follow_the_card(tokens: int, window: int) -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ShapeError, match="received"):
         LocalWindow(D, **{"heads": H, **wrong})
+
+
+@pytest.mark.parametrize("window", [2, 9])
+def test_a_stream_without_end_keeps_its_positions(window: int) -> None:
+    """Only distances count, and angles of tens of millions would be rounded."""
+    torch.manual_seed(0)
+    layer = LocalWindow(16, heads=2, window=window)
+    x = torch.randn(1, 30, 16)
+    _, early = layer(x[:, :12])
+    late = early._replace(position=early.position + 20_000_000)
+    (near, _), (far, after) = layer(x[:, 12:], early), layer(x[:, 12:], late)
+    assert torch.equal(near, far)
+    assert int(after.position) == 20_000_030

@@ -16,6 +16,7 @@ from instar import state as states
 from instar.errors import ShapeError
 from instar.kernels.random_features import exponents, orthogonal_gaussian, running_maximum, softmax_features
 from instar.mixers.bidirectional_performer import BidirectionalPerformer
+from instar.mixers.linear_attention import LinearAttention
 from instar.mixers.performer import Performer
 
 B, T, D, H = 2, 41, 16, 2
@@ -142,7 +143,44 @@ def test_costs_follow_the_card(name: str, features: int) -> None:
     assert states.nbytes(state) == formula.evaluate(cost.state, sizes)
 
 
-@pytest.mark.parametrize("wrong", [{"heads": 3}, {"features": -1}, {"kernel": "elu"}, {"chunk": 48}], ids=str)
+@pytest.mark.parametrize("wrong", [{"heads": 3}, {"features": -1}, {"kernel": "exp"}, {"chunk": 48}], ids=str)
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ShapeError, match="received"):
         Performer(D, **{"heads": H, **wrong})
+
+
+def test_one_plus_elu_is_linear_attention() -> None:
+    """Along the axes; random directions turn what W_q and W_k learn anyway, so that only the feature map differs."""
+    torch.manual_seed(0)
+    layer, plain = Performer(D, heads=H, kernel="elu", features=D // H).double(), LinearAttention(D, heads=H).double()
+    layer.w.copy_((D // H) ** 0.25 * torch.eye(D // H))
+    plain.load_state_dict({name: value for name, value in layer.state_dict().items() if name != "w"})
+    x = torch.randn(B, T, D, dtype=torch.float64)
+    close(layer(x)[0], plain(x)[0], 1e-5)  # linear attention adds an epsilon to its normaliser
+    other = BidirectionalPerformer(D, heads=H, kernel="elu").double()
+    close(other(x)[0], other.reference(x)[0])
+
+
+@pytest.mark.parametrize("kind", [Performer, BidirectionalPerformer])
+def test_each_layer_and_run_draws_its_own_directions(kind: type[Performer]) -> None:
+    torch.manual_seed(0)
+    one, other = kind(D, heads=H), kind(D, heads=H)
+    torch.manual_seed(0)
+    again = kind(D, heads=H)
+    assert not torch.equal(one.w, other.w)
+    assert torch.equal(one.w, again.w)
+    assert torch.equal(kind(D, heads=H, seed=3).w, kind(D, heads=H, seed=3).w)
+
+
+@pytest.mark.parametrize("kind", [Performer, BidirectionalPerformer])
+def test_padding_behind_very_long_keys_leaves_gradients_finite(kind: type[Performer]) -> None:
+    torch.manual_seed(0)
+    layer = kind(64, heads=4)
+    with torch.no_grad():
+        layer.k_proj.weight.copy_(torch.eye(64))
+    x = (10 * torch.randn(1, 12, 64)).requires_grad_()
+    mask = torch.arange(12)[None] < 10
+    y, _ = layer(x, mask=mask)
+    y[mask].square().sum().backward()
+    assert bool(x.grad.isfinite().all())  # type: ignore[union-attr]
+    assert bool(layer.k_proj.weight.grad.isfinite().all())  # type: ignore[union-attr]

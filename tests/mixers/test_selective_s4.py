@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from instar import cards, formula
+from instar import cards, catalogue, formula
 from instar.errors import ShapeError
 from instar.mixers.selective_s4 import SelectiveS4, choosing_nothing
 from instar.mixers.selective_tokens import FixedTokens, SelectiveTokens
@@ -81,7 +81,7 @@ def test_controls_keep_as_many_and_look_at_nothing(keep: float, rule: Any, train
 def test_controls_stand_where_the_choice_does(guide: Any) -> None:
     torch.manual_seed(0)
     layer = SelectiveS4(8, guide=guide, state_size=4).eval()
-    assert not any("select" in name or "momentum" in name for name in layer.state_dict())
+    assert not any("select" in name or "momentum" in name for name, _ in layer.named_parameters())
     x = torch.randn(2, 11, 8)
     torch.testing.assert_close(layer(x)[0], layer.reference(x)[0], rtol=1e-4, atol=1e-5)
     left = F.pad(x, (0, 0, 3, 0))
@@ -202,14 +202,17 @@ def test_pre_training_chooses_nothing() -> None:
     assert layer.keep == 0.25
 
 
-def test_costs_follow_the_card() -> None:
+@pytest.mark.parametrize("guide", ["momentum", "tokens", "random"])
+def test_costs_follow_the_card(guide: str) -> None:
     assert CARD.cost is not None
     tokens, width, size = 512, 64, 16
-    layer = SelectiveS4(width, state_size=size, keep=0.5).eval()
+    knobs = {"state_size": size, "keep": 0.5, "guide": guide}
+    layer = SelectiveS4(width, **knobs).eval()  # type: ignore[arg-type]
     with FlopCounterMode(display=False) as counter:  # which does not see the transforms
         layer(torch.randn(1, tokens, width))
-    variables = {"T": tokens, "D": width, "state_size": size, "keep": 0.5}
-    transforms = sum(3 * width * 2.5 * (2 * n) * math.log2(2 * n) for n in (tokens, tokens // 2))
+    variables = catalogue.variables(SelectiveS4, knobs, T=tokens, D=width)
+    lengths = (tokens, tokens // 2) if guide == "momentum" else (tokens // 2,)
+    transforms = sum(3 * width * 2.5 * (2 * n) * math.log2(2 * n) for n in lengths)
     assert counter.get_total_flops() + transforms == pytest.approx(formula.evaluate(CARD.cost.flops, variables), rel=0.02)
 
 
@@ -219,3 +222,36 @@ def test_costs_follow_the_card() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ShapeError, match="received"):
         SelectiveS4(wrong.pop("width", D), **wrong)
+
+
+def test_the_guide_is_pre_trained_with_its_source() -> None:
+    """What chooses nothing in pre-training chooses afterwards, from what was learnt in it."""
+    layer, x = make(momentum=0.5, keep=0.25)
+    assert layer.momentum_s4 is not None
+    layer.train()
+    optimiser = torch.optim.SGD(layer.s4.parameters(), lr=0.1)
+    born = {name: b.clone() for name, b in layer.momentum_s4.copy.named_buffers()}
+    with choosing_nothing(nn.ModuleList([layer])):
+        for _ in range(6):
+            optimiser.zero_grad()
+            layer(x)[0].square().sum().backward()
+            optimiser.step()
+        layer(x)
+    for name, parameter in layer.s4.named_parameters():
+        moved = (parameter - born[name]).detach().abs().max()
+        assert float((layer.momentum_s4.copy.get_buffer(name) - born[name]).abs().max()) > 0.5 * float(moved)
+
+
+def test_chance_is_another_one_in_each_layer() -> None:
+    torch.manual_seed(0)
+    chosen = []
+    for _ in range(40):
+        layer = FixedTokens(keep=0.5).eval()
+        chosen.append(choose(layer, torch.zeros(1, 64, D)).places[0])  # type: ignore[arg-type]
+    kept = torch.zeros(40, 64).scatter(1, torch.stack(chosen), 1.0)
+    assert bool((kept.sum(1) == 32).all())
+    share = kept.mean(0)  # of layers that keep a place: a binomial
+    assert float(share.min()) > 0.1
+    assert float(share.max()) < 0.9
+    both = (kept[:20] * kept[20:]).mean()
+    assert 0.2 < float(both) < 0.3  # independent, not the same half twice

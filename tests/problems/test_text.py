@@ -33,11 +33,24 @@ def test_every_byte_is_scored_once_at_any_batch_size(problem: TextProblem, monke
     data, model = problem.load(0), subject(problem)
     found = problem.evaluate(model, data.test)
     assert {m.id for m in catalogue.problem("text").metrics if m.kind == "quality"} == set(found)
-    for items in found.values():
-        assert list(items.weights) == [len(data.test[i]) for i in range(len(data.test))]
+    lengths = [len(data.test[i]) for i in range(len(data.test))]
+    for name, items in found.items():
+        if name.startswith("bits_per_byte"):
+            assert list(items.weights) == lengths
     monkeypatch.setattr(module, "_EVALUATION_TOKENS", 100)
     for name, items in problem.evaluate(model, data.test).items():
         np.testing.assert_allclose(items.totals, found[name].totals, rtol=1e-5)
+
+
+def test_places_beyond_the_training_length_are_told_apart(problem: TextProblem) -> None:
+    data, model = problem.load(0), subject(problem)
+    found, T = problem.evaluate(model, data.test), problem.length
+    early, late = (found[f"position_bits@{name}"] for name in ("early", "late"))
+    long = [length for length in (len(data.test[i]) for i in range(len(data.test))) if length > T]
+    places = [np.arange(length) % (4 * T) for length in long]
+    assert list(early.weights) == [np.sum((place >= T // 2) & (place < T)) for place in places]
+    assert list(late.weights) == [np.sum(place >= T) for place in places]
+    assert sum(early.totals) + sum(late.totals) < sum(found["bits_per_byte@4T"].totals)
 
 
 def test_bits_are_the_code_length_of_the_bytes(problem: TextProblem) -> None:

@@ -34,6 +34,12 @@ def softmax_features(a: Tensor, top: Tensor) -> Tensor:
     return a.shape[-1] ** -0.5 * ((a - top).exp() + EPSILON)
 
 
+def elu_features(x: Tensor, w: Tensor) -> Tensor:
+    """φ_r(x) = m^(−1/2) (1 + elu(w_r·x')), of which no product estimates a softmax: x [..., K], w [m, K] -> [..., m]."""
+    h = (x * x.shape[-1] ** -0.25) @ w.mT
+    return torch.where(h > 0, h + 1, h.clamp(max=0).exp()) * w.shape[0] ** -0.5
+
+
 def relu_features(x: Tensor, w: Tensor) -> Tensor:
     """φ = m^(−1/2) (max(0, w_r·x') + ε), which estimates another kernel (the authors' generalised attention)."""
     return w.shape[0] ** -0.5 * ((x * x.shape[-1] ** -0.25 @ w.mT).relu() + RELU_EPSILON)

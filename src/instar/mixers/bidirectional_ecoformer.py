@@ -29,7 +29,8 @@ class BidirectionalEcoformer(Hashing, WholeSequence):
             new anchors, so that all codes change.
         own_sigma: σ of each sequence; otherwise that of the last fit, so that a token's code depends on the token alone.
         released_numerator: as the authors' code has it, β v_i in place of β Σ_j v_j; then weights do not sum to 1.
-        seed: of the random start and of what a fit draws. bias: biases of the three projections.
+        seed: of the random start and of what a fit draws, None for one of torch's generator.
+        bias: biases of the three projections.
 
     Shapes: x [B, T, D] -> [B, T, D]; no state. Raises ShapeError. O(T (D² + m D + H m c + c D)) time, O(T H (m + c)) memory.
     Differs from the paper: a head takes a new hash function by its own loss; a fit looks at part of a batch.
@@ -49,7 +50,7 @@ class BidirectionalEcoformer(Hashing, WholeSequence):
         refit_every: int = 0,
         own_sigma: bool = True,
         released_numerator: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         bias: bool = False,
     ) -> None:
         super().__init__(width, heads, bits, support, pairs, iterations, step, spectral, refit_every, seed, bias)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from instar.kernels.random_features import exponents, relu_features, softmax_features
+from instar.kernels.random_features import exponents, softmax_features
 from instar.mixers.performer import Kernel, RandomFeatures
 from instar.mixers.whole_sequence import WholeSequence
 
@@ -18,8 +18,8 @@ class BidirectionalPerformer(RandomFeatures, WholeSequence):
 
     Args:
         width: D, a multiple of heads. heads: H, each of width K = D / H.
-        features: m; 0 means ⌈K ln K⌉. kernel: "softmax", or "relu" features, which estimate no softmax. seed: of the random
-            directions; see `redraw`. bias: biases of the four projections.
+        features: m; 0 means ⌈K ln K⌉. kernel: "softmax", or "relu" or "elu", which estimate no softmax. seed: of
+            the random directions, None for one of torch's generator; see `redraw`. bias: biases of the four projections.
 
     Shapes: x [B, T, D] -> [B, T, D]; no state. Raises ShapeError. O(T (D² + m D)) time, O(m (T H + D)) memory.
     Differs from the paper: directions are redrawn only on request.
@@ -32,7 +32,7 @@ class BidirectionalPerformer(RandomFeatures, WholeSequence):
         heads: int = 4,
         features: int = 0,
         kernel: Kernel = "softmax",
-        seed: int = 0,
+        seed: int | None = None,
         bias: bool = False,
     ) -> None:
         super().__init__(width, heads, features, kernel, seed, bias)
@@ -42,8 +42,8 @@ class BidirectionalPerformer(RandomFeatures, WholeSequence):
         with torch.autocast(x.device.type, enabled=False):
             dtype, seen = torch.promote_types(x.dtype, torch.float32), real[:, None, :, None]
             q, k, v = (part.to(dtype) for part in (q, k, v))
-            if self.kernel == "relu":
-                keys = relu_features(k, self.w.to(k))
+            if self.kernel != "softmax":
+                keys = self.simple(k)
             else:
                 a = exponents(k, self.w.to(k))
                 top = a.masked_fill(~seen, torch.finfo(dtype).min).amax((-2, -1), keepdim=True)
@@ -55,8 +55,8 @@ class BidirectionalPerformer(RandomFeatures, WholeSequence):
 
     def alone(self, x: Tensor) -> Tensor:
         q, k, v = (part[0] for part in self.project(x.unsqueeze(0)))
-        if self.kernel == "relu":
-            keys = relu_features(k, self.w.to(k))
+        if self.kernel != "softmax":
+            keys = self.simple(k)
         else:
             a = exponents(k, self.w.to(k))
             keys = softmax_features(a, a.amax((1, 2), keepdim=True))

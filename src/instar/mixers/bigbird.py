@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instar.errors import ShapeError
+from instar.mixers.drawn_seed import drawn_seed
 from instar.mixers.projecting import Projecting
 from instar.mixers.whole_sequence import WholeSequence
 
@@ -24,7 +25,7 @@ class BigBird(Projecting, WholeSequence):
 
     Args:
         width: D, a multiple of heads. heads: H, each of width K = D / H.
-        block: b. random_blocks: r, which may be 0. seed: of the random blocks; give each layer its own.
+        block: b. random_blocks: r, which may be 0. seed: of the random blocks, None for one of torch's generator.
         bias: biases of the four projections.
 
     Shapes: x [B, T, D] -> [B, T, D]; no state. Raises ShapeError. O(T (D² + (7 + r) b D)) time; nothing is T × T; the random
@@ -32,13 +33,16 @@ class BigBird(Projecting, WholeSequence):
     full is global as it is.
     """
 
+    seed: Tensor
+
     def __init__(
-        self, width: int, *, heads: int = 4, block: int = 64, random_blocks: int = 3, seed: int = 0, bias: bool = False
+        self, width: int, *, heads: int = 4, block: int = 64, random_blocks: int = 3, seed: int | None = None, bias: bool = False
     ) -> None:
         super().__init__(width, heads, bias)
         if block < 1 or random_blocks < 0:
             raise ShapeError(f"block must be at least 1 and random_blocks at least 0; received {block} and {random_blocks}.")
-        self.block, self.random_blocks, self.seed = block, random_blocks, seed
+        self.block, self.random_blocks = block, random_blocks
+        self.register_buffer("seed", torch.tensor(drawn_seed(seed)))
 
     def mix(self, x: Tensor, real: Tensor) -> Tensor:
         L = x.shape[1]
@@ -93,7 +97,12 @@ class BigBird(Projecting, WholeSequence):
 
     def _ranks(self, n: int) -> Tensor:
         """Random numbers [H, n, n], each a function of seed, head, block and block: a larger table has this one in its corner."""
-        h, i, j = torch.arange(self.heads).view(-1, 1, 1), torch.arange(n).view(-1, 1), torch.arange(n)
+        of = self.seed.device
+        h, i, j = (
+            torch.arange(self.heads, device=of).view(-1, 1, 1),
+            torch.arange(n, device=of).view(-1, 1),
+            torch.arange(n, device=of),
+        )
         word = (h * 0x9E3779B1 + i * 0x85EBCA77 + j * 0xC2B2AE3D + self.seed * 0x27D4EB2F) & 0xFFFFFFFF
         for _ in range(3):
             word = ((word ^ (word >> 16)) * 0x45D9F3B) & 0xFFFFFFFF

@@ -52,7 +52,7 @@ class Ecoformer(Hashing):
         step: float = 10.0,
         spectral: bool = False,
         refit_every: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         bias: bool = False,
         chunk: int = 64,
     ) -> None:

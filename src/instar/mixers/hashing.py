@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from instar.errors import ShapeError
 from instar.interfaces import Mixer
 from instar.kernels import kernel_hashing
+from instar.mixers.drawn_seed import drawn_seed
 
 FIT_SEQUENCES, FIT_TOKENS = 8, 128
 """Most of a batch that a fit looks at; it holds H matrices of FIT_TOKENS² for each sequence."""
@@ -28,6 +29,7 @@ class Hashing(Mixer):
     centre: Tensor
     sigma: Tensor
     hashes: Tensor
+    seed: Tensor
 
     def __init__(
         self,
@@ -40,7 +42,7 @@ class Hashing(Mixer):
         step: float,
         spectral: bool,
         refit_every: int,
-        seed: int,
+        seed: int | None,
         bias: bool,
     ) -> None:
         super().__init__()
@@ -53,8 +55,10 @@ class Hashing(Mixer):
             )
         self.width, self.heads, self.head_width = width, heads, width // heads
         self.bits, self.support, self.pairs, self.iterations, self.step = bits, support, pairs, iterations, step
-        self.spectral, self.refit_every, self.seed, self.beta = spectral, refit_every, seed, float(bits + 1)
+        self.spectral, self.refit_every, self.beta = spectral, refit_every, float(bits + 1)
         self.qk_proj, self.v_proj, self.o_proj = (nn.Linear(width, width, bias=bias) for _ in range(3))
+        seed = drawn_seed(seed)
+        self.register_buffer("seed", torch.tensor(seed))
         generator = torch.Generator().manual_seed(seed)
         anchors = kernel_hashing.unit(torch.randn(heads, support, self.head_width, generator=generator))
         self.register_buffer("hashes", torch.randn(heads, bits, support, generator=generator))
@@ -95,7 +99,7 @@ class Hashing(Mixer):
         the sign are scaled to variance 1, or few of their gradients would pass. Weights and their gradients are left alone.
         Raises ShapeError for fewer tokens than anchors.
         """
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(int(self.seed))
         with torch.autocast(x.device.type, enabled=False):
             z, _ = self.project(x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0))
         rows = []

@@ -82,7 +82,7 @@ class HopfieldCore(nn.Module):
                 "A bias pattern is added to projected patterns: it needs those that are stored and projected not static."
             )
         self.width, self.value_width = width, value
-        self.association = Association(heads, beta or (width**-0.5 if width else 1.0), steps, eps, learn_beta)
+        self.association = Association(heads, (width**-0.5 if width else 1.0) if beta is None else beta, steps, eps, learn_beta)
         shapes = self._shapes(state_size, stored_size, projection_size, pattern_size is not None)
         if bias and not all(static):
             projected = sum(heads * width for fixed in static[:2] if not fixed)

@@ -21,7 +21,7 @@ class LocalWindowState(NamedTuple):
     """The last w − 1 real tokens: its size does not grow."""
 
     keys: Tensor
-    """[B, H, w − 1, K], after rotation; the newest stands last."""
+    """[B, H, w − 1, K], before rotation; the newest stands last."""
     values: Tensor
     """[B, H, w − 1, K]"""
     filled: Tensor
@@ -79,18 +79,21 @@ class LocalWindow(Projecting):
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # whatever stands in the padding, even NaN, ends here
         where, position = count_positions(state.position, T, mask, reset)
-        q, k, v = self._turned(x, where)
+        past = self.window - 1
+        q, k, v = self.project(x)
         segment = x.new_zeros(B, T, dtype=torch.int64) if reset is None else reset.to(torch.int64).cumsum(1)
+        # Places count from the first column that is kept: angles stay small however long the stream.
+        place = torch.where(segment == 0, where - state.position.unsqueeze(1) + past, where)
         last, order = segment[:, -1:], None
         if mask is not None:
             order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
-            segment = segment.masked_fill(~mask, -1).gather(1, order)
+            segment, place = segment.masked_fill(~mask, -1).gather(1, order), place.gather(1, order)
             q, k, v = (part.gather(2, _like(order, part)) for part in (q, k, v))
-        past = self.window - 1
         old = torch.where(torch.arange(past, device=x.device) >= past - state.filled.unsqueeze(1), 0, -1)
         keys, values = (torch.cat([a.to(b.dtype), b], dim=2) for a, b in ((state.keys, k), (state.values, v)))
         sequence = torch.cat([old, segment], dim=1)
-        y = window_attention(q, keys, values, sequence, before=past)
+        columns = torch.cat([torch.arange(past, device=x.device).expand(B, -1), place], dim=1)
+        y = window_attention(self._turned(q, place), self._turned(keys, columns), values, sequence, before=past)
         if order is None or mask is None:
             kept = keys[:, :, T:].clone(), values[:, :, T:].clone()
             ends = sequence[:, T:]
@@ -113,10 +116,12 @@ class LocalWindow(Projecting):
         for t in range(T):
             if reset is not None:
                 filled, position = filled.masked_fill(reset[:, t], 0), position.masked_fill(reset[:, t], 0)
-            q, k, v = self._turned(x[:, t : t + 1], position.unsqueeze(1))
+            q, k, v = self.project(x[:, t : t + 1])
             window, read = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
-            seen = torch.arange(self.window, device=x.device) >= self.window - 1 - filled.unsqueeze(1)
-            score = (q @ window.mT * self.head_width**-0.5).masked_fill(~seen[:, None, None], -torch.inf)
+            place = torch.arange(self.window, device=x.device)
+            seen = place >= self.window - 1 - filled.unsqueeze(1)
+            turned = self._turned(q, place[None, -1:]), self._turned(window, place[None])
+            score = (turned[0] @ turned[1].mT * self.head_width**-0.5).masked_fill(~seen[:, None, None], -torch.inf)
             outputs.append(torch.softmax(score, dim=-1) @ read)
             keep = real[:, t]
             keys = torch.where(keep[:, None, None, None], window[:, :, 1:], keys)
@@ -124,12 +129,9 @@ class LocalWindow(Projecting):
             filled, position = torch.where(keep, (filled + 1).clamp(max=self.window - 1), filled), position + keep
         return self.leave(torch.cat(outputs, dim=2)), LocalWindowState(keys, values, filled, position)
 
-    def _turned(self, x: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [B, H, T, K], the first two rotated by their positions [B, T]."""
-        q, k, v = self.project(x)
-        if self.rope:
-            q, k = rotate((q, k), where, self.rope_base)
-        return q, k, v
+    def _turned(self, x: Tensor, place: Tensor) -> Tensor:
+        """Queries or keys [B, H, T, K] rotated by their places [B or 1, T]."""
+        return rotate((x,), place, self.rope_base)[0] if self.rope else x
 
 
 def _like(index: Tensor, x: Tensor) -> Tensor:

@@ -15,15 +15,17 @@ from torch import Tensor
 from instar.errors import ShapeError
 from instar.kernels.gated_linear import gated_linear_attention
 from instar.kernels.random_features import (
+    elu_features,
     exponents,
     orthogonal_gaussian,
     relu_features,
     running_maximum,
     softmax_features,
 )
+from instar.mixers.drawn_seed import drawn_seed
 from instar.mixers.projecting import Projecting
 
-Kernel = Literal["softmax", "relu"]
+Kernel = Literal["softmax", "relu", "elu"]
 
 
 class PerformerState(NamedTuple):
@@ -42,16 +44,16 @@ class RandomFeatures(Projecting):
 
     w: Tensor
 
-    def __init__(self, width: int, heads: int, features: int, kernel: Kernel, seed: int, bias: bool) -> None:
+    def __init__(self, width: int, heads: int, features: int, kernel: Kernel, seed: int | None, bias: bool) -> None:
         super().__init__(width, heads, bias)
         if features < 0:
             raise ShapeError(f"features must be positive (or 0 for K ln K); received {features}.")
         if kernel not in get_args(Kernel):
             raise ShapeError(f"kernel must be one of {', '.join(map(repr, get_args(Kernel)))}; received {kernel!r}.")
-        self.kernel, self.lowest = kernel, 0.0 if kernel == "relu" else -math.inf
+        self.kernel, self.lowest = kernel, -math.inf if kernel == "softmax" else 0.0
         self.features = features or max(1, math.ceil(self.head_width * math.log(self.head_width)))
         self.register_buffer("w", torch.empty(self.features, self.head_width))
-        self.redraw(seed)
+        self.redraw(drawn_seed(seed))
 
     @torch.no_grad()
     def redraw(self, seed: int) -> None:
@@ -61,10 +63,14 @@ class RandomFeatures(Projecting):
 
     def query_features(self, q: Tensor) -> Tensor:
         """φ(q) [..., m]; each query is measured from its own largest exponent, which cancels in its output."""
-        if self.kernel == "relu":
-            return relu_features(q, self.w.to(q))
+        if self.kernel != "softmax":
+            return self.simple(q)
         a = exponents(q, self.w.to(q))
         return softmax_features(a, a.amax(-1, keepdim=True))
+
+    def simple(self, x: Tensor) -> Tensor:
+        """φ(x) [..., m] of the kernels that estimate no softmax."""
+        return (elu_features if self.kernel == "elu" else relu_features)(x, self.w.to(x))
 
 
 class Performer(RandomFeatures):
@@ -77,8 +83,9 @@ class Performer(RandomFeatures):
 
     Args:
         width: D, a multiple of heads. heads: H, each of width K = D / H.
-        features: m; 0 means ⌈K ln K⌉. kernel: "softmax" as above; "relu" with φ = m^(−1/2) (max(0, w_r·x') + 10⁻³), no estimate
-            of softmax. seed: of the random directions; see `redraw`.
+        features: m; 0 means ⌈K ln K⌉. kernel: "softmax" as above; "relu" with φ = m^(−1/2) (max(0, w_r·x') + 10⁻³) and "elu" with
+            φ = m^(−1/2) (1 + elu(w_r·x')), the map of linear attention, which estimate no softmax.
+        seed: of the random directions, None for one of torch's generator; see `redraw`.
         bias: biases of the four projections. chunk: tokens of a chunk; it changes speed and rounding only.
 
     Shapes: x [B, T, D] -> [B, T, D]; state `PerformerState`. Raises ShapeError. O(T (D² + (chunk + D / H) m H)) time, O(m D)
@@ -93,7 +100,7 @@ class Performer(RandomFeatures):
         heads: int = 4,
         features: int = 0,
         kernel: Kernel = "softmax",
-        seed: int = 0,
+        seed: int | None = None,
         bias: bool = False,
         chunk: int = 64,
     ) -> None:
@@ -123,8 +130,8 @@ class Performer(RandomFeatures):
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = (part.to(S.dtype) for part in (q, k, v))
             gate: Tensor | None = None
-            if self.kernel == "relu":
-                keys = relu_features(k, self.w.to(k))
+            if self.kernel != "softmax":
+                keys = self.simple(k)
             else:
                 a = exponents(k, self.w.to(k))
                 largest = a.amax(-1)
@@ -137,6 +144,8 @@ class Performer(RandomFeatures):
                     first = first | reset.unsqueeze(-1)
                 at = tops.masked_fill(tops == -torch.inf, 0.0)  # where only padding has been seen
                 gate = torch.where(first, 0.0, earlier.masked_fill(first, 0.0) - at).unsqueeze(-1)
+                if mask is not None:  # measured from itself: what is masked later must not overflow on the way
+                    a = torch.where(mask[:, :, None, None], a, at.unsqueeze(-1))
                 keys, top = softmax_features(a, at.unsqueeze(-1)), tops[:, -1]
             joint = torch.cat([S, z.unsqueeze(-1)], dim=-1)
             values = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
@@ -163,8 +172,8 @@ class Performer(RandomFeatures):
                 top = top.masked_fill(start, self.lowest)
             new = real[:, t, None]
             q, k, v = (part[:, :, 0].to(S.dtype) for part in self.project(x[:, t : t + 1]))
-            if self.kernel == "relu":
-                keys, fade, largest = relu_features(k, self.w.to(k)), torch.ones_like(top), top
+            if self.kernel != "softmax":
+                keys, fade, largest = self.simple(k), torch.ones_like(top), top
             else:
                 a = exponents(k, self.w.to(k))
                 largest = torch.maximum(top, a.amax(-1))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from instar.errors import ShapeError
 from instar.kernels.lsh_attention import SELF, lsh_attention
+from instar.mixers.drawn_seed import drawn_seed
 from instar.mixers.whole_sequence import WholeSequence
 
 
@@ -25,7 +26,8 @@ class Reformer(WholeSequence):
     Args:
         width: D, a multiple of heads. heads: H, each of width K = D / H.
         chunk: m. rounds: of hashing. buckets: the most, even; a sequence of L tokens uses min(buckets, 2 ⌈L / m⌉), so that a
-            bucket fills half a chunk, and one where L ≤ m, which is full attention. seed: of the rotations R; see `redraw`.
+            bucket fills half a chunk, and one where L ≤ m, which is full attention. seed: of the rotations R, None for one of
+            torch's generator; see `redraw`.
         bias: biases of the three projections.
 
     Shapes: x [B, T, D] -> [B, T, D]; no state. Raises ShapeError. O(T (D² + rounds · m (D + rounds H)) + T log T) time.
@@ -43,7 +45,7 @@ class Reformer(WholeSequence):
         chunk: int = 64,
         rounds: int = 4,
         buckets: int = 64,
-        seed: int = 0,
+        seed: int | None = None,
         bias: bool = False,
     ) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class Reformer(WholeSequence):
         self.chunk, self.rounds, self.buckets = chunk, rounds, buckets
         self.qk_proj, self.v_proj, self.o_proj = (nn.Linear(width, width, bias=bias) for _ in range(3))
         self.register_buffer("rotations", torch.empty(rounds, heads, self.head_width, buckets // 2))
-        self.redraw(seed)
+        self.redraw(drawn_seed(seed))
 
     @torch.no_grad()
     def redraw(self, seed: int) -> None:

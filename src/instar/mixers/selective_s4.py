@@ -75,6 +75,8 @@ class SelectiveS4(WholeSequence):
 
     def mix(self, x: Tensor, real: Tensor) -> Tensor:
         mask = None if not torch.compiler.is_compiling() and bool(real.all()) else real
+        if self.training and self.momentum_s4 is not None:
+            self.momentum_s4.follow(self.s4)  # in pre-training, which chooses nothing, too
         if self.keep == 1:
             return self.s4(x, mask=mask)[0]
         with torch.autocast(x.device.type, enabled=False):  # in half precision other tokens would be chosen
@@ -87,8 +89,6 @@ class SelectiveS4(WholeSequence):
     def _features(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.momentum_s4 is None:
             return x
-        if self.training:
-            self.momentum_s4.follow(self.s4)
         return self.momentum_s4(x, mask=mask)[0]
 
     def alone(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.mixers.drawn_seed import drawn_seed
 
 
 class Selection(NamedTuple):
@@ -88,17 +89,20 @@ class FixedTokens(nn.Module):
     """As many tokens, chosen by no network: what a choice has to beat.
 
     Args:
-        keep: as of `SelectiveTokens`. rule: "random", drawn anew at each training pass and always the same places in eval mode;
-            "stride", equally spaced.
+        keep: as of `SelectiveTokens`. rule: "random", drawn anew for each row at each training pass; in eval mode the same places
+            of all rows, drawn when the module is made (those of several layers differ); "stride", equally spaced.
 
     Raises ShapeError. O(L) time.
     """
+
+    salt: Tensor
 
     def __init__(self, *, keep: float = 0.5, rule: Rule = "random") -> None:
         super().__init__()
         if not 0 < keep <= 1:
             raise ShapeError(f"keep must be in (0, 1]; received {keep}.")
         self.keep, self.rule = keep, rule
+        self.register_buffer("salt", torch.tensor(drawn_seed(None)))
 
     def forward(self, x: Tensor, features: Tensor, real: Tensor) -> Selection:
         """As of `SelectiveTokens`; features are not looked at."""
@@ -113,7 +117,7 @@ class FixedTokens(nn.Module):
             return ((place + 1) * wanted // count.clamp(min=1) > place * wanted // count.clamp(min=1)).float()
         if self.training:
             return torch.rand(place.shape, device=place.device)
-        mixed = place + 2  # a hash of the place (one that keeps the first): a generator of its own would be no part of a graph
+        mixed = (place + 1) * 2654435761 + self.salt  # a hash: a generator of its own would be no part of a graph
         for factor, shift in ((2654435761, 15), (2246822519, 13)):
             mixed = mixed * factor % 2**32
             mixed = mixed ^ (mixed >> shift)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pydoc_data.topics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -149,15 +149,27 @@ class TextProblem(Problem):
 
     def bits(self, subject: Subject, split: Blocks, length: int) -> Items:
         """Bits of every block in windows of `length` bytes."""
-        with evaluating(subject):
-            return Items(_bits(subject, split, length).tolist(), split.length.tolist())
+        return self._bits(subject, split, length, [slice(None)])[0]
 
     def evaluate(self, subject: Subject, split: Blocks) -> dict[str, Items]:
-        """Bits of every block at windows of T, 2T and 4T."""
-        return {
-            f"bits_per_byte@{name}": self.bits(subject, split, factor * self.length)
-            for name, factor in (("T", 1), ("2T", 2), ("4T", 4))
-        }
+        """Bits of every block at windows of T, 2T and 4T; of the last, also those of bytes at places T/2 … T and T … 4T.
+
+        Bits by window length alone flatter the longer ones: fewer of their bytes stand at a beginning.
+        """
+        T = self.length
+        found = {f"bits_per_byte@{name}": self.bits(subject, split, factor * T) for name, factor in (("T", 1), ("2T", 2))}
+        whole, early, late = self._bits(subject, split, 4 * T, [slice(None), slice(T // 2, T), slice(T, None)])
+        found["bits_per_byte@4T"] = whole
+        there = [place for place, count in enumerate(late.weights) if count]
+        if there:  # blocks that are no longer than T have no late bytes
+            for name, part in (("early", early), ("late", late)):
+                found[f"position_bits@{name}"] = Items(*([values[i] for i in there] for values in (part.totals, part.weights)))
+        return found
+
+    def _bits(self, subject: Subject, split: Blocks, length: int, places: Sequence[slice]) -> list[Items]:
+        with evaluating(subject):
+            bits, counts = _bits(subject, split, length, places)
+        return [Items(some.tolist(), weights.tolist()) for some, weights in zip(bits, counts, strict=True)]
 
     def costs(self, subject: Subject) -> dict[str, float]:
         """Closed forms: training is counted as three forward passes."""
@@ -211,14 +223,17 @@ def _cross_entropy(model: nn.Module, targets: Tensor, reduction: str) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
-def _bits(model: Subject, split: Blocks, length: int) -> np.ndarray:
-    """Bits of each block, cut into windows of `length` bytes."""
-    bits = np.zeros(len(split))
+def _bits(model: Subject, split: Blocks, length: int, places: Sequence[slice]) -> np.ndarray:
+    """Bits and bytes of each block, cut into windows of `length`, at some places of the windows: [2, places, blocks]."""
+    found = np.zeros((2, len(places), len(split)))
     for chosen, targets in evaluation_windows(split, length):
         targets = targets.to(device_of(model))
-        nats = _cross_entropy(model, targets, "none").view(targets.shape).double().sum(1).cpu().numpy()
-        np.add.at(bits, chosen, nats / math.log(2))
-    return bits
+        nats = _cross_entropy(model, targets, "none").view(targets.shape).double().cpu().numpy()
+        real = (targets != IGNORED).cpu().numpy()
+        for number, place in enumerate(places):
+            np.add.at(found[0, number], chosen, nats[:, place].sum(1) / math.log(2))
+            np.add.at(found[1, number], chosen, real[:, place].sum(1))
+    return found
 
 
 def evaluation_windows(split: Blocks, length: int) -> Iterator[tuple[list[int], Tensor]]:
