@@ -98,6 +98,23 @@ class _Host(BaseHTTPRequestHandler):
             self.send_header("ETag", "tag")
             self.end_headers()
             self.wfile.write(b"" if known else b"body")
+        elif self.path == "/cut":
+            self.send_response(200)
+            self.send_header("ETag", "tag")
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"the first 23 bytes, and")
+        elif self.path == "/cut-piece":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"3e8\r\nthe first 23 bytes, and")
+        elif self.path == "/no-http":
+            self.wfile.write(b"\0\1\2\r\n")
+        elif self.path == "/nowhere":
+            self.send_response(302)
+            self.send_header("Location", "http://[::1")
+            self.end_headers()
         elif self.path == "/long":
             self.send_response(200)
             self.end_headers()
@@ -118,11 +135,20 @@ class _Host(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-def test_the_network_reads_up_to_a_limit_and_follows_the_web_alone() -> None:
+@contextlib.contextmanager
+def hosted() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Host)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    root, network = f"http://127.0.0.1:{server.server_address[1]}", Network(largest=1000)
     try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_network_reads_up_to_a_limit_and_follows_the_web_alone() -> None:
+    network = Network(largest=1000)
+    with hosted() as root:
         found = network.get(f"{root}/page", {})
         assert (found.status, found.body, found.headers["etag"]) == (200, b"body", "tag")
         assert network.get(f"{root}/page", {"If-None-Match": "tag"}).status == 304
@@ -133,11 +159,17 @@ def test_the_network_reads_up_to_a_limit_and_follows_the_web_alone() -> None:
         with pytest.raises(FetchError, match="no address of http"):
             network.get(f"{root}/ftp", {})
         assert network.get(f"{root}/file", {}).body == b""
-    finally:
-        server.shutdown()
-        server.server_close()
     with pytest.raises(FetchError, match="2 tries"):
         Polite(network, tries=2, sleep=lambda _: None).get(f"{root}/page", {})
+
+
+@pytest.mark.parametrize("page", ["cut", "cut-piece", "no-http", "nowhere", "a b"])
+def test_an_answer_that_breaks_off_is_none_and_stops_its_address_alone(page: str) -> None:
+    with hosted() as root:
+        with pytest.raises(OSError, match=r"977 bytes|IncompleteRead|BadStatus|IPv6|InvalidURL"):
+            Network(largest=5000).get(f"{root}/{page}", {})
+        with pytest.raises(FetchError, match="2 tries"):
+            Polite(Network(), tries=2, sleep=lambda _: None).get(f"{root}/{page}", {})
 
 
 def test_recordings_answer_by_address_and_entity_tag(tmp_path: Path) -> None:
