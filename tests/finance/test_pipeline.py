@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from instar.data.finance.loading import load_daily, status, verify
 from instar.data.finance.pipeline import STAGES, NewsPricePipeline, Ran
 from instar.data.finance.sessions import sessions
 from instar.data.finance.sources import Given
-from instar.data.finance.transport import ReplayTransport
+from instar.data.finance.transport import ReplayTransport, Response
 from instar.errors import DataError, ShapeError, UnknownNameError
 
 
@@ -282,6 +285,82 @@ def test_unknown_symbols_and_broken_records_are_quarantined_and_nothing_is_lost(
     assert max(len(row["text"]) for row in rows(config, "body")) <= 200_000
     assert verify(config.store) == []
     assert "<script" not in json.dumps([row["text"] for row in rows(config, "body")])
+
+
+class Interface:
+    """Three pages, of which each names the next; it dies or fails where it is told, and answers tags with 304."""
+
+    def __init__(self, pages: list[list[dict[str, Any]]]) -> None:
+        self.pages, self.asked, self.fails = pages, list[str](), dict[int, int | type[BaseException]]()
+
+    def get(self, url: str, headers: Mapping[str, str]) -> Response:
+        self.asked.append(url)
+        number = int(url.rsplit("=", 1)[1])
+        fails = self.fails.get(number)
+        if isinstance(fails, int):
+            return Response(url, fails)
+        if fails is not None:
+            raise fails
+        following = url.replace(f"p={number}", f"p={number + 1}") if number + 1 < len(self.pages) else ""
+        body = json.dumps({"data": self.pages[number], "next": following}).encode()
+        tag = hashlib.sha256(body).hexdigest()
+        if headers.get("If-None-Match") == tag:
+            return Response(url, 304)
+        return Response(url, 200, body, {"etag": tag})
+
+
+@pytest.mark.parametrize("fails", [KeyboardInterrupt, 404], ids=["killed", "failed"])
+@pytest.mark.parametrize("query", ["from={since}&p=0", "p=0"])
+def test_a_round_that_lost_a_page_is_asked_again_whole(tmp_path: Path, fails: Any, query: str) -> None:
+    pages = [[{"d": f"2023-03-{10 + n} 15:00:00 UTC", "t": f"Alu Works, {n}", "u": f"https://a.example/{n}"}] for n in range(3)]
+    api = Given(
+        "api",
+        "json",
+        {
+            "urls": [f"https://api.example/v1?{query}"],
+            "rows": "data",
+            "next": "next",
+            "per_minute": 1e9,
+            "fields": {"date": "d", "title": "t", "url": "u"},
+        },
+    )
+    config = dataclasses.replace(made.config(tmp_path, [], []), sources=(api,))
+    host, days = Interface(pages), [made.NOW + timedelta(days=number) for number in range(5)]
+
+    def update(day: int) -> list[str]:
+        host.asked = []
+        NewsPricePipeline(config, transport=host, now=lambda: days[day]).run()
+        return host.asked
+
+    host.fails = {1: fails}
+    with contextlib.suppress(KeyboardInterrupt):
+        update(0)
+    host.fails = {}
+    whole = [url.format(since="1970-01-01") for url in (f"https://api.example/v1?{query[:-1]}{number}" for number in range(3))]
+    assert update(1) == whole
+    assert len(rows(config, "article")) == 3
+    assert update(2) == [url.replace("1970-01-01", days[1].date().isoformat()) for url in whole]
+    host.pages[2] = [*host.pages[2], {"d": "2023-03-20 15:00:00 UTC", "t": "Alu Works, 9", "u": "https://a.example/9"}]
+    host.fails = {2: fails}
+    with contextlib.suppress(KeyboardInterrupt):
+        update(3)
+    host.fails = {}
+    # The first pages are as they were; what comes after them is not.
+    assert update(4) == [url.replace("1970-01-01", days[2].date().isoformat()) for url in whole]
+    assert len(rows(config, "article")) == 4
+
+
+def test_prices_that_come_back_are_the_prices(tmp_path: Path) -> None:
+    path, header = tmp_path / "ALU.csv", "Date,Open,High,Low,Close,Adj Close,Volume\n"
+    config = made.config(tmp_path, [], [str(path)])
+    told = []
+    for day, close in enumerate((10, 99, 10, 10)):
+        path.write_text(f"{header}2023-03-15,{close},{close},{close},{close},{close},1\n")
+        ran = NewsPricePipeline(config, now=lambda day=day: made.NOW + timedelta(days=day)).run()
+        assert ran.ingested is not None
+        told.append((ran.ingested.new, load_daily(config)["close"].tolist()))
+    assert told == [(1, [10]), (1, [99]), (1, [10]), (0, [10])]
+    assert load_daily(config, as_of=made.NOW + timedelta(days=1))["close"].tolist() == [99]
 
 
 def test_fnspids_rule_on_the_same_news(built: Config, tmp_path: Path) -> None:

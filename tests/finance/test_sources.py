@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,27 @@ def test_an_interface_is_followed_page_by_page(tmp_path: Path) -> None:
             JsonApi("s", urls=[URL], fields=fields_)
 
 
+def test_an_interface_of_several_pages_is_asked_without_tags_and_says_where_it_lost_its_way(tmp_path: Path) -> None:
+    pages = [f"https://api.example/v1?page={number}" for number in range(4)]
+    made.record(tmp_path, pages[0], json.dumps({"data": [], "next": pages[1]}).encode(), etag="0")
+    made.record(tmp_path, pages[1], b"<html>Please wait</html>", etag="1")
+    made.record(tmp_path, pages[2], json.dumps({"data": [], "next": "http://[::1"}).encode())
+    made.record(tmp_path, pages[3], json.dumps({"data": []}).encode())
+    api = JsonApi("s", urls=[pages[0], pages[2], pages[3]], rows="data", fields={"date": "at"}, next="next")
+    asked: list[str] = []
+
+    def ask() -> None:
+        for one in api.list(None, {pages[0]: "0", pages[1]: "1"}):
+            asked.append(one.location)
+            assert api.fetch(one, ReplayTransport(tmp_path)).status == 200
+
+    with pytest.raises(DataError, match=r"page=1 names no next page.*page=2 names no next page"):
+        ask()
+    assert asked == pages  # the others are asked all the same
+    alone = JsonApi("s", urls=[pages[0]], fields={"date": "at"})
+    assert [one.etag for one in alone.list(None, {pages[0]: "0"})] == ["0"]
+
+
 BARS = "Date,Open,High,Low,Close,Adj Close,Volume\n"
 
 
@@ -352,10 +374,11 @@ def test_sources_are_made_by_name_and_their_errors_told(tmp_path: Path) -> None:
         list(source(Given("a", "dump", {"files": "x.csv"})).list(None, {}))
 
 
-def item(store: RawStore, body: bytes, url: str = URL) -> bool:
+def item(store: RawStore, body: bytes, url: str = URL, **rest: Any) -> bool:
     import hashlib
 
-    return store.add(RawItem("s", url, made.NOW.isoformat(), 200, hashlib.sha256(body).hexdigest(), len(body)), body)
+    sha256 = hashlib.sha256(body).hexdigest() if body else ""
+    return store.add(RawItem("s", url, made.NOW.isoformat(), 200 if body else 404, sha256, len(body), **rest), body)
 
 
 def test_the_raw_store_keeps_each_content_once_and_knows_when_one_was_changed(tmp_path: Path) -> None:
@@ -368,7 +391,8 @@ def test_the_raw_store_keeps_each_content_once_and_knows_when_one_was_changed(tm
     ]
     again = RawStore(tmp_path)
     assert [one.url for one in again.items()] == [URL, URL, URL + "2"]
-    assert item(again, b"one") is False
+    assert item(again, b"two") is False
+    assert item(again, b"one", URL + "2") is False
     assert list(again.problems()) == []
     path = again.path(again.items()[1].sha256)
     path.write_bytes(b"tw0")
@@ -376,6 +400,39 @@ def test_the_raw_store_keeps_each_content_once_and_knows_when_one_was_changed(tm
         again.body(path.name)
     path.unlink()
     assert "cannot be read" in next(iter(again.problems()))
+
+
+def test_a_content_that_comes_back_is_what_the_address_says_now(tmp_path: Path) -> None:
+    bodies = (b"good", b"good", b"bad", b"good", b"", b"good", b"", b"bad")
+    assert [item(RawStore(tmp_path), body) for body in bodies] == [True, False, True, True, True, False, False, True]
+    store = RawStore(tmp_path)
+    assert [item(store, body) for body in (b"bad", b"good", b"good")] == [False, True, False]
+
+
+def test_what_a_source_is_asked_since_is_when_its_last_complete_round_began(tmp_path: Path) -> None:
+    store, began = RawStore(tmp_path), made.NOW + timedelta(hours=1)
+    assert store.known("s") == (None, {})
+    item(store, b"one", etag="1")  # as stores have it that know no rounds
+    assert store.known("s") == (made.NOW, {URL: "1"})
+    store.finish("s", began)  # nothing waits for it
+    assert store.known("s")[0] == made.NOW
+    item(store, b"two", waits=True)
+    item(store, b"two", URL + "2", etag="2", waits=True)
+    assert store.known("s") == (made.NOW, {URL + "2": "2"})  # the tag of another content would say "as before" of it
+    assert store.known("other") == (None, {})
+    store.finish("other", began)
+    assert RawStore(tmp_path).known("s")[0] == made.NOW
+    store.finish("s", began)
+    lines = store.manifest.read_bytes()
+    store.finish("s", began + timedelta(hours=1))
+    assert store.manifest.read_bytes() == lines
+    assert RawStore(tmp_path).known("s") == (began, {URL + "2": "2"})
+    assert len(store.items()) == 3
+    item(store, b"three", waits=True)
+    assert RawStore(tmp_path).known("s")[0] == began
+    store.manifest.write_bytes(lines.replace(b"13:00:00+00:00", b"13:00:00"))
+    with pytest.raises(DataError, match="line 4"):
+        store.items()
 
 
 def test_a_torn_line_at_the_end_was_never_promised_and_any_other_is_told(tmp_path: Path) -> None:

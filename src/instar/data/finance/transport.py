@@ -34,6 +34,11 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
     """Names in lower case."""
 
+    @property
+    def good(self) -> bool:
+        """Whether it has a content."""
+        return 200 <= self.status < 300 and bool(self.body)
+
 
 class FetchError(DataError):
     """An address that does not answer as hoped. It stops this address, never the others."""
