@@ -363,6 +363,37 @@ def test_prices_that_come_back_are_the_prices(tmp_path: Path) -> None:
     assert load_daily(config, as_of=made.NOW + timedelta(days=1))["close"].tolist() == [99]
 
 
+def test_news_that_come_back_were_seen_first_when_they_were(tmp_path: Path) -> None:
+    one, two = ([made.article(number, "Alu Works", datetime(2023, 3, 15, 15, tzinfo=UTC))] for number in (1, 2))
+    for day, found in enumerate((one, two, one)):
+        config = made.config(tmp_path, [str(made.jsonl(tmp_path / "n.jsonl", found))], [])
+        NewsPricePipeline(config, now=lambda day=day: made.NOW + timedelta(hours=9 * day)).run()
+    assert len(rows(config, "raw_item")) == 3
+    seen = sorted(row["first_seen_at"] for row in rows(config, "article"))
+    assert seen == [made.NOW, made.NOW + timedelta(hours=9)]
+
+
+@pytest.mark.parametrize("columns", ["Date,Url,Article_title", "Date,Article_title", "Date,Article"])
+@pytest.mark.parametrize("together", [True, False])
+def test_one_content_under_two_names_is_about_both_symbols(tmp_path: Path, columns: str, together: bool) -> None:
+    cells = {"Date": "2023-03-15 15:00:00 UTC", "Url": "https://a.example/1"}
+    row = ",".join(cells.get(name, "It won an order of eight ships on this day") for name in columns.split(","))
+    for name in ("ALU", "CAT"):
+        (tmp_path / f"{name}.csv").write_text(f"{columns}\n{row}\n")
+    files = [str(tmp_path / f"{name}.csv") for name in ("ALU", "CAT")]
+    given = [files] if together else [files[:1], files[1:]]
+    sources = tuple(Given(f"s{place}", "dump", {"files": mine, "symbol": "stem"}) for place, mine in enumerate(given))
+    config = dataclasses.replace(made.config(tmp_path, [], []), sources=sources)
+    for day, upto in enumerate((sources[:1], sources)):
+        part = dataclasses.replace(config, sources=upto)
+        NewsPricePipeline(part, now=lambda day=day: made.NOW + timedelta(days=day)).run()
+    assert [row["first_seen_at"] for row in rows(config, "article")] == [made.NOW]
+    assert sorted((row["symbol"], row["articles"]) for row in rows(config, "daily")) == [("ALU", 1), ("CAT", 1)]
+    apart = dataclasses.replace(config.compat(), store=tmp_path / "compat")
+    run(apart)
+    assert sorted(row["symbol"] for row in rows(apart, "aligned")) == ["ALU", "CAT"]
+
+
 def test_fnspids_rule_on_the_same_news(built: Config, tmp_path: Path) -> None:
     compat = dataclasses.replace(built.compat(), store=tmp_path / "store", scorer="lexicon")
     run(compat)

@@ -50,7 +50,10 @@ def _made(raw: RawStore, items: Sequence[RawItem], given: Source) -> dict[str, A
                 rows[table].append(row)
         except DataError as error:  # the whole is nothing that can be read; what came before it is kept
             rows["quarantine"].append(_rejected(Reject(-1, str(error)), item))
-    rows["record"] = list({row["key"]: row for row in rows["record"]}.values())  # one content under two addresses
+    first: dict[str, dict[str, Any]] = {}
+    for row in rows["record"]:  # items of one content come oldest first: one that came back has been seen before
+        first.setdefault(row["key"], row)
+    rows["record"] = list(first.values())
     return {name: tables.table(name, found) for name, found in rows.items()}
 
 
@@ -78,9 +81,9 @@ def _article(record: NewsRecord, item: RawItem, settings: Mapping[str, Any]) -> 
         canonical = ""  # javascript:, mailto:, a relative link: no address of an article, which may still have a text
     if not canonical and not said["title"] and not said["body"]:
         raise ValueError(f"the article has neither text nor an address of the web ({address[:60]!r})")
-    key = f"{item.sha256}:{record.place}"
     row = {
-        "key": key,
+        # Not of the content alone: the same bytes under another name or in another source may be about another symbol.
+        "key": tables.digest(item.source, item.url, item.sha256, record.place),
         "source": item.source,
         "raw": item.sha256,
         "place": record.place,
