@@ -287,6 +287,52 @@ def test_unknown_symbols_and_broken_records_are_quarantined_and_nothing_is_lost(
     assert "<script" not in json.dumps([row["text"] for row in rows(config, "body")])
 
 
+def test_values_beyond_all_bounds_are_quarantined_one_by_one(tmp_path: Path) -> None:
+    good = made.article(1, "Alu Works", datetime(2023, 3, 15, 15, tzinfo=UTC))
+    dates = ["9999-12-31", "0001-01-01T00:00:00+01:00", "9999-12-31T23:30:00-05:00", "<![foo[ x ]]>"]
+    odd = [{**good, "Url": f"https://a.example/{place}", "Date": said} for place, said in enumerate(dates)]
+    odd.append({**good, "Url": "https://a.example/score", "Score": 10**400})
+    told = {**good, "Url": "https://a.example/markup", "Article": "Alu Works won. <![foo[ x ]]> Its rival lost."}
+    path = made.jsonl(tmp_path / "n.jsonl", [*odd, told, good])
+    url, bars = "https://api.example/v1", made.prices(tmp_path / "p")
+    rows_ = [{"d": "2023-03-15", "t": "Alu Works", "s": symbols} for symbols in (5, True, ["ALU"])]
+    made.record(tmp_path / "r", url, json.dumps(rows_).encode())
+    with (tmp_path / "p" / "ALU.csv").open("a") as file:
+        file.writelines(f"{day},1,1,1,1,1,1\n" for day in ("0001-01-01", "9999-12-31"))
+    config = made.config(tmp_path, [str(path)], bars)
+    api = Given("api", "json", {"urls": [url], "fields": {"date": "d", "title": "t", "symbols": "s"}})
+    config = dataclasses.replace(config, sources=(*config.sources, api))
+    run(config, transport=ReplayTransport(tmp_path / "r"))
+    assert [row["stage"] for row in rows(config, "quarantine")] == ["normalise"] * (len(odd) + 2 + 2)
+    assert {row["url_canonical"] for row in rows(config, "article")} == {
+        "https://a.example/markup", "https://news.example/1", ""
+    }  # fmt: skip
+    assert "Alu Works won. Its rival lost." in [row["text"] for row in rows(config, "body")]
+    assert load_daily(config, ["ALU"])["session"].max() == date(2023, 6, 30)
+
+
+def test_what_lies_outside_the_calendar_is_quarantined_alone(tmp_path: Path) -> None:
+    inside = made.article(1, "Alu Works", datetime(2023, 3, 15, 1, tzinfo=UTC))
+    outside = made.article(2, "Alu Works", datetime(1970, 1, 1, 10, tzinfo=UTC))
+    again = {**outside, "Url": "https://other.example/copy", "Date": "1970-01-02 10:00:00 UTC"}
+    (tmp_path / "ALU.csv").write_text(
+        "Date,Open,High,Low,Close,Adj Close,Volume\n" + "".join(f"{day},1,1,1,1,1,1\n" for day in ("1970-01-05", "2023-03-15"))
+    )
+    files = [str(made.jsonl(tmp_path / f"{name}.jsonl", found)) for name, found in (("a", [inside]), ("b", [outside, again]))]
+    config = made.config(tmp_path, files, [str(tmp_path / "ALU.csv")], calendar="XTKS")
+    run(config)
+    lost = rows(config, "quarantine")
+    assert [row["stage"] for row in lost] == ["align", "align", "build"]
+    assert [row["place"] for row in lost] == [0, -1, -1]
+    assert "1970-01-01 10:00 UTC" in lost[0]["reason"]
+    assert "1970-01-05" in lost[2]["reason"]
+    assert [row["session"] for row in rows(config, "aligned")] == [date(2023, 3, 15)]
+    assert [(row["session"], row["articles"]) for row in rows(config, "daily")] == [(date(2023, 3, 15), 1)]
+    alone = dataclasses.replace(config, store=tmp_path / "alone", sources=made.config(tmp_path, files[1:], []).sources)
+    run(alone)
+    assert (len(rows(alone, "quarantine")), rows(alone, "daily")) == (2, [])
+
+
 class Interface:
     """Three pages, of which each names the next; it dies or fails where it is told, and answers tags with 304."""
 

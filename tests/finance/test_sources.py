@@ -237,6 +237,13 @@ def test_entities_are_refused_before_they_grow(encoding: str) -> None:
         feed(BOMB.encode(encoding))
 
 
+@pytest.mark.parametrize("said", ["&#xD800; is no character", "&lt;![foo[ x ]]&gt;", "&amp;#xD800;", "&#99999999999;"])
+def test_a_feed_of_odd_characters_is_read_or_is_no_feed(said: str) -> None:
+    rows = [{**made.articles(1)[0], "Article": said}]
+    with contextlib.suppress(DataError):
+        assert len(feed(made.rss(rows))) == 1
+
+
 @pytest.mark.parametrize("body", [b"", b"\x00" * 100, b"<html><body>Sign in</body></html>", b"{}", b"GIF89a" + bytes(range(256))])
 def test_what_is_no_feed_is_told(body: bytes) -> None:
     with pytest.raises(DataError, match="no feed"):
@@ -317,6 +324,32 @@ def test_an_interface_is_followed_page_by_page(tmp_path: Path) -> None:
             JsonApi("s", urls=[URL], fields=fields_)
 
 
+def test_values_of_any_kind_are_read_or_rejected_one_by_one() -> None:
+    fields = {"date": "at", "title": "t", "symbols": "tickers", "score": "s"}
+    values: list[Any] = [
+        5,
+        True,
+        1.5,
+        {"x": [1]},
+        [[]],
+        [None, {"y": 1}],
+        "ALU",
+        "",
+        None,
+        10**400,
+        -(10**400),
+        [10**400],
+        "9" * 400,
+    ]
+    rows = [{"at": "2023-05-01", "t": "T", key: value} for value in values for key in ("tickers", "s", "t", "at")]
+    found = list(JsonApi("s", urls=[URL], fields=fields).parse(json.dumps(rows).encode(), raw()))
+    assert [one.place for one in found] == list(range(len(rows)))
+    assert any("neither a text nor a list: 5" in reason for reason in rejects(iter(found)))
+    assert any("too large" in reason for reason in rejects(iter(found)))
+    lines = "".join(json.dumps({"date": "2023-05-01", key: value}) + "\n" for value in values for key in ("symbols", "score"))
+    assert len(dump(lines)) == 2 * len(values)
+
+
 def test_an_interface_of_several_pages_is_asked_without_tags_and_says_where_it_lost_its_way(tmp_path: Path) -> None:
     pages = [f"https://api.example/v1?page={number}" for number in range(4)]
     made.record(tmp_path, pages[0], json.dumps({"data": [], "next": pages[1]}).encode(), etag="0")
@@ -347,12 +380,14 @@ def test_prices_are_read_and_impossible_bars_rejected() -> None:
         "2023-05-03,null,1,1,1,1,1",
         "2023-05-04,-1,1,1,1,1,1",
     ]
+    rows.append(f"2023-05-09,{'9' * 400},1,1,1,1,1")
     text = BARS + "\n".join([*rows, "x,1,1,1,1,1,1", "2023-05-05,1", "2023-05-08,1,1,1,1,,", ""])
     found = list(Prices("s", files=["*"]).parse(text.encode(), raw("/data/alu.csv")))
     good = [one for one in found if isinstance(one, PriceRecord)]
     assert [(one.symbol, one.session.day, one.adj_close) for one in good] == [("ALU", 1, 1.4), ("ALU", 8, 1.0)]
     assert good[1].volume != good[1].volume
-    assert len(rejects(iter(found))) == 6
+    assert len(rejects(iter(found))) == 7
+    assert len(rejects(Prices("s", files=["*"], floats="hasty").parse(text.encode(), raw("/data/alu.csv")))) == 7
     with pytest.raises(DataError, match="lacks the columns close"):
         list(Prices("s", files=["*"]).parse(b"Date,Open,High,Low,Volume\n", raw()))
     several = "symbol," + BARS + "A,2023-05-01,1,2,0.5,1.5,1.4,100\nB,2023-05-01,1,2,0.5,1.5,1.4,100\n"

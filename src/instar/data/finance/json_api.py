@@ -99,7 +99,9 @@ class JsonApi:
         found = {name: _at(row, path) for name, path in self.fields.items()}
         if found["date"] in (None, ""):
             return Reject(place, f"the article has no date at '{self.fields['date']}'")
-        symbols = found.pop("symbols", None) or ()
+        symbols = found.pop("symbols", None) or []
+        if not isinstance(symbols, str | list):
+            return Reject(place, f"the symbols are neither a text nor a list: {str(symbols)[:60]}")
         try:
             score = number(found.pop("score", None))
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, time
 from functools import partial
 from typing import Any
 
@@ -60,14 +61,20 @@ def _made(raw: RawStore, items: Sequence[RawItem], given: Source) -> dict[str, A
 def _row(record: NewsRecord | PriceRecord | Reject, item: RawItem, given: Source) -> tuple[str, dict[str, Any]]:
     if isinstance(record, Reject):
         return "quarantine", _rejected(record, item)
-    if isinstance(record, PriceRecord):
-        names = ("symbol", "session", "open", "high", "low", "close", "adj_close", "volume")
-        values = {name: getattr(record, name) for name in names}
-        return "price", {**values, "source": item.source, "raw": item.sha256, "as_of": item.retrieved}
     try:
+        if isinstance(record, PriceRecord):
+            return "price", _bar(record, item)
         return "record", _article(record, item, given.settings)
     except ValueError as error:
         return "quarantine", _rejected(Reject(record.place, str(error)), item)
+
+
+def _bar(record: PriceRecord, item: RawItem) -> dict[str, Any]:
+    """The row of a session of prices. Raises ValueError for a day that none can have."""
+    times.check(datetime.combine(record.session, time.min, UTC), item.retrieved, record.session.isoformat())
+    names = ("symbol", "session", "open", "high", "low", "close", "adj_close", "volume")
+    values = {name: getattr(record, name) for name in names}
+    return {**values, "source": item.source, "raw": item.sha256, "as_of": item.retrieved}
 
 
 def _article(record: NewsRecord, item: RawItem, settings: Mapping[str, Any]) -> dict[str, Any]:
