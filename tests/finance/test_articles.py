@@ -74,6 +74,7 @@ def test_markup_becomes_text_without_what_runs_or_steers() -> None:
     assert "Fine" in text
     assert not any(word in text for word in ("steal", "p{}", "no", "\x1b", "\x00", "\u200b"))
     assert plain("<b>unclosed <i>tags") == "unclosed tags"
+    assert plain("Alu <![foo[ x ]]>won <![ y>again") == "Alu won again"  # sections that no HTML has
     assert plain("a < b and \ud800c") == "a < b and c"
     assert len(plain("long " * LONGEST)) <= LONGEST
     assert digest("It’s  ALU.") == digest("it's alu")
@@ -127,6 +128,13 @@ def test_copies_are_told_by_address_body_and_near_words_and_the_earliest_stays()
     assert same == [("twin", "first")]
     assert find(rows[::-1]) == (stay, copies, same)
     assert find(rows, urls=False, near=False) == (["first", "twin", "body", "near", "other", "late", "week"], [], [])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="<>![]/-?&#;ax\"' \n", max_size=60))
+def test_any_markup_is_read(markup: str) -> None:
+    for text in (markup, "<![" + markup, "<![a[" + markup):
+        assert len(plain(text)) <= len(text)
 
 
 def test_the_blocks_find_what_a_plain_search_finds() -> None:

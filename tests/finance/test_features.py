@@ -126,6 +126,17 @@ def test_prices_are_adjusted_by_their_own_factor_and_gaps_are_gaps() -> None:
     assert rows[8]["log_return"] is not None  # since the last price there is
 
 
+def test_a_bar_of_a_day_without_a_session_is_in_no_return() -> None:
+    part = bars(DAYS)
+    stray = int(next(day for day in range(DAYS[0], DAYS[-1]) if day not in DAYS))
+    place = int(np.searchsorted(DAYS, stray))
+    values = np.insert(part.values, place, part.values[place] / 2, axis=0)
+    for first in ([], [part]):  # alone, and as a later retrieval
+        rows = daily("ALU", [], [*first, Bars(np.insert(DAYS, place, stray), values)], DAYS)
+        assert rows == daily("ALU", [], [part], DAYS)
+    assert daily("ALU", [News(int(DAYS[3]), 5.0)], [Bars(np.array([stray]), values[:1])], DAYS)[0]["close"] is None
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.floats(1, 5), st.integers(0, 400), st.integers(0, 400))
 def test_decay_goes_on_where_it_was(score: float, one: int, two: int) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from instar.data.finance.loading import load_daily, status, verify
 from instar.data.finance.pipeline import STAGES, NewsPricePipeline, Ran
 from instar.data.finance.sessions import sessions
 from instar.data.finance.sources import Given
-from instar.data.finance.transport import ReplayTransport
+from instar.data.finance.transport import ReplayTransport, Response
 from instar.errors import DataError, ShapeError, UnknownNameError
 
 
@@ -282,6 +285,159 @@ def test_unknown_symbols_and_broken_records_are_quarantined_and_nothing_is_lost(
     assert max(len(row["text"]) for row in rows(config, "body")) <= 200_000
     assert verify(config.store) == []
     assert "<script" not in json.dumps([row["text"] for row in rows(config, "body")])
+
+
+def test_values_beyond_all_bounds_are_quarantined_one_by_one(tmp_path: Path) -> None:
+    good = made.article(1, "Alu Works", datetime(2023, 3, 15, 15, tzinfo=UTC))
+    dates = ["9999-12-31", "0001-01-01T00:00:00+01:00", "9999-12-31T23:30:00-05:00", "<![foo[ x ]]>"]
+    odd = [{**good, "Url": f"https://a.example/{place}", "Date": said} for place, said in enumerate(dates)]
+    odd.append({**good, "Url": "https://a.example/score", "Score": 10**400})
+    told = {**good, "Url": "https://a.example/markup", "Article": "Alu Works won. <![foo[ x ]]> Its rival lost."}
+    path = made.jsonl(tmp_path / "n.jsonl", [*odd, told, good])
+    url, bars = "https://api.example/v1", made.prices(tmp_path / "p")
+    rows_ = [{"d": "2023-03-15", "t": "Alu Works", "s": symbols} for symbols in (5, True, ["ALU"])]
+    made.record(tmp_path / "r", url, json.dumps(rows_).encode())
+    with (tmp_path / "p" / "ALU.csv").open("a") as file:
+        file.writelines(f"{day},1,1,1,1,1,1\n" for day in ("0001-01-01", "9999-12-31"))
+    config = made.config(tmp_path, [str(path)], bars)
+    api = Given("api", "json", {"urls": [url], "fields": {"date": "d", "title": "t", "symbols": "s"}})
+    config = dataclasses.replace(config, sources=(*config.sources, api))
+    run(config, transport=ReplayTransport(tmp_path / "r"))
+    assert [row["stage"] for row in rows(config, "quarantine")] == ["normalise"] * (len(odd) + 2 + 2)
+    assert {row["url_canonical"] for row in rows(config, "article")} == {
+        "https://a.example/markup", "https://news.example/1", ""
+    }  # fmt: skip
+    assert "Alu Works won. Its rival lost." in [row["text"] for row in rows(config, "body")]
+    assert load_daily(config, ["ALU"])["session"].max() == date(2023, 6, 30)
+
+
+def test_what_lies_outside_the_calendar_is_quarantined_alone(tmp_path: Path) -> None:
+    inside = made.article(1, "Alu Works", datetime(2023, 3, 15, 1, tzinfo=UTC))
+    outside = made.article(2, "Alu Works", datetime(1970, 1, 1, 10, tzinfo=UTC))
+    again = {**outside, "Url": "https://other.example/copy", "Date": "1970-01-02 10:00:00 UTC"}
+    (tmp_path / "ALU.csv").write_text(
+        "Date,Open,High,Low,Close,Adj Close,Volume\n" + "".join(f"{day},1,1,1,1,1,1\n" for day in ("1970-01-05", "2023-03-15"))
+    )
+    files = [str(made.jsonl(tmp_path / f"{name}.jsonl", found)) for name, found in (("a", [inside]), ("b", [outside, again]))]
+    config = made.config(tmp_path, files, [str(tmp_path / "ALU.csv")], calendar="XTKS")
+    run(config)
+    lost = rows(config, "quarantine")
+    assert [row["stage"] for row in lost] == ["align", "align", "build"]
+    assert [row["place"] for row in lost] == [0, -1, -1]
+    assert "1970-01-01 10:00 UTC" in lost[0]["reason"]
+    assert "1970-01-05" in lost[2]["reason"]
+    assert [row["session"] for row in rows(config, "aligned")] == [date(2023, 3, 15)]
+    assert [(row["session"], row["articles"]) for row in rows(config, "daily")] == [(date(2023, 3, 15), 1)]
+    alone = dataclasses.replace(config, store=tmp_path / "alone", sources=made.config(tmp_path, files[1:], []).sources)
+    run(alone)
+    assert (len(rows(alone, "quarantine")), rows(alone, "daily")) == (2, [])
+
+
+class Interface:
+    """Three pages, of which each names the next; it dies or fails where it is told, and answers tags with 304."""
+
+    def __init__(self, pages: list[list[dict[str, Any]]]) -> None:
+        self.pages, self.asked, self.fails = pages, list[str](), dict[int, int | type[BaseException]]()
+
+    def get(self, url: str, headers: Mapping[str, str]) -> Response:
+        self.asked.append(url)
+        number = int(url.rsplit("=", 1)[1])
+        fails = self.fails.get(number)
+        if isinstance(fails, int):
+            return Response(url, fails)
+        if fails is not None:
+            raise fails
+        following = url.replace(f"p={number}", f"p={number + 1}") if number + 1 < len(self.pages) else ""
+        body = json.dumps({"data": self.pages[number], "next": following}).encode()
+        tag = hashlib.sha256(body).hexdigest()
+        if headers.get("If-None-Match") == tag:
+            return Response(url, 304)
+        return Response(url, 200, body, {"etag": tag})
+
+
+@pytest.mark.parametrize("fails", [KeyboardInterrupt, 404], ids=["killed", "failed"])
+@pytest.mark.parametrize("query", ["from={since}&p=0", "p=0"])
+def test_a_round_that_lost_a_page_is_asked_again_whole(tmp_path: Path, fails: Any, query: str) -> None:
+    pages = [[{"d": f"2023-03-{10 + n} 15:00:00 UTC", "t": f"Alu Works, {n}", "u": f"https://a.example/{n}"}] for n in range(3)]
+    api = Given(
+        "api",
+        "json",
+        {
+            "urls": [f"https://api.example/v1?{query}"],
+            "rows": "data",
+            "next": "next",
+            "per_minute": 1e9,
+            "fields": {"date": "d", "title": "t", "url": "u"},
+        },
+    )
+    config = dataclasses.replace(made.config(tmp_path, [], []), sources=(api,))
+    host, days = Interface(pages), [made.NOW + timedelta(days=number) for number in range(5)]
+
+    def update(day: int) -> list[str]:
+        host.asked = []
+        NewsPricePipeline(config, transport=host, now=lambda: days[day]).run()
+        return host.asked
+
+    host.fails = {1: fails}
+    with contextlib.suppress(KeyboardInterrupt):
+        update(0)
+    host.fails = {}
+    whole = [url.format(since="1970-01-01") for url in (f"https://api.example/v1?{query[:-1]}{number}" for number in range(3))]
+    assert update(1) == whole
+    assert len(rows(config, "article")) == 3
+    assert update(2) == [url.replace("1970-01-01", days[1].date().isoformat()) for url in whole]
+    host.pages[2] = [*host.pages[2], {"d": "2023-03-20 15:00:00 UTC", "t": "Alu Works, 9", "u": "https://a.example/9"}]
+    host.fails = {2: fails}
+    with contextlib.suppress(KeyboardInterrupt):
+        update(3)
+    host.fails = {}
+    # The first pages are as they were; what comes after them is not.
+    assert update(4) == [url.replace("1970-01-01", days[2].date().isoformat()) for url in whole]
+    assert len(rows(config, "article")) == 4
+
+
+def test_prices_that_come_back_are_the_prices(tmp_path: Path) -> None:
+    path, header = tmp_path / "ALU.csv", "Date,Open,High,Low,Close,Adj Close,Volume\n"
+    config = made.config(tmp_path, [], [str(path)])
+    told = []
+    for day, close in enumerate((10, 99, 10, 10)):
+        path.write_text(f"{header}2023-03-15,{close},{close},{close},{close},{close},1\n")
+        ran = NewsPricePipeline(config, now=lambda day=day: made.NOW + timedelta(days=day)).run()
+        assert ran.ingested is not None
+        told.append((ran.ingested.new, load_daily(config)["close"].tolist()))
+    assert told == [(1, [10]), (1, [99]), (1, [10]), (0, [10])]
+    assert load_daily(config, as_of=made.NOW + timedelta(days=1))["close"].tolist() == [99]
+
+
+def test_news_that_come_back_were_seen_first_when_they_were(tmp_path: Path) -> None:
+    one, two = ([made.article(number, "Alu Works", datetime(2023, 3, 15, 15, tzinfo=UTC))] for number in (1, 2))
+    for day, found in enumerate((one, two, one)):
+        config = made.config(tmp_path, [str(made.jsonl(tmp_path / "n.jsonl", found))], [])
+        NewsPricePipeline(config, now=lambda day=day: made.NOW + timedelta(hours=9 * day)).run()
+    assert len(rows(config, "raw_item")) == 3
+    seen = sorted(row["first_seen_at"] for row in rows(config, "article"))
+    assert seen == [made.NOW, made.NOW + timedelta(hours=9)]
+
+
+@pytest.mark.parametrize("columns", ["Date,Url,Article_title", "Date,Article_title", "Date,Article"])
+@pytest.mark.parametrize("together", [True, False])
+def test_one_content_under_two_names_is_about_both_symbols(tmp_path: Path, columns: str, together: bool) -> None:
+    cells = {"Date": "2023-03-15 15:00:00 UTC", "Url": "https://a.example/1"}
+    row = ",".join(cells.get(name, "It won an order of eight ships on this day") for name in columns.split(","))
+    for name in ("ALU", "CAT"):
+        (tmp_path / f"{name}.csv").write_text(f"{columns}\n{row}\n")
+    files = [str(tmp_path / f"{name}.csv") for name in ("ALU", "CAT")]
+    given = [files] if together else [files[:1], files[1:]]
+    sources = tuple(Given(f"s{place}", "dump", {"files": mine, "symbol": "stem"}) for place, mine in enumerate(given))
+    config = dataclasses.replace(made.config(tmp_path, [], []), sources=sources)
+    for day, upto in enumerate((sources[:1], sources)):
+        part = dataclasses.replace(config, sources=upto)
+        NewsPricePipeline(part, now=lambda day=day: made.NOW + timedelta(days=day)).run()
+    assert [row["first_seen_at"] for row in rows(config, "article")] == [made.NOW]
+    assert sorted((row["symbol"], row["articles"]) for row in rows(config, "daily")) == [("ALU", 1), ("CAT", 1)]
+    apart = dataclasses.replace(config.compat(), store=tmp_path / "compat")
+    run(apart)
+    assert sorted(row["symbol"] for row in rows(apart, "aligned")) == ["ALU", "CAT"]
 
 
 def test_fnspids_rule_on_the_same_news(built: Config, tmp_path: Path) -> None:

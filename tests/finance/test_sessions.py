@@ -78,6 +78,20 @@ def test_bad_requests_are_told() -> None:
         sessions("XNYS", date(2023, 1, 1), date(2022, 2, 1))
 
 
+@pytest.mark.parametrize(("name", "begins"), [("XTKS", 1997), ("XBOM", 1997), ("XSHG", 1990)])
+def test_a_calendar_gives_the_years_that_it_knows_and_says_what_they_cover(name: str, begins: int) -> None:
+    assert len(sessions(name, date(1970, 1, 1), date(1970, 12, 1)).days) == 0
+    found = sessions(name, date(1970, 1, 1), date(1999, 1, 1))
+    assert day_of(int(found.days[0])).year == begins
+    edges = np.array([found.opens[0] - 1, found.opens[0], found.opens[-1] - 1, found.opens[-1]])
+    assert found.covers(edges).tolist() == [False, True, True, False]
+    inside = edges[1:3]
+    for rule in ("strict", "open"):
+        assert align(inside, inside, rule, found)[0] == found.days[0 if rule == "strict" else 1]
+        with pytest.raises(DataError, match="do not cover"):
+            align(edges[:1], edges[:1], rule, found)
+
+
 def test_other_exchanges_have_other_days() -> None:
     london = sessions("XLON", date(2024, 1, 1), date(2024, 6, 30))
     assert set(london.days) != set(CALENDAR.between(london.days[0], london.days[-1]).days)

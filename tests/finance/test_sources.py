@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,23 @@ class _Host(BaseHTTPRequestHandler):
             self.send_header("ETag", "tag")
             self.end_headers()
             self.wfile.write(b"" if known else b"body")
+        elif self.path == "/cut":
+            self.send_response(200)
+            self.send_header("ETag", "tag")
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"the first 23 bytes, and")
+        elif self.path == "/cut-piece":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"3e8\r\nthe first 23 bytes, and")
+        elif self.path == "/no-http":
+            self.wfile.write(b"\0\1\2\r\n")
+        elif self.path == "/nowhere":
+            self.send_response(302)
+            self.send_header("Location", "http://[::1")
+            self.end_headers()
         elif self.path == "/long":
             self.send_response(200)
             self.end_headers()
@@ -118,11 +136,20 @@ class _Host(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-def test_the_network_reads_up_to_a_limit_and_follows_the_web_alone() -> None:
+@contextlib.contextmanager
+def hosted() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Host)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    root, network = f"http://127.0.0.1:{server.server_address[1]}", Network(largest=1000)
     try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_network_reads_up_to_a_limit_and_follows_the_web_alone() -> None:
+    network = Network(largest=1000)
+    with hosted() as root:
         found = network.get(f"{root}/page", {})
         assert (found.status, found.body, found.headers["etag"]) == (200, b"body", "tag")
         assert network.get(f"{root}/page", {"If-None-Match": "tag"}).status == 304
@@ -133,11 +160,17 @@ def test_the_network_reads_up_to_a_limit_and_follows_the_web_alone() -> None:
         with pytest.raises(FetchError, match="no address of http"):
             network.get(f"{root}/ftp", {})
         assert network.get(f"{root}/file", {}).body == b""
-    finally:
-        server.shutdown()
-        server.server_close()
     with pytest.raises(FetchError, match="2 tries"):
         Polite(network, tries=2, sleep=lambda _: None).get(f"{root}/page", {})
+
+
+@pytest.mark.parametrize("page", ["cut", "cut-piece", "no-http", "nowhere", "a b"])
+def test_an_answer_that_breaks_off_is_none_and_stops_its_address_alone(page: str) -> None:
+    with hosted() as root:
+        with pytest.raises(OSError, match=r"977 bytes|IncompleteRead|BadStatus|IPv6|InvalidURL"):
+            Network(largest=5000).get(f"{root}/{page}", {})
+        with pytest.raises(FetchError, match="2 tries"):
+            Polite(Network(), tries=2, sleep=lambda _: None).get(f"{root}/{page}", {})
 
 
 def test_recordings_answer_by_address_and_entity_tag(tmp_path: Path) -> None:
@@ -202,6 +235,13 @@ BOMB = (
 def test_entities_are_refused_before_they_grow(encoding: str) -> None:
     with pytest.raises(DataError, match="entities"):
         feed(BOMB.encode(encoding))
+
+
+@pytest.mark.parametrize("said", ["&#xD800; is no character", "&lt;![foo[ x ]]&gt;", "&amp;#xD800;", "&#99999999999;"])
+def test_a_feed_of_odd_characters_is_read_or_is_no_feed(said: str) -> None:
+    rows = [{**made.articles(1)[0], "Article": said}]
+    with contextlib.suppress(DataError):
+        assert len(feed(made.rss(rows))) == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"\x00" * 100, b"<html><body>Sign in</body></html>", b"{}", b"GIF89a" + bytes(range(256))])
@@ -284,6 +324,53 @@ def test_an_interface_is_followed_page_by_page(tmp_path: Path) -> None:
             JsonApi("s", urls=[URL], fields=fields_)
 
 
+def test_values_of_any_kind_are_read_or_rejected_one_by_one() -> None:
+    fields = {"date": "at", "title": "t", "symbols": "tickers", "score": "s"}
+    values: list[Any] = [
+        5,
+        True,
+        1.5,
+        {"x": [1]},
+        [[]],
+        [None, {"y": 1}],
+        "ALU",
+        "",
+        None,
+        10**400,
+        -(10**400),
+        [10**400],
+        "9" * 400,
+    ]
+    rows = [{"at": "2023-05-01", "t": "T", key: value} for value in values for key in ("tickers", "s", "t", "at")]
+    found = list(JsonApi("s", urls=[URL], fields=fields).parse(json.dumps(rows).encode(), raw()))
+    assert [one.place for one in found] == list(range(len(rows)))
+    assert any("neither a text nor a list: 5" in reason for reason in rejects(iter(found)))
+    assert any("too large" in reason for reason in rejects(iter(found)))
+    lines = "".join(json.dumps({"date": "2023-05-01", key: value}) + "\n" for value in values for key in ("symbols", "score"))
+    assert len(dump(lines)) == 2 * len(values)
+
+
+def test_an_interface_of_several_pages_is_asked_without_tags_and_says_where_it_lost_its_way(tmp_path: Path) -> None:
+    pages = [f"https://api.example/v1?page={number}" for number in range(4)]
+    made.record(tmp_path, pages[0], json.dumps({"data": [], "next": pages[1]}).encode(), etag="0")
+    made.record(tmp_path, pages[1], b"<html>Please wait</html>", etag="1")
+    made.record(tmp_path, pages[2], json.dumps({"data": [], "next": "http://[::1"}).encode())
+    made.record(tmp_path, pages[3], json.dumps({"data": []}).encode())
+    api = JsonApi("s", urls=[pages[0], pages[2], pages[3]], rows="data", fields={"date": "at"}, next="next")
+    asked: list[str] = []
+
+    def ask() -> None:
+        for one in api.list(None, {pages[0]: "0", pages[1]: "1"}):
+            asked.append(one.location)
+            assert api.fetch(one, ReplayTransport(tmp_path)).status == 200
+
+    with pytest.raises(DataError, match=r"page=1 names no next page.*page=2 names no next page"):
+        ask()
+    assert asked == pages  # the others are asked all the same
+    alone = JsonApi("s", urls=[pages[0]], fields={"date": "at"})
+    assert [one.etag for one in alone.list(None, {pages[0]: "0"})] == ["0"]
+
+
 BARS = "Date,Open,High,Low,Close,Adj Close,Volume\n"
 
 
@@ -293,12 +380,14 @@ def test_prices_are_read_and_impossible_bars_rejected() -> None:
         "2023-05-03,null,1,1,1,1,1",
         "2023-05-04,-1,1,1,1,1,1",
     ]
+    rows.append(f"2023-05-09,{'9' * 400},1,1,1,1,1")
     text = BARS + "\n".join([*rows, "x,1,1,1,1,1,1", "2023-05-05,1", "2023-05-08,1,1,1,1,,", ""])
     found = list(Prices("s", files=["*"]).parse(text.encode(), raw("/data/alu.csv")))
     good = [one for one in found if isinstance(one, PriceRecord)]
     assert [(one.symbol, one.session.day, one.adj_close) for one in good] == [("ALU", 1, 1.4), ("ALU", 8, 1.0)]
     assert good[1].volume != good[1].volume
-    assert len(rejects(iter(found))) == 6
+    assert len(rejects(iter(found))) == 7
+    assert len(rejects(Prices("s", files=["*"], floats="hasty").parse(text.encode(), raw("/data/alu.csv")))) == 7
     with pytest.raises(DataError, match="lacks the columns close"):
         list(Prices("s", files=["*"]).parse(b"Date,Open,High,Low,Volume\n", raw()))
     several = "symbol," + BARS + "A,2023-05-01,1,2,0.5,1.5,1.4,100\nB,2023-05-01,1,2,0.5,1.5,1.4,100\n"
@@ -320,10 +409,11 @@ def test_sources_are_made_by_name_and_their_errors_told(tmp_path: Path) -> None:
         list(source(Given("a", "dump", {"files": "x.csv"})).list(None, {}))
 
 
-def item(store: RawStore, body: bytes, url: str = URL) -> bool:
+def item(store: RawStore, body: bytes, url: str = URL, **rest: Any) -> bool:
     import hashlib
 
-    return store.add(RawItem("s", url, made.NOW.isoformat(), 200, hashlib.sha256(body).hexdigest(), len(body)), body)
+    sha256 = hashlib.sha256(body).hexdigest() if body else ""
+    return store.add(RawItem("s", url, made.NOW.isoformat(), 200 if body else 404, sha256, len(body), **rest), body)
 
 
 def test_the_raw_store_keeps_each_content_once_and_knows_when_one_was_changed(tmp_path: Path) -> None:
@@ -336,7 +426,8 @@ def test_the_raw_store_keeps_each_content_once_and_knows_when_one_was_changed(tm
     ]
     again = RawStore(tmp_path)
     assert [one.url for one in again.items()] == [URL, URL, URL + "2"]
-    assert item(again, b"one") is False
+    assert item(again, b"two") is False
+    assert item(again, b"one", URL + "2") is False
     assert list(again.problems()) == []
     path = again.path(again.items()[1].sha256)
     path.write_bytes(b"tw0")
@@ -344,6 +435,39 @@ def test_the_raw_store_keeps_each_content_once_and_knows_when_one_was_changed(tm
         again.body(path.name)
     path.unlink()
     assert "cannot be read" in next(iter(again.problems()))
+
+
+def test_a_content_that_comes_back_is_what_the_address_says_now(tmp_path: Path) -> None:
+    bodies = (b"good", b"good", b"bad", b"good", b"", b"good", b"", b"bad")
+    assert [item(RawStore(tmp_path), body) for body in bodies] == [True, False, True, True, True, False, False, True]
+    store = RawStore(tmp_path)
+    assert [item(store, body) for body in (b"bad", b"good", b"good")] == [False, True, False]
+
+
+def test_what_a_source_is_asked_since_is_when_its_last_complete_round_began(tmp_path: Path) -> None:
+    store, began = RawStore(tmp_path), made.NOW + timedelta(hours=1)
+    assert store.known("s") == (None, {})
+    item(store, b"one", etag="1")  # as stores have it that know no rounds
+    assert store.known("s") == (made.NOW, {URL: "1"})
+    store.finish("s", began)  # nothing waits for it
+    assert store.known("s")[0] == made.NOW
+    item(store, b"two", waits=True)
+    item(store, b"two", URL + "2", etag="2", waits=True)
+    assert store.known("s") == (made.NOW, {URL + "2": "2"})  # the tag of another content would say "as before" of it
+    assert store.known("other") == (None, {})
+    store.finish("other", began)
+    assert RawStore(tmp_path).known("s")[0] == made.NOW
+    store.finish("s", began)
+    lines = store.manifest.read_bytes()
+    store.finish("s", began + timedelta(hours=1))
+    assert store.manifest.read_bytes() == lines
+    assert RawStore(tmp_path).known("s") == (began, {URL + "2": "2"})
+    assert len(store.items()) == 3
+    item(store, b"three", waits=True)
+    assert RawStore(tmp_path).known("s")[0] == began
+    store.manifest.write_bytes(lines.replace(b"13:00:00+00:00", b"13:00:00"))
+    with pytest.raises(DataError, match="line 4"):
+        store.items()
 
 
 def test_a_torn_line_at_the_end_was_never_promised_and_any_other_is_told(tmp_path: Path) -> None:

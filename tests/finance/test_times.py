@@ -80,11 +80,15 @@ def test_relative_dates_count_from_the_retrieval() -> None:
 
 @pytest.mark.parametrize(
     "said",
-    ["", "soon", "2024-13-45", "25:99", "January 25, 2024 — 08:52 am XYZ", "1899-01-01", "9" * 13, "2031-01-01T00:10:00Z", "\0"],
+    [
+        *("", "soon", "2024-13-45", "25:99", "January 25, 2024 — 08:52 am XYZ", "1899-01-01", "9" * 13, "2031-01-01T00:10:00Z"),
+        *("\0", "9999-12-31", "9999-12-31T23:30:00-05:00", "0001-01-01T00:00:00+01:00", "January 1, 0001 12:30 am +0200"),
+    ],
 )
-def test_what_is_no_date_is_refused_with_what_was_received(said: str) -> None:
+@pytest.mark.parametrize("clock", ["true", "fnspid"])
+def test_what_is_no_date_is_refused_with_what_was_received(said: str, clock: str) -> None:
     with pytest.raises(ValueError, match=r"date|1900|future"):
-        times.parse(said, NOW)
+        times.parse(said, NOW, clock=clock)
 
 
 def test_fnspids_clock_goes_five_hours_back_where_utc_lies_five_ahead() -> None:

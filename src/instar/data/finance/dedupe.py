@@ -28,14 +28,14 @@ def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool
     seen: dict[str, Seen] = {}
     where: dict[str, str] = {}
     digests: dict[str, str] = {}
-    for sha in parts.values():
+    for sha in reversed(parts.values()):  # of a source the newest first: what came back has been seen before, which counts
         table = catalogue.read("record", [sha], _LIGHT)
         columns = [table.column(name) for name in _LIGHT]
         columns[-1] = columns[-1].cast("int64")  # microseconds
         keys, digest, titles, given, bodies, codes, known = (column.to_pylist() for column in columns)
-        # Without an address, the same headline at the same time is the same article.
-        told = zip(given, titles, known, strict=True)
-        addresses = [url or (f"text:{title}:{when}" if title else "") for url, title, when in told]
+        # Without an address, the same headline at the same time is the same article; without one of those, the same body.
+        told = zip(given, [title or body for title, body in zip(titles, bodies, strict=True)], known, strict=True)
+        addresses = [url or (f"text:{text}:{when}" if text else "") for url, text, when in told]
         seen.update(zip(keys, starmap(Seen, zip(keys, addresses, known, bodies, codes, strict=True)), strict=True))
         where.update(dict.fromkeys(keys, sha))
         digests.update(zip(keys, digest, strict=True))

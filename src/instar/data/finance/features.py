@@ -51,7 +51,7 @@ def daily(
     come oldest first: the newest that has a session gives its bar, and the newest that has two sessions that follow each other
     gives the return between them, so that a later split never looks like a fall. O(articles + sessions).
     """
-    days, values, returns = _joined(bars)
+    days, values, returns = _joined([_within(one, sessions) for one in bars])
     if len(days):
         span = sessions[(sessions >= days[0]) & (sessions <= days[-1])]
     else:
@@ -147,6 +147,12 @@ def _standing(volume: Numbers, window: int) -> Numbers:
     spread = deviation > 0
     found[window:][spread] = (volume[window:][spread] - mean[spread]) / deviation[spread]
     return found
+
+
+def _within(bars: Bars, sessions: Days) -> Bars:
+    """Without days that are no sessions: a stray bar of a Saturday would end one return and begin the next."""
+    keep = np.isin(bars.days, sessions)
+    return Bars(bars.days[keep], bars.values[keep])
 
 
 def _joined(bars: Sequence[Bars]) -> tuple[Days, Numbers, Numbers]:

@@ -51,7 +51,10 @@ class Feed:
         if b"<!ENTITY" in body.replace(b"\0", b"").upper():
             raise DataError(f"{raw.url} declares entities in its document type, which no feed needs: it was not parsed.")
         headers = {"content-type": raw.content_type} if raw.content_type else {}
-        found = feedparser.parse(io.BytesIO(body), response_headers=headers)
+        try:
+            found = feedparser.parse(io.BytesIO(body), response_headers=headers)
+        except (ValueError, OverflowError) as error:  # of references to characters that there are not, such as &#xD800;
+            raise DataError(f"{raw.url} is no feed that can be read: {str(error)[:200]}.") from error
         if not found.get("version") and not found.entries:
             reason = str(found.get("bozo_exception") or "no root of RSS or Atom")
             raise DataError(f"{raw.url} is no feed that can be read: {' '.join(reason.split())[:200]}.")

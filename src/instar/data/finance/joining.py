@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ _AROUND = 40
 """Days of the calendar beyond a month that its alignment may need."""
 _MONTH = 31
 """Days of the longest one."""
+_NOWHERE = {"source": "", "raw": "", "place": -1}
+"""Of what is quarantined and came from no single record."""
 
 
 def aligned(catalogue: Catalogue, build: str, config: Config, code: str) -> Iterator[Cell]:
@@ -35,7 +38,8 @@ def aligned(catalogue: Catalogue, build: str, config: Config, code: str) -> Iter
     if not parts["article"]:
         return
     months = sorted(parts["article"])
-    calendar = sessions(config.calendar, _first(months[0]), day_of(day_number(_first(months[-1])) + _MONTH + _AROUND))
+    edges = (day_number(_first(months[0])) - _AROUND, day_number(_first(months[-1])) + _MONTH + _AROUND)
+    calendar = sessions(config.calendar, *map(day_of, edges))
     copied = _symbols_of_copies(catalogue, parts)
     for month in months:
         if month not in parts["article_symbol"]:
@@ -75,9 +79,16 @@ def _aligned(
     for row in catalogue.read("article_symbol", [shas["article_symbol"]], ["article", "symbol"]).to_pylist():
         links[row["article"]].append(row["symbol"])
     columns = ["id", "published_at_utc", "known_at_utc"]
-    found = []
+    found, lost = [], []
     for table, copy in (("article", False), ("duplicate", True)):
-        rows = catalogue.read(table, [shas[table]], columns + (["article"] if copy else [])).to_pylist()
+        rows = catalogue.read(table, [shas[table]], columns + (["article"] if copy else ["source", "raw", "place"])).to_pylist()
+        covered = calendar.covers(np.array([micros(row["known_at_utc"]) for row in rows], np.int64))
+        for row in compress(rows, ~covered):
+            where = {name: row.get(name, none) for name, none in _NOWHERE.items()}
+            when = f"{row['known_at_utc']:%Y-%m-%d %H:%M} UTC"
+            reason = f"it became known at {when}, which lies outside the sessions that {calendar.name} knows: it has no session"
+            lost.append({**where, "stage": "align", "reason": reason})
+        rows = list(compress(rows, covered))
         published, known = (np.array([micros(row[name]) for row in rows], np.int64) for name in columns[1:])
         days = align(published, known, config.alignment, calendar)
         early = look_ahead(published, known, calendar)
@@ -86,7 +97,7 @@ def _aligned(
             told = {"article": row["id"], "session": day_of(day), "rule": config.alignment, "copy": copy, "look_ahead": ahead}
             found += [{**told, "symbol": symbol} for symbol in symbols]
     found.sort(key=lambda row: (row["symbol"], row["session"], row["copy"], row["article"]))
-    return {"aligned": tables.table("aligned", found)}
+    return {"aligned": tables.table("aligned", found), "quarantine": tables.table("quarantine", lost)}
 
 
 def built(catalogue: Catalogue, build: str, config: Config, code: str, build_id: str) -> Iterator[Cell]:
@@ -125,8 +136,8 @@ def _daily(
         rows = features.daily(symbol, news, bars, calendar.days, rate=config.rate, window=config.window)
         strange = sorted({int(day) for one in bars for day in one.days} - set(calendar.days.tolist()))
         for day in strange:
-            reason = f"{symbol} has a price on {day_of(day)}, on which {config.calendar} has no session: it was left out"
-            lost.append({"source": "", "raw": "", "place": -1, "stage": "build", "reason": reason})
+            reason = f"{symbol} has a price on {day_of(day)}, on which {config.calendar} knows no session: it was left out"
+            lost.append({**_NOWHERE, "stage": "build", "reason": reason})
     rows = [{"build_id": build_id, **row} for row in rows]
     return {"daily": tables.table("daily", rows), "quarantine": tables.table("quarantine", lost)}
 

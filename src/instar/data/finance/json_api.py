@@ -22,7 +22,7 @@ class JsonApi:
     """An interface over HTTP.
 
     Args:
-        name: of the source. urls: first pages; {since} in one becomes the day of the last retrieval. rows: path to the list of
+        name: of the source. urls: first pages; {since} in one becomes the day of the last whole round. rows: path to the list of
             articles, in dots ("data.items"; "" where the answer is the list). fields: paths within an article to date, url,
             title, body, publisher, author, symbols, score. next: path to the address of the next page, where there are several.
         zone, clock, per_minute: as of a dump.
@@ -52,27 +52,36 @@ class JsonApi:
         self.following = next
         self.settings: Mapping[str, Any] = {"rows": rows, "fields": self.fields, "zone": zone, "clock": clock}
         self._next: str | None = None
+        self._broken: list[str] = []
 
     def list(self, since: datetime | None, cursor: Mapping[str, str]) -> Iterator[Item]:
-        """First pages, and after each the page that it names, 1,000 at most."""
+        """First pages, and after each the page that it names, 1,000 at most.
+
+        Where pages name others, they are asked without their tags: 304 does not say which is the next. Raises DataError at the
+        end where a page could not be followed, so that its round is not taken for whole.
+        """
+        self._broken = []
+        tags = {} if self.following else cursor
         day = since.date().isoformat() if since else "1970-01-01"
-        for first in listed([url.replace("{since}", day) for url in self.urls], cursor, self.name):
+        for first in listed([url.replace("{since}", day) for url in self.urls], tags, self.name):
             yield first
             seen = {first.location}
             while self._next and self._next not in seen and len(seen) < _PAGES:
                 seen.add(self._next)
-                yield Item(self._next, cursor.get(self._next, ""))
+                yield Item(self._next)
+        if self._broken:
+            raise DataError(" ".join(self._broken))
 
     def fetch(self, item: Item, transport: Transport) -> Response:
         """See `Source.fetch`; the address of the next page is remembered for `list`."""
         self._next = None
         answer = fetched(item, transport)
-        if self.following and answer.body:
+        if self.following and answer.good:
             try:
                 found = _at(json.loads(answer.body), self.following)
-            except (ValueError, RecursionError):
-                found = None  # what is no JSON has no next page, and is reported when it is parsed
-            self._next = urljoin(item.location, found) if isinstance(found, str) and found else None
+                self._next = urljoin(item.location, found) if isinstance(found, str) and found else None
+            except (ValueError, RecursionError) as error:
+                self._broken.append(f"{item.location} names no next page that can be read: {str(error)[:200]}.")
         return answer
 
     def parse(self, body: bytes, raw: RawItem) -> Iterator[Record]:
@@ -90,7 +99,9 @@ class JsonApi:
         found = {name: _at(row, path) for name, path in self.fields.items()}
         if found["date"] in (None, ""):
             return Reject(place, f"the article has no date at '{self.fields['date']}'")
-        symbols = found.pop("symbols", None) or ()
+        symbols = found.pop("symbols", None) or []
+        if not isinstance(symbols, str | list):
+            return Reject(place, f"the symbols are neither a text nor a list: {str(symbols)[:60]}")
         try:
             score = number(found.pop("score", None))
         except ValueError as error:

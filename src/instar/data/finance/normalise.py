@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, time
 from functools import partial
 from typing import Any
 
@@ -50,21 +51,30 @@ def _made(raw: RawStore, items: Sequence[RawItem], given: Source) -> dict[str, A
                 rows[table].append(row)
         except DataError as error:  # the whole is nothing that can be read; what came before it is kept
             rows["quarantine"].append(_rejected(Reject(-1, str(error)), item))
-    rows["record"] = list({row["key"]: row for row in rows["record"]}.values())  # one content under two addresses
+    first: dict[str, dict[str, Any]] = {}
+    for row in rows["record"]:  # items of one content come oldest first: one that came back has been seen before
+        first.setdefault(row["key"], row)
+    rows["record"] = list(first.values())
     return {name: tables.table(name, found) for name, found in rows.items()}
 
 
 def _row(record: NewsRecord | PriceRecord | Reject, item: RawItem, given: Source) -> tuple[str, dict[str, Any]]:
     if isinstance(record, Reject):
         return "quarantine", _rejected(record, item)
-    if isinstance(record, PriceRecord):
-        names = ("symbol", "session", "open", "high", "low", "close", "adj_close", "volume")
-        values = {name: getattr(record, name) for name in names}
-        return "price", {**values, "source": item.source, "raw": item.sha256, "as_of": item.retrieved}
     try:
+        if isinstance(record, PriceRecord):
+            return "price", _bar(record, item)
         return "record", _article(record, item, given.settings)
     except ValueError as error:
         return "quarantine", _rejected(Reject(record.place, str(error)), item)
+
+
+def _bar(record: PriceRecord, item: RawItem) -> dict[str, Any]:
+    """The row of a session of prices. Raises ValueError for a day that none can have."""
+    times.check(datetime.combine(record.session, time.min, UTC), item.retrieved, record.session.isoformat())
+    names = ("symbol", "session", "open", "high", "low", "close", "adj_close", "volume")
+    values = {name: getattr(record, name) for name in names}
+    return {**values, "source": item.source, "raw": item.sha256, "as_of": item.retrieved}
 
 
 def _article(record: NewsRecord, item: RawItem, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,9 +88,9 @@ def _article(record: NewsRecord, item: RawItem, settings: Mapping[str, Any]) -> 
         canonical = ""  # javascript:, mailto:, a relative link: no address of an article, which may still have a text
     if not canonical and not said["title"] and not said["body"]:
         raise ValueError(f"the article has neither text nor an address of the web ({address[:60]!r})")
-    key = f"{item.sha256}:{record.place}"
     row = {
-        "key": key,
+        # Not of the content alone: the same bytes under another name or in another source may be about another symbol.
+        "key": tables.digest(item.source, item.url, item.sha256, record.place),
         "source": item.source,
         "raw": item.sha256,
         "place": record.place,

@@ -115,14 +115,15 @@ class NewsPricePipeline:
         found, hosts = Ingested(), dict[str, float]()
         for given in self.sources.values():
             polite = Polite(self.transport, per_minute=given.per_minute, hosts=hosts)
-            before = [item for item in self.raw.items() if item.source == given.name and item.sha256]
-            cursor = {item.url: item.etag for item in before if item.etag}
-            since = max((item.retrieved for item in before), default=None)
+            began, failed = self.now(), len(found.failed)
+            since, cursor = self.raw.known(given.name)
             try:
                 for item in given.list(since, cursor):
                     self._fetch(given, item, polite, found)
             except (DataError, ShapeError) as error:
                 found.failed.append(str(error))
+            if len(found.failed) == failed:
+                self.raw.finish(given.name, began)
         return found
 
     def _fetch(self, given: Source, item: object, transport: Transport, found: Ingested) -> None:
@@ -134,19 +135,19 @@ class NewsPricePipeline:
         if answer.status == 304:
             found.unchanged += 1
             return
-        good = 200 <= answer.status < 300 and bool(answer.body)
         line = RawItem(
             source=given.name,
             url=answer.url,
             retrieved_at=self.now().astimezone(UTC).isoformat(),
             status=answer.status,
-            sha256=hashlib.sha256(answer.body).hexdigest() if good else "",
-            size=len(answer.body) if good else 0,
+            sha256=hashlib.sha256(answer.body).hexdigest() if answer.good else "",
+            size=len(answer.body) if answer.good else 0,
             etag=answer.headers.get("etag", ""),
             content_type=answer.headers.get("content-type", ""),
+            waits=True,
         )
-        new = self.raw.add(line, answer.body if good else b"")
-        if not good:
+        new = self.raw.add(line, answer.body if answer.good else b"")
+        if not answer.good:
             found.failed.append(f"{answer.url} answered {answer.status} with {len(answer.body)} bytes: nothing was kept.")
         elif new:
             found.new += 1

@@ -16,6 +16,8 @@ from instar.data.finance.transport import Response, Transport
 from instar.errors import DataError, ShapeError
 
 _DIGITS = 17
+_LONGEST = 300
+"""Digits before the point of a number that is a double for certain."""
 _VALUES = ("open", "high", "low", "close", "adj close", "volume")
 
 
@@ -108,10 +110,11 @@ def hasty(text: str) -> float:
 
         value = (Σ digits, each step rounded to a double) / 10^decimals
 
-    Up to a unit in the last place off the nearest double, where a number has 16 or 17 digits. Without an exponent.
+    Up to a unit in the last place off the nearest double, where a number has 16 or 17 digits.
+    Numbers with an exponent or more than 300 digits before the point are read as always.
     """
     whole, _, decimals = text.strip().lstrip("-").partition(".")
-    if not (whole + decimals).isdigit():
+    if not (whole + decimals).isdigit() or len(whole) > _LONGEST:
         return float(text)
     number, kept = 0.0, (whole + decimals)[:_DIGITS]
     for digit in kept:

@@ -52,7 +52,10 @@ def number(text: object) -> float | None:
         return None
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         raise ValueError(f"{str(text)[:30]!r} is no number")
-    value = float(text.replace(",", "") if isinstance(text, str) else text)
+    try:
+        value = float(text.replace(",", "") if isinstance(text, str) else text)
+    except OverflowError as error:
+        raise ValueError(f"{str(text)[:30]}… is too large") from error
     if value - value != 0:
         raise ValueError(f"{text!r} is not finite")
     return value

@@ -46,11 +46,18 @@ class Sessions:
         keep = (self.days >= first) & (self.days <= last)
         return Sessions(self.name, self.days[keep], self.opens[keep], self.closes[keep])
 
+    def covers(self, moments: Times) -> NDArray[np.bool_]:
+        """[N]: whether both the sessions before and after each instant are among these, so that its alignment is certain."""
+        if not len(self.days):
+            return np.zeros(len(moments), np.bool_)
+        return (moments >= self.opens[0]) & (moments < self.opens[-1])
+
 
 def sessions(name: str, first: date, last: date) -> Sessions:
     """Sessions of a calendar of `exchange-calendars` ("XNYS"), from `first` to a month after `last`, in whole years.
 
-    Raises UnknownNameError, DataError (a span that the calendar does not know), MissingExtraError.
+    Those alone that the calendar knows: Tokyo's begins in 1997, Shanghai's ends with the year of the package. Raises
+    UnknownNameError, DataError (years that are in no calendar), MissingExtraError.
     """
     if last < first:
         raise DataError(f"Sessions from {first} to {last} are asked for: the last day lies before the first.")
@@ -63,8 +70,14 @@ def _sessions(name: str, first: int, last: int) -> Sessions:
     known = calendars.get_calendar_names()
     if name not in known:
         raise UnknownNameError.among("exchange calendar", name, known)
+    reach = calendars.get_calendar(name)
+    low, high = reach.bound_min(), reach.bound_max()
+    start, end = date(first, 1, 1), date(last, 12, 31)
+    start, end = start if low is None else max(start, low.date()), end if high is None else min(end, high.date())
+    if end < start:
+        return Sessions(name, *np.empty((3, 0), np.int64))
     try:
-        found = calendars.get_calendar(name, start=f"{first}-01-01", end=f"{last}-12-31")
+        found = calendars.get_calendar(name, start=start.isoformat(), end=end.isoformat())
     except ValueError as error:
         raise DataError(f"The calendar {name} does not reach from {first} to {last}: {error}") from error
     days = found.sessions.values.astype("datetime64[D]").astype(np.int64)
@@ -83,19 +96,16 @@ def align(published: Times, known: Times, rule: str, calendar: Sessions) -> Days
 
     Half-open on purpose: what comes out at the second of the close belongs to the next session. An article of which only the
     day is known counts as known at the end of that day, and so belongs to a later session. Raises DataError where the calendar
-    ends before the session, UnknownNameError.
+    does not cover an article, UnknownNameError.
     """
     if rule == "fnspid_compat":
         return np.array([day_number(times.shifted(moment(value)).date()) for value in published.tolist()], np.int64)
     if rule not in RULES:
         raise UnknownNameError.among("alignment rule", rule, RULES)
-    edges = calendar.closes if rule == "strict" else calendar.opens
-    place = np.searchsorted(edges, known, side="right")
-    if len(place) and (
-        not len(edges) or place.max() == len(edges) or known.min() < edges[0] - _MARGIN // timedelta(microseconds=1)
-    ):
+    if not calendar.covers(known).all():
         raise DataError(f"The sessions of {calendar.name} that were loaded do not cover all articles.")
-    return calendar.days[place]
+    edges = calendar.closes if rule == "strict" else calendar.opens
+    return calendar.days[np.searchsorted(edges, known, side="right")]
 
 
 def look_ahead(published: Times, known: Times, calendar: Sessions) -> NDArray[np.bool_]:

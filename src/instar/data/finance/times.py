@@ -56,17 +56,25 @@ def parse(text: str, retrieved: datetime, *, zone: str = "UTC", clock: str = "tr
     said = " ".join(text.replace("\u202f", " ").replace("\xa0", " ").split())
     if not said:
         raise ValueError("the date is empty")
-    found = _relative(said, retrieved) or _epoch(said) or _written(said, zone)
-    if clock == "fnspid" and found.zone != "relative":
-        if found.precision == "day":  # midnight is a time of that clock, as any other
-            found = Instant(datetime.combine(found.published.date(), datetime.min.time(), UTC), found.known, "", "time")
-        moment = unshifted(found.published)
-        found = Instant(moment, moment, "fnspid", "time")
-    if found.published < _OLDEST:
-        raise ValueError(f"'{said[:60]}' lies before 1900")
-    if found.published > retrieved + _AHEAD:
-        raise ValueError(f"'{said[:60]}' lies in the future of its retrieval, {retrieved:%Y-%m-%d %H:%M} UTC")
+    try:
+        found = _relative(said, retrieved) or _epoch(said) or _written(said, zone)
+        if clock == "fnspid" and found.zone != "relative":
+            if found.precision == "day":  # midnight is a time of that clock, as any other
+                found = Instant(datetime.combine(found.published.date(), datetime.min.time(), UTC), found.known, "", "time")
+            moment = unshifted(found.published)
+            found = Instant(moment, moment, "fnspid", "time")
+    except OverflowError as error:  # 9999-12-31 ends in a year that there is not, and so does the first day in the east
+        raise ValueError(f"'{said[:60]}' is a date beyond the years 1 to 9999 in UTC") from error
+    check(found.published, retrieved, said)
     return found
+
+
+def check(moment: datetime, retrieved: datetime, said: str) -> None:
+    """Raises ValueError for what no news and no price can be dated: before 1900, or in the future of its retrieval."""
+    if moment < _OLDEST:
+        raise ValueError(f"'{said[:60]}' lies before 1900")
+    if moment > retrieved + _AHEAD:
+        raise ValueError(f"'{said[:60]}' lies in the future of its retrieval, {retrieved:%Y-%m-%d %H:%M} UTC")
 
 
 def shifted(moment: datetime) -> datetime:

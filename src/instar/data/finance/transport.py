@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import time
 import urllib.error
@@ -32,6 +33,11 @@ class Response:
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Names in lower case."""
+
+    @property
+    def good(self) -> bool:
+        """Whether it has a content."""
+        return 200 <= self.status < 300 and bool(self.body)
 
 
 class FetchError(DataError):
@@ -82,10 +88,15 @@ class Network:
         asked = urllib.request.Request(url, headers={"User-Agent": _AGENT, **headers})
         try:
             with self._opener.open(asked, timeout=_TIMEOUT) as answer:
-                return self._read(url, answer.status, dict(answer.headers), answer.read(self.largest + 1))
+                found = self._read(url, answer.status, dict(answer.headers), answer.read(self.largest + 1))
+                if answer.length:  # what Content-Length promised beyond what came: a read up to a limit does not say so
+                    raise OSError(f"the answer broke off {answer.length} bytes before its end")
+                return found
         except urllib.error.HTTPError as error:
             with error:
                 return self._read(url, error.code, dict(error.headers), b"")
+        except (http.client.HTTPException, ValueError) as error:  # a piece that broke off, no HTTP, a way to no address
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
     def _read(self, url: str, status: int, headers: Mapping[str, str], body: bytes) -> Response:
         if len(body) > self.largest:

@@ -36,6 +36,10 @@ class _Reader(HTMLParser):
         elif tag in _BLOCKS:
             self.parts.append("\n")
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """`<![x[` is a comment up to its `>`, as in browsers and later Pythons; 3.11 raises AssertionError for some names."""
+        return self.parse_bogus_comment(i, report)
+
     def handle_data(self, data: str) -> None:
         if not self.hidden:
             self.parts.append(data)
