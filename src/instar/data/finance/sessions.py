@@ -70,13 +70,13 @@ def _sessions(name: str, first: int, last: int) -> Sessions:
     known = calendars.get_calendar_names()
     if name not in known:
         raise UnknownNameError.among("exchange calendar", name, known)
-    reach = calendars.get_calendar(name)
-    low, high = reach.bound_min(), reach.bound_max()
-    start, end = date(first, 1, 1), date(last, 12, 31)
-    start, end = start if low is None else max(start, low.date()), end if high is None else min(end, high.date())
-    if end < start:
-        return Sessions(name, *np.empty((3, 0), np.int64))
     try:
+        reach = calendars.get_calendar(name, start="2020-01-01", end="2020-12-31")  # a short one, to ask for its bounds
+        low, high = reach.bound_min(), reach.bound_max()
+        start, end = date(first, 1, 1), date(last, 12, 31)
+        start, end = start if low is None else max(start, low.date()), end if high is None else min(end, high.date())
+        if end < start:
+            return Sessions(name, *np.empty((3, 0), np.int64))
         found = calendars.get_calendar(name, start=start.isoformat(), end=end.isoformat())
     except ValueError as error:
         raise DataError(f"The calendar {name} does not reach from {first} to {last}: {error}") from error
