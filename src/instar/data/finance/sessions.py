@@ -71,7 +71,7 @@ def _sessions(name: str, first: int, last: int) -> Sessions:
     if name not in known:
         raise UnknownNameError.among("exchange calendar", name, known)
     try:
-        reach = calendars.get_calendar(name, start="2020-01-01", end="2020-12-31")  # a short one, to ask for its bounds
+        reach = calendars.get_calendar(name, start="2023-01-01", end="2023-12-31")  # a short one, to ask for its bounds
         low, high = reach.bound_min(), reach.bound_max()
         start, end = date(first, 1, 1), date(last, 12, 31)
         start, end = start if low is None else max(start, low.date()), end if high is None else min(end, high.date())
