@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -19,3 +20,16 @@ class Items:
     @property
     def value(self) -> float:
         return sum(self.totals) / sum(self.weights)
+
+
+class Floor(NamedTuple):
+    """What a predictor without the ability that a problem asks for scores, and what it does: `naming …`."""
+
+    value: float
+    what: str
+
+    def holds(self, scores: Sequence[float], direction: str, margin: float) -> str:
+        """`both at the floor of naming …: 0.259` where none of two scores is better than it by more than the margin, else ""."""
+        sign = 1.0 if direction == "higher" else -1.0
+        clear = any(sign * (score - self.value) > margin for score in scores)
+        return "" if clear else f"both at the floor of {self.what}: {self.value:.3g}"

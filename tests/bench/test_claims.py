@@ -15,7 +15,8 @@ from instar.bench import claims, plan
 from instar.bench.record import Store
 from instar.bench.reproduce import reproduce
 from instar.cards import Claim
-from instar.errors import UnknownNameError
+from instar.errors import RecordError, UnknownNameError
+from instar.items import Floor
 
 CARD = catalogue.method("gla")
 CLAIM = Claim(
@@ -90,6 +91,26 @@ def test_superiority(tmp_path: Path, effect: float, margin: float, verdict: str)
 @pytest.mark.parametrize(("effect", "verdict"), [(0.0, "holds"), (0.1, "does not hold here"), (0.05, "undecided")])
 def test_parity(tmp_path: Path, effect: float, verdict: str) -> None:
     assert judged(tmp_path, replace(CLAIM, kind="parity", margin=0.05), *pairs(effect)).verdict == verdict
+
+
+@pytest.mark.parametrize(("floor", "verdict"), [(3.0, "undecided"), (3.04, "undecided"), (3.2, "holds")])
+def test_parity_at_the_floor_is_undecided_and_says_why(tmp_path: Path, floor: float, verdict: str) -> None:
+    """Bits are near 3 and lower is better: only of the last floor are both clear."""
+    claim = replace(CLAIM, kind="parity", margin=0.05)
+    records = [{**one, "spec": {**one["spec"], "data": "d"}} for one in pairs(0.0)]
+    mean = float(np.mean([one["metrics"]["bits_per_byte@T"]["value"] for one in records]))
+    store = Store(tmp_path / claims.folder_name(claim))
+    store.put_floors("d", {"bits_per_byte@T": Floor(mean - 3.0 + floor, "counting bytes")})
+    found = judged(tmp_path, claim, *records)
+    assert found.verdict == verdict
+    assert (found.reason is not None) == (verdict == "undecided")
+    assert found.reason is None or found.reason.startswith("both at the floor of counting bytes: ")
+    assert judged(tmp_path, replace(claim, kind="compare", margin=-0.05)).verdict == "holds"  # of which a floor says nothing
+    store.put_floors("other data", {"bits_per_byte@T": Floor(mean, "counting bytes")})
+    assert judged(tmp_path, claim).verdict == "holds"
+    store.floors.write_text('{"data": "d"', "utf-8")
+    with pytest.raises(RecordError, match="floors"):
+        judged(tmp_path, claim)
 
 
 def test_two_seeds_give_no_verdict(tmp_path: Path) -> None:

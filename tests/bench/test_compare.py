@@ -20,6 +20,7 @@ from instar.bench.plan import Plan, Request
 from instar.bench.record import Store
 from instar.bench.summary import summarise
 from instar.errors import BudgetError, DataError, OutputError, PlanError, RecordError, UnknownNameError
+from instar.report import table, words
 
 SMALL = {"length": 24, "pairs": 2, "vocab": 16, "width": 16, "batch": 4, "test_sequences": 20}
 WORDS = [w for key, value in SMALL.items() for w in ("--set", f"{key}={value}")]
@@ -70,6 +71,22 @@ def test_an_argument_that_was_added_since_leaves_plans_and_runs_as_they_were(tmp
     assert again == older
     with pytest.raises(PlanError, match="another comparison"):
         planning.prepare(request(settings={**SMALL, gained: 2 * plan.settings[gained]}), older)
+
+
+def test_floors_of_the_data_stand_beside_the_plan_and_in_the_report(tmp_path: Path) -> None:
+    compare(request(), tmp_path, timed=False)
+    problem = planning.build_problem("recall", SMALL)
+    floors = problem.floors(problem.load(0))
+    records = list(Store(tmp_path).all())
+    assert all(record["floors"] == floors for record in records)
+    (group,) = summarise(records)
+    assert group.floors == floors
+    assert f"floor {floors['accuracy'].value:.3g}"[:9] in table.markdown(group)
+    assert floors["accuracy"].what in table.markdown(group)
+    assert any(floors["accuracy"].what in text for text in words.cautions(group))
+    (tmp_path / "floors.json").unlink()  # records of before are as they were
+    (group,) = summarise(list(Store(tmp_path).all()))
+    assert not group.floors
 
 
 def test_the_records_say_everything(tmp_path: Path) -> None:

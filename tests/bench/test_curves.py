@@ -53,7 +53,7 @@ def test_points_agree_with_the_card_and_are_found_again(tmp_path: Path) -> None:
         assert curve.points[length].keys() == curves.FIGURES.keys()
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.json")}
     again = curves.measure(["softmax"], tmp_path, lengths=[16, 32], layer=layer)
-    assert again == [curve] == curves.load(list(Store(tmp_path).all()))
+    assert again == [curve] == curves.load(list(Store(tmp_path).all()), layer)
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.json")}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from instar import catalogue
 from instar.bench import suite as running
 from instar.bench import suites
 from instar.bench.curves import Curve
+from instar.bench.record import Store
 from instar.bench.suite import Findings, Question
 from instar.bench.suites import Rule
 from instar.bench.summary import summarise
 from instar.cli.app import app
 from instar.errors import CardError, FormulaError, PlanError, RecordError, UnknownNameError
+from instar.items import Floor
 from instar.report import advice
 from instar.report import suite as report
 
@@ -44,6 +47,10 @@ def group(problem: str, metric: str, means: dict[str, float]) -> Any:
         for seed in range(3)
     ]
     return summarise(records)[0]
+
+
+def failed(problem: str, address: str, seed: int) -> dict[str, Any]:
+    return {**record(problem, "accuracy", address, seed, [0.0]), "status": "diverged", "reason": "loss is nan", "metrics": {}}
 
 
 def curve(address: str, scale: float, state: float) -> Curve:
@@ -73,7 +80,7 @@ def test_every_suite_names_what_exists() -> None:
         assert {part.task for part in found.parts} >= {"local", "retrieval", "hierarchical", "continuous"}
         for address in found.causal:
             assert not catalogue.parse(address).card.capability("bidirectional")
-        for address in found.bidirectional:
+        for address in [*found.bidirectional, *([found.two_sided] if found.two_sided else [])]:
             assert catalogue.parse(address).card.capability("bidirectional")
 
 
@@ -100,7 +107,7 @@ def test_limits_exclude_and_the_text_gives_the_figures() -> None:
     assert "20.5 ms" in next(s.text for s in tight[0].said if s.rule == "latency")
     small = advice.verdicts(findings(Question(length=1024, layers=2, memory=2000.0), exact, light))
     assert [v.out for v in small] == [True, False]
-    slow = advice.verdicts(findings(Question(length=1024, layers=2), exact, curve("gla", 2e-5, 8192.0)))
+    slow = advice.verdicts(findings(Question(length=1024, layers=2), exact, curve("s4d", 2e-5, 8192.0)))
     assert [v.out for v in slow] == [False, True]
     absent = advice.verdicts(findings(Question(length=2048, layers=2), exact, light))
     assert all(v.out and v.said[0].rule == "not_measured" for v in absent)
@@ -174,3 +181,157 @@ def test_a_suite_takes_over_what_is_recorded_and_runs_what_is_missing(tmp_path: 
     kept, copied = results / "recall-000000" / "runs", out / "recall" / "runs"
     assert {p.name: p.read_bytes() for p in kept.glob("*.json")} == {p.name: p.read_bytes() for p in copied.glob("*.json")}
     assert again == first
+    other = next(path for path in kept.glob("*.json") if json.loads(path.read_text())["address"] == "gla")
+    other.write_text(json.dumps({**json.loads(other.read_text()), "baseline": True}))  # as another comparison held it
+    (out / "recall").rename(tmp_path / "old")
+    third = running.run("length", question, out, methods=["gla"], seeds=1, jobs=1)
+    assert [row.address for row in third.groups["recall"].rows if row.baseline] == ["softmax"]
+
+
+def rules(found: Findings) -> dict[str, list[str]]:
+    return {one.address: [said.rule for said in one.said] for one in advice.verdicts(found)}
+
+
+def test_missing_evidence_is_no_evidence() -> None:
+    """Level at one part of a class says nothing of it while the other has no difference; runs that failed are named."""
+    draw = random.Random(0)
+    level = group("passkey", "exact_match", {"softmax": 0.9, "gla": 0.9, "s4d": 0.9})
+    lists = [record("recall", "accuracy", name, seed, [draw.gauss(0.9, 0.001) for _ in range(40)])
+             for name in ("softmax", "s4d") for seed in range(3)]  # fmt: skip
+    diverged = summarise([*lists, *(failed("recall", "gla", seed) for seed in range(3))])[0]
+    curves = [curve("softmax", 1e-5, 4096.0), curve("gla", 5e-6, 64.0), curve("s4d", 5e-6, 64.0), curve("aaren", 5e-6, 64.0)]
+    said = report.answer(Findings(LENGTH, Question(length=1024), curves, {"recall": diverged, "passkey": level}))
+    assert said.tasks["retrieval"] == (
+        "no worse than softmax: s4d; undecided: gla, aaren; failed runs: 3 of gla at recalling pairs."
+    )  # aaren has no record at all
+    without = [failed("recall", "softmax", seed) for seed in range(3)] + [one for one in lists if one["address"] == "s4d"]
+    said = report.answer(Findings(LENGTH, Question(length=1024), curves[:3:2], {"recall": summarise(without)[0]}))
+    assert "no worse" not in said.tasks["retrieval"]
+    assert said.tasks["retrieval"].endswith("undecided: s4d; failed runs: 3 of softmax at recalling pairs.")
+
+
+def test_what_is_read_at_once_needs_no_state() -> None:
+    """Two-sided, exact attention has no cache to be charged for, and a causal layer's state excludes nothing."""
+    exact, light = curve("softmax", 1e-5, 4096.0), curve("gla", 2e-5, 64.0)
+    limited = Question(length=1024, layers=2, memory=2000.0)
+    causal = replace(findings(limited, exact, light), suite=replace(LENGTH, two_sided=""))
+    encoder = replace(causal, question=replace(limited, causal=False))
+    assert "memory" in rules(causal)["softmax"]
+    assert "memory" not in rules(encoder)["softmax"]
+    assert "exact_fits" in rules(encoder)["softmax"]
+    assert "state" not in rules(encoder)["gla"]
+    assert "nothing_to_win" in rules(encoder)["gla"]
+    said = report.answer(encoder)
+    assert [report._costs(encoder, one.address)[1] for one in said.verdicts] == ["none", "none"]
+    drawn = {plot.name for plot in report._plots(encoder, report.Styles.of(["softmax", "gla"]))}
+    assert "costs-forward_seconds" in drawn
+    assert not drawn & {"costs-state_bytes", "costs-decode_seconds"}
+
+
+def test_costs_alone_rule_out_nothing_that_is_better_and_nothing_by_a_hair() -> None:
+    exact, question = curve("softmax", 1e-5, 4096.0), Question(length=1024, layers=2)
+    slow = findings(question, exact, curve("gla", 2e-5, 8192.0), curve("s4d", 2e-5, 8192.0))
+    assert "nothing_to_win" not in rules(slow)["gla"]  # better at text
+    assert "nothing_to_win" in rules(slow)["s4d"]
+    said = report.answer(slow)
+    assert "ruled out: s4d" in said.tasks["local"]
+    assert "gla" in said.tasks["local"].partition(";")[0]
+    assert said.tasks["retrieval"] == (
+        "of what is not ruled out, nothing is shown to be as good as softmax; worse: gla; ruled out: s4d."
+    )
+    for scale in (0.99e-5, 1.01e-5):  # the same but for noise
+        found = rules(findings(question, exact, curve("s4d", scale, 4096.0)))["s4d"]
+        assert "faster" not in found
+        assert "nothing_to_win" in found
+    assert "faster" in rules(findings(question, exact, curve("s4d", 0.9e-5, 4096.0)))["s4d"]
+
+
+def test_methods_at_the_floor_are_not_level() -> None:
+    """Equal because neither learnt anything: no verdict, and no sentence that calls them level."""
+    floors = {"accuracy": Floor(0.259, "naming something else")}
+    curves = [curve("softmax", 1e-5, 4096.0), curve("gla", 5e-6, 64.0)]
+
+    def said(accuracy: float) -> tuple[dict[str, list[str]], str, Findings]:
+        draw = random.Random(0)
+        records = [record("listops", "accuracy", name, seed, [accuracy + draw.gauss(0, 1e-3) for _ in range(40)])
+                   for name in ("softmax", "gla") for seed in range(3)]  # fmt: skip
+        lists = summarise([{**one, "floors": floors} for one in records])[0]
+        found = Findings(LENGTH, Question(length=1024), curves, {"listops": lists})
+        return rules(found), report.answer(found).tasks["hierarchical"], found
+
+    learnt, sentence, _ = said(0.5)
+    assert "level" in learnt["gla"]
+    assert sentence == "no worse than softmax: gla."
+    at_floor, sentence, found = said(0.265)
+    assert "level" not in at_floor["gla"]
+    assert "unlearnt" in at_floor["gla"]
+    assert sentence.endswith("undecided: gla.")
+    (text,) = [one.text for one in advice.verdicts(found)[1].said if one.rule == "unlearnt"]
+    assert text == "Undecided at nested lists (hierarchical): both at the floor of naming something else: 0.259."
+    assert any("floor 0.259" in str(column.header) for column in report.table(report.answer(found)).columns)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A suite's folder with records of several questions: two widths, three methods, parts of both ways."""
+    for problem, metric, part in (
+        ("text", "bits_per_byte@T", "text"),
+        ("listops", "accuracy", "listops"),
+        ("swap_attention", "nats@swapped", "swap"),
+    ):
+        for address, mean in (("softmax", 0.9), ("gla", 0.9), ("s4d", 0.5)):
+            for seed in range(3):
+                one = record(problem, metric, address, seed, [mean + 0.001 * seed + 0.002 * i for i in range(20)])
+                Store(tmp_path / part).put(one)
+    for number, (width, seconds) in enumerate(((128, 1.0), (512, 9.0))):
+        for address in ("gla", "softmax", "s4d"):
+            spec = {"layer": {"width": width, "heads": 4}, "length": 256}
+            point = {"schema": 1, "kind": "curve", "status": "ok", "reason": None, "address": address, "spec": spec}
+            figures = {"forward_seconds": seconds, "working_bytes": 1.0, "state_bytes": 1.0}
+            Store(tmp_path / "costs").put({**point, "id": f"{address}{width}", "figures": figures, "finished": str(number)})
+    return tmp_path
+
+
+def asked(folder: Path, methods: list[str], **question: Any) -> Findings:
+    given = {"memory": None, "latency": None, "length": 256, **question}
+    (folder / running.FILE).write_text(json.dumps({"suite": "length", "question": given, "methods": methods}), "utf-8")
+    return running.load(folder)
+
+
+def test_a_folder_answers_the_question_that_was_asked_and_no_earlier_one(folder: Path) -> None:
+    narrow, wide = (asked(folder, ["gla"], width=width) for width in (128, 512))
+    assert [c.points[256]["forward_seconds"] for c in narrow.curves] == [1.0, 1.0]
+    assert [c.points[256]["forward_seconds"] for c in wide.curves] == [9.0, 9.0]
+    assert [c.address for c in narrow.curves] == ["softmax", "gla"]
+    assert {row.address for group in narrow.groups.values() for row in group.rows} == {"softmax", "gla"}
+    assert "s4d" not in " ".join(report.sentences(report.answer(narrow)))
+    assert list(narrow.groups) == ["text", "listops"]
+    swapped = asked(folder, ["gla", "s4d"], how="swapped")
+    assert [part.id for part in swapped.parts] == list(swapped.groups) == ["swap"]
+    text = " ".join(report.sentences(report.answer(swapped)))
+    assert "standing in for trained attention" in text
+    assert "nested lists" not in text
+    both = asked(folder, ["gla", "s4d"])
+    assert {one.likelihood for one in advice.misled(both)} <= {"text"}
+    (folder / running.FILE).write_text(json.dumps({"suite": "length", "question": {"memory": None}}), "utf-8")
+    with pytest.raises(RecordError, match="methods"):
+        running.load(folder)
+
+
+def test_a_two_sided_question_may_have_a_baseline_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replace(LENGTH, two_sided="bidirectional_performer")
+    monkeypatch.setattr(running, "suite", lambda slug: own)
+    assert (LENGTH.against(causal=True), own.against(causal=True)) == ("softmax", "softmax")
+    assert replace(LENGTH, two_sided="").against(causal=False) == "softmax"
+    assert "bidirectional_performer" not in running._named(own, Question(causal=False), [])
+    for address, mean in (("bidirectional_performer", 0.9), ("gla", 0.8)):
+        for seed in range(3):
+            one = record("listops", "accuracy", address, seed, [mean + 0.001 * i for i in range(20)])
+            Store(tmp_path / "listops-two-sided").put({**one, "baseline": address == "bidirectional_performer"})
+            Store(tmp_path / "listops").put(record("listops", "accuracy", "softmax", seed, [0.1] * 20))
+    found = asked(tmp_path, ["gla"], causal=False)
+    assert found.baseline == "bidirectional_performer"
+    curves = [curve("bidirectional_performer", 1e-5, 0.0), curve("gla", 5e-6, 64.0)]
+    said = report.answer(replace(found, question=Question(length=1024, causal=False), curves=curves))
+    assert said.tasks["hierarchical"].endswith("nothing is shown to be as good as bidirectional_performer; worse: gla.")
+    assert "exact_fits" in rules(said.found)["bidirectional_performer"]

@@ -25,6 +25,15 @@ def test_a_tree_comes_back_as_it_was() -> None:
     assert isinstance(found[0]["b"], tuple)
 
 
+def test_kinds_of_tuples_and_lists_come_back_plain() -> None:
+    class Rows(list[int]):
+        pass
+
+    found = unpack(pack({"shape": torch.Size([2, 3]), "rows": Rows([1])}, "")[1], {})
+    assert found == {"shape": (2, 3), "rows": [1]}
+    assert [type(item) for item in found.values()] == [tuple, list]
+
+
 def test_what_no_file_can_hold_is_named() -> None:
     with pytest.raises(CheckpointError, match="function"):
         pack({"a": lambda: None}, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -84,6 +85,25 @@ def test_the_floor_is_that_of_the_class_training_has_most_of(data: Data) -> None
     most = np.bincount(data.train.labels).argmax()
     share = sum(label == most for label in data.test.labels.tolist()) / 77
     assert data.facts["accuracy_of_the_majority_class"] == pytest.approx(share, abs=1e-4)
+
+
+def test_the_floor_is_what_first_operator_and_extreme_digits_tell(problem: ListopsProblem, data: Data) -> None:
+    def told(row: np.ndarray) -> tuple[int, bool, bool]:
+        return int(row[0]), 0 in row, 9 in row
+
+    seen: dict[tuple[int, bool, bool], Counter[int]] = defaultdict(Counter)
+    for row, label in zip(data.train.rows, data.train.labels.tolist(), strict=True):
+        seen[told(row)][label] += 1
+    best = {key: min(found, key=lambda label: (-found[label], label)) for key, found in seen.items()}
+    right = [best.get(told(row), 0) == label for row, label in zip(data.test.rows, data.test.labels.tolist(), strict=True)]
+    floor = problem.floors(data)["accuracy"]
+    assert floor.value == pytest.approx(sum(right) / 77)
+    assert floor.value > data.facts["accuracy_of_the_majority_class"]
+
+
+def test_the_card_says_the_floor_of_the_default_lists() -> None:
+    problem = ListopsProblem()
+    assert f"{problem.floors(problem.load(0))['accuracy'].value:.3g}" in catalogue.problem("listops").caution
 
 
 @pytest.mark.parametrize("address", ADDRESSES)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from instar import catalogue
 from instar.bench.seeds import stream
 from instar.errors import ShapeError
 from instar.problems.recall import IGNORED, RecallProblem
@@ -60,6 +61,18 @@ def test_splits_and_steps_are_different_rows() -> None:
     assert torch.equal(problem.load(1).test[0], data.test[0])  # seeds pair over items
     first, second = (problem.rows(32, stream(0, f"data/{i}"))[0] for i in (0, 1))
     assert not torch.equal(first, second)
+
+
+def test_the_floor_is_above_all_that_looks_nothing_up_and_the_card_says_it() -> None:
+    problem = RecallProblem()
+    data = problem.load(0)
+    floor = problem.floors(data)["accuracy"]
+    values = data.test[0][:, 1 : 2 * problem.pairs : 2]
+    commonest = (values.unsqueeze(2) == values.unsqueeze(1)).sum(2).amax(1).double().mean().item() / problem.pairs
+    assert data.facts["chance"] < commonest < floor.value < 0.5
+    assert f"{floor.value:.3g}" in catalogue.problem("recall").caution
+    alone = RecallProblem(pairs=1, length=8, vocab=16, test_sequences=50)
+    assert alone.floors(alone.load(0))["accuracy"].value == 1.0  # one pair needs no key
 
 
 @pytest.mark.parametrize("bad", [{"length": 31}, {"length": 16, "pairs": 8}, {"vocab": 8}, {"batch": 0}])

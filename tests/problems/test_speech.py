@@ -15,6 +15,7 @@ from instar import catalogue
 from instar.bench import costs
 from instar.bench.run import lift
 from instar.data import speech as files
+from instar.data.log_mel import log_mel
 from instar.errors import DataError, ShapeError
 from instar.interfaces import Data
 from instar.mixers.lif import LIF
@@ -179,3 +180,17 @@ def test_the_digits_of_three_speakers_are_learnt_and_of_two_tested() -> None:
 def test_bad_settings(bad: dict[str, int]) -> None:
     with pytest.raises(ShapeError, match="received"):
         SpeechProblem(**bad)  # type: ignore[arg-type]
+
+
+def test_titles_say_how_much_sound_has_been_heard() -> None:
+    """The milliseconds of a title are where the last of its frames ends."""
+    rate, wave = 8000, np.zeros(8000, dtype=np.float32)
+    for n in SEEN:
+        wave[:] = 0
+        title = catalogue.problem("speech").metric(f"accuracy@{n}").title
+        end = round(int(title.split()[-2]) / 1000 * rate)
+        silent = log_mel(wave, rate, BANDS)[:n]
+        wave[end:] = 1.0
+        assert np.array_equal(log_mel(wave, rate, BANDS)[:n], silent)
+        wave[end - rate // 100 :] = 1.0
+        assert not np.array_equal(log_mel(wave, rate, BANDS)[:n], silent)

@@ -11,8 +11,9 @@ from made_records import EFFECTS, failed, group_of, problem, run, timing
 from scipy import stats
 
 from instar.bench.statistics import Estimate
-from instar.bench.summary import Cell
-from instar.report import words
+from instar.bench.summary import Cell, summarise
+from instar.items import Floor
+from instar.report import columns, words
 
 
 def answer(addresses: list[str], seeds: int = 5, *extra: dict[str, Any], noise: float = 0.004) -> words.Answer:
@@ -139,3 +140,19 @@ def test_seeds_do_not_help_where_items_are_too_few() -> None:
 def test_every_method_but_the_baseline_gets_a_passage() -> None:
     found = answer(["softmax", "better", "worse", "equal"], 3)
     assert {p.address for p in found.passages} == {"better", "worse", "equal"}
+
+
+def test_level_at_the_floor_is_undecided_and_every_reader_is_told() -> None:
+    records = [run(address, seed, noise=0.0005) for address in ("softmax", "gla") for seed in range(5)]
+    (group,) = summarise(records)
+    cell = group.rows[1].cells["bits_per_byte@T"]
+    assert cell.verdict == "equal within the margin"
+    floor = Floor(cell.value.value + 0.01, "counting bytes")
+    (group,) = summarise([{**one, "floors": {"bits_per_byte@T": floor}} for one in records])
+    cell = group.rows[1].cells["bits_per_byte@T"]
+    assert (cell.verdict, cell.reason) == ("undecided", f"both at the floor of counting bytes: {floor.value:.3g}")
+    assert cell.reason in " ".join(words.answer(group).passages[0].quality)
+    assert cell.reason in columns.text(group, group.rows[1], group.card.metric("bits_per_byte@T")).detail
+    assert "floor" in columns.header(group, group.card.metric("bits_per_byte@T"))
+    (group,) = summarise([{**one, "floors": {"bits_per_byte@T": Floor(floor.value + 1, "guessing")}} for one in records])
+    assert group.rows[1].cells["bits_per_byte@T"].verdict == "equal within the margin"

@@ -209,8 +209,9 @@ def _decide(card: Card, claim: Claim, records: list[Record]) -> tuple[Estimate |
     if any(estimate is None for estimate, _ in judged):
         failures = [f"{r['address']}: {r['status']}: {r['reason']}" for r in records if r["status"] != "ok"]
         return None, "undecided" if failures else "not run", "; ".join(failures[:3]) or None
-    verdict = statistics.together([v for _, v in judged])
-    return judged[-1][0], verdict, None
+    unlearnt = [_unlearnt(claim, measure, subject(card, claim), records) for measure in measures]
+    verdicts: list[Verdict] = ["undecided" if why else v for (_, v), why in zip(judged, unlearnt, strict=True)]
+    return judged[-1][0], statistics.together(verdicts), next(filter(None, unlearnt), None)
 
 
 def _one(claim: Claim, metric: Metric, measure: str, who: str, records: list[Record]) -> tuple[Estimate | None, Verdict]:
@@ -246,6 +247,17 @@ def _one(claim: Claim, metric: Metric, measure: str, who: str, records: list[Rec
     difference = statistics.paired(a, b) if metric.kind == "quality" else statistics.exact(a[0] - b[0])
     gain = statistics.improvement(difference, claim.direction)
     return gain, statistics.equivalent(gain, claim.margin) if claim.kind == "parity" else statistics.superior(gain, claim.margin)
+
+
+def _unlearnt(claim: Claim, measure: str, who: str, records: list[Record]) -> str:
+    """Why a parity says nothing of the methods: both are at the floor of the problem. Empty where it says something."""
+    floor = next((r["floors"][measure] for r in records if measure in r.get("floors", {})), None)
+    if floor is None or claim.kind != "parity" or str(claim.against).startswith("self@"):
+        return ""
+    mine, theirs = (_items(records, address, measure) for address in (who, str(catalogue.parse(str(claim.against)))))
+    seeds = mine.keys() & theirs.keys()
+    means = [sum(found[seed].value for seed in seeds) / len(seeds) for found in (mine, theirs)]
+    return str(floor.holds(means, claim.direction, claim.margin))
 
 
 def _slope(claim: Claim, who: str, records: list[Record]) -> tuple[Estimate | None, Verdict, str | None]:

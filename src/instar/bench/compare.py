@@ -101,7 +101,7 @@ def compare(
     executor = executor or LocalExecutor(jobs)
     engine = _Engine(Store(out), executor.threads, executor, listener, kept)
     path = out / "plan.json"
-    plan, problem, _ = planning.prepare(request, Plan.load(path) if path.exists() else None)
+    plan, problem, data = planning.prepare(request, Plan.load(path) if path.exists() else None)
     if not dry_run:
         files.folder(out)
     if train:
@@ -122,6 +122,8 @@ def compare(
     if dry_run:
         return result
     plan.save(path)
+    if floors := problem.floors(data):
+        engine.store.put_floors(data.sha256, floors)
     if trials:
         tried: list[Trial] = []
         for batch in search.rounds(plan, out, engine.store):

@@ -101,10 +101,11 @@ def measure(
     return list(found.values())
 
 
-def load(records: Sequence[Record]) -> list[Curve]:
-    """The curves among records, by method in the order of their first record."""
+def load(records: Sequence[Record], layer: Layer) -> list[Curve]:
+    """The curves of a layer of this size among records, by method in the order of their first record."""
     found: dict[str, Curve] = {}
-    for one in sorted((r for r in records if r["kind"] == "curve"), key=lambda r: int(r["spec"]["length"])):
+    here = [r for r in records if r["kind"] == "curve" and r["spec"]["layer"] == asdict(layer)]
+    for one in sorted(here, key=lambda r: int(r["spec"]["length"])):
         address = one["address"]
         found[address] = _extended(found.get(address, Curve(address, {})), int(one["spec"]["length"]), one)
     return list(found.values())

@@ -13,6 +13,8 @@
   "resources": {"wall_seconds", "cpu_seconds", "peak_rss_bytes", "threads", "load_before", "load_after"},
   "environment": {…}, "command": "instar …", "started": "…", "finished": "…"
 }
+
+Beside them, of a problem that states floors: floors.json, {"schema": 1, "data": sha256, "floors": {"accuracy": [0.259, "…"]}}.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 
 from instar import files
 from instar.errors import RecordError
-from instar.items import Items
+from instar.items import Floor, Items
 
 SCHEMA = 1
 Record = dict[str, Any]
@@ -39,11 +41,16 @@ def identity(spec: dict[str, Any]) -> str:
 
 
 class Store:
-    """The records of a folder: `runs/<id>.json`, beside the plan."""
+    """The records of a folder: `runs/<id>.json`, beside the plan and the floors of its data.
+
+    Floors belong to data and not to runs, and stand in a file of their own, so that runs of before a problem stated any have them
+    too, and verdicts are read without making the data again.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self.runs = self.root / "runs"
+        self.floors = self.root / "floors.json"
 
     def path(self, name: str) -> Path:
         return self.runs / f"{name}.json"
@@ -59,8 +66,15 @@ class Store:
         return load(self.path(name))
 
     def all(self) -> Iterator[Record]:
-        """Every record, the oldest first."""
-        yield from sorted(map(load, self.runs.glob("*.json")), key=lambda r: (r.get("finished", ""), r["id"]))
+        """Every record, the oldest first; those of runs with the `floors` of their data, where these are known."""
+        data, floors = load_floors(self.floors) if self.floors.is_file() else ("", {})
+        for one in sorted(map(load, self.runs.glob("*.json")), key=lambda r: (r.get("finished", ""), r["id"])):
+            yield {**one, "floors": floors} if floors and one["spec"].get("data") == data else one
+
+    def put_floors(self, data: str, floors: dict[str, Floor]) -> None:
+        """Keep what is known of the data with that hash."""
+        files.folder(self.root)
+        files.write_json(self.floors, {"schema": SCHEMA, "data": data, "floors": floors})
 
 
 def load(path: Path) -> Record:
@@ -76,6 +90,15 @@ def load(path: Path) -> Record:
     if record["schema"] != SCHEMA:
         raise RecordError(f"{path} has schema {record['schema']!r}; this version reads {SCHEMA}.")
     return record
+
+
+def load_floors(path: Path) -> tuple[str, dict[str, Floor]]:
+    """The hash of the data, and its floors by metric. Raises RecordError."""
+    try:
+        table = json.loads(path.read_text("utf-8"))
+        return table["data"], {name: Floor(float(value), str(what)) for name, (value, what) in table["floors"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecordError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
 
 
 def load_all(folders: Iterable[Path]) -> list[Record]:

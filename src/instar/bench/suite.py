@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from instar import catalogue, files
-from instar.bench import curves
+from instar.bench import curves, record
 from instar.bench.claims import results_folder
 from instar.bench.compare import Listener, Silence, compare
 from instar.bench.curves import Curve, Layer
@@ -43,6 +42,11 @@ class Question:
     width: int = 128
     heads: int = 4
 
+    @property
+    def layer(self) -> Layer:
+        """The one layer whose costs are measured."""
+        return Layer(self.width, self.heads)
+
     def lengths(self) -> list[int]:
         """Doublings from 256 to N, and N."""
         found = [SHORTEST * 2**i for i in range(20) if SHORTEST * 2**i < self.length]
@@ -51,13 +55,23 @@ class Question:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that a suite's folder holds for its question."""
+    """What a suite's folder holds for its question, and nothing that was asked before."""
 
     suite: Suite
     question: Question
     curves: list[Curve]
     groups: dict[str, Group]
     """By the id of the part; a part without records has none."""
+
+    @property
+    def baseline(self) -> str:
+        return self.suite.against(causal=self.question.causal)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that answer the question and have records."""
+        chosen = self.suite.chosen(causal=self.question.causal, how=self.question.how)
+        return [part for part in chosen if part.id in self.groups]
 
 
 def run(
@@ -81,6 +95,7 @@ def run(
         raise PlanError(f"A question needs positive numbers; received {question}.")
     if min(question.memory, question.latency) <= 0:
         raise PlanError(f"Memory and latency must be positive; received {question.memory:g} and {question.latency:g}.")
+    baseline = chosen.against(causal=question.causal)
     named = _named(chosen, question, methods)
     parts = chosen.chosen(causal=question.causal, how=question.how)
     if unknown := set(only) - {part.id for part in parts}:
@@ -88,29 +103,39 @@ def run(
             f"No part {', '.join(sorted(unknown))} answers this question; there are {', '.join(p.id for p in parts)}."
         )
     files.folder(out)
-    files.write_json(out / FILE, {"schema": SCHEMA, "suite": slug, "question": _plain(question)})
-    layer = Layer(question.width, question.heads)
-    curves.measure([chosen.baseline, *named], out / "costs", lengths=question.lengths(), layer=layer, listener=listener)
+    files.write_json(out / FILE, {"schema": SCHEMA, "suite": slug, "question": _plain(question), "methods": named})
+    curves.measure([baseline, *named], out / "costs", lengths=question.lengths(), layer=question.layer, listener=listener)
     for part in parts:
         if not only or part.id in only:
-            _compare(part, chosen.baseline, named, out / part.id, seeds, jobs, listener)
+            _compare(part, baseline, named, _folder(out, part, chosen, baseline), seeds, jobs, listener)
     return load(out)
 
 
 def load(out: Path) -> Findings:
-    """What stands in the folder of a suite. Raises RecordError."""
+    """What stands in the folder of a suite for the question that was asked last. Raises RecordError.
+
+    The folder also holds records of other methods, layers and parts: those of earlier questions.
+    """
     try:
         said = json.loads((out / FILE).read_text("utf-8"))
         asked: dict[str, Any] = {k: math.inf if v is None else v for k, v in said["question"].items()}
-        chosen, question = suite(said["suite"]), Question(**asked)
+        chosen, question, named = suite(said["suite"]), Question(**asked), list(said["methods"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RecordError(f"{out / FILE} is no complete record of a suite ({error}). Run `instar suite` again.") from error
+    baseline = chosen.against(causal=question.causal)
+    shown = [baseline, *named]
     groups = {}
-    for part in chosen.parts:
-        of_part = summarise(list(Store(out / part.id).all()))
+    for part in chosen.chosen(causal=question.causal, how=question.how):
+        of_part = summarise(list(Store(_folder(out, part, chosen, baseline)).all()))
         if of_part:
-            groups[part.id] = of_part[0]
-    return Findings(chosen, question, curves.load(list(Store(out / "costs").all())), groups)
+            groups[part.id] = replace(of_part[0], rows=[row for row in of_part[0].rows if row.address in shown])
+    found = [curve for curve in curves.load(list(Store(out / "costs").all()), question.layer) if curve.address in shown]
+    return Findings(chosen, question, sorted(found, key=lambda curve: shown.index(curve.address)), groups)
+
+
+def _folder(out: Path, part: Part, chosen: Suite, baseline: str) -> Path:
+    """Where the records of a part stand: a comparison has one baseline, so those against another one have a folder beside."""
+    return out / (part.id if baseline == chosen.baseline else f"{part.id}-two-sided")
 
 
 def _named(chosen: Suite, question: Question, methods: Sequence[str]) -> list[str]:
@@ -124,7 +149,7 @@ def _named(chosen: Suite, question: Question, methods: Sequence[str]) -> list[st
             raise PlanError(f"{address} is a {card.interface or card.kind}; the suite {chosen.slug} compares mixers.")
         if question.causal and card.capability("bidirectional"):
             raise PlanError(f"{address} reads later tokens: ask without --causal, or leave it out.")
-    return [address for address in dict.fromkeys(named) if address != chosen.baseline]
+    return [address for address in dict.fromkeys(named) if address != chosen.against(causal=question.causal)]
 
 
 def _compare(
@@ -139,12 +164,14 @@ def _compare(
 
 
 def _take_over(plan: Plan, store: Store) -> None:
-    """Copy the records of these runs that stand under `results/`: a run is known by what decides its outcome."""
+    """Copy the records of these runs that stand under `results/`: a run is known by what decides its outcome.
+
+    By what name, and against which baseline, is said anew.
+    """
     for task in plan.tasks(store.root):
         if not store.has(task.id):
             for path in results_folder().glob(f"*/runs/{task.id}.json"):
-                files.folder(store.runs)
-                shutil.copyfile(path, store.path(task.id))
+                store.put({**record.load(path), "address": task.address, "baseline": task.baseline})
                 break
 
 

@@ -1,6 +1,6 @@
 """Suites: several problems under one question, with rules that turn what was measured into plain words. TOML beside the problems.
 
-A rule holds for a method when all its comparisons do; each side is a formula of facts (see `instar.bench.advice`), and a rule
+A rule holds for a method when all its comparisons do; each side is a formula of facts (see `instar.report.advice`), and a rule
 with a fact that is not known says nothing.
 """
 
@@ -87,6 +87,12 @@ class Suite:
     parts: list[Part]
     rules: list[Rule]
     path: Path = field(metadata={"given": True})
+    two_sided: str = ""
+    """The baseline where later tokens may be read; `baseline` where none is named."""
+
+    def against(self, *, causal: bool) -> str:
+        """The baseline of such a question."""
+        return self.baseline if causal else self.two_sided or self.baseline
 
     def chosen(self, *, causal: bool, how: How) -> list[Part]:
         """The parts that answer this question."""
@@ -129,7 +135,7 @@ def read(path: Path) -> Suite:
         card = catalogue.problem(part.problem)
         if part.metric.kind != "quality":
             raise CardError(f"{path}: parts.{part.id} measures {part.measure}, which is no quality of {card.slug}.")
-    for address in (found.baseline, *found.causal, *found.bidirectional):
+    for address in (found.baseline, found.against(causal=False), *found.causal, *found.bidirectional):
         catalogue.parse(address)
     for rule in found.rules:
         for text in rule.when:

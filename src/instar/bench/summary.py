@@ -13,7 +13,7 @@ from instar.bench import record, statistics
 from instar.bench.record import Record
 from instar.bench.statistics import Estimate
 from instar.cards import Metric
-from instar.items import Items
+from instar.items import Floor, Items
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Cell:
     """The paired differences (quality) or ratios (times) behind the interval."""
     busy: bool = False
     """A time measured while other work held the machine."""
+    reason: str = ""
+    """Why it is undecided, where that is not the width of the interval."""
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Group:
     trials: list[Record]
     timing: Record | None
     metrics: list[Metric]
+    floors: dict[str, Floor] = field(default_factory=dict)
 
     @property
     def baseline(self) -> Row | None:
@@ -102,6 +105,7 @@ def _group(members: list[Record], records: Sequence[Record], metrics: Collection
     timing = next((r for r in reversed(list(records)) if _times(r, key, rows)), None)
     ordered = sorted(rows.values(), key=lambda r: (not r.baseline, r.address))
     group = Group(key["problem"], key, ordered, [m for m in members if m["kind"] == "trial"], timing, card.metrics)
+    group.floors = next((m["floors"] for m in members if "floors" in m), {})
     for metric in card.metrics if metrics is None else [m for m in card.metrics if m.id in metrics]:
         for row in ordered:
             cell = {"quality": _quality, "cost": _cost, "time": _time}[metric.kind](group, row, metric)
@@ -144,7 +148,12 @@ def _quality(group: Group, row: Row, metric: Metric) -> Cell | None:
         return Cell(value)
     difference = statistics.paired([mine[s] for s in seeds], [theirs[s] for s in seeds])
     gain = statistics.improvement(difference, metric.direction)
-    return Cell(value, difference, _word(gain, metric.margin), tuple(mine[s].value - theirs[s].value for s in seeds))
+    word, reason = _word(gain, metric.margin), ""
+    if word == "equal within the margin" and metric.id in group.floors:
+        both = [sum(found[s].value for s in seeds) / len(seeds) for found in (mine, theirs)]
+        reason = group.floors[metric.id].holds(both, metric.direction, metric.margin)
+    by_seed = tuple(mine[s].value - theirs[s].value for s in seeds)
+    return Cell(value, difference, "undecided" if reason else word, by_seed, reason=reason)
 
 
 def _cost(group: Group, row: Row, metric: Metric) -> Cell | None:

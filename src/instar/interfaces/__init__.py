@@ -24,7 +24,7 @@ from instar.interfaces.predictors import Forecaster, Predictor, Trace
 from instar.interfaces.problem import Data, Monitor, Problem, Workload
 from instar.interfaces.retrieval import CompatibleHead, Encoder, Floats, Fusion, Generation, Hits, Id, Index, Pairs
 from instar.interfaces.updates import Adapter, Answering, Editor, Fact, Growth, Plan, Preserves, Transform, Updater, Versions
-from instar.items import Items
+from instar.items import Floor, Items
 from instar.state import State
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Examples",
     "Fact",
     "Floats",
+    "Floor",
     "Forecaster",
     "Fusion",
     "Generation",

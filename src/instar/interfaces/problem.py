@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from instar.items import Items
+from instar.items import Floor, Items
 
 if TYPE_CHECKING:
     pass
@@ -77,6 +77,13 @@ class Problem(abc.ABC):
 
     def costs(self, subject: Any) -> dict[str, float]:
         """Deterministic costs by metric id: FLOPs, bytes, parameters. Equal on every machine."""
+        return {}
+
+    def floors(self, data: Data) -> dict[str, Floor]:
+        """What a predictor without the ability asked for, fitted on the training split, scores on the test split, by metric id.
+
+        Two methods that both stay there have learnt nothing of it, and are not said to be level.
+        """
         return {}
 
     def workloads(self) -> Iterable[Workload]:

@@ -24,8 +24,8 @@ def pack(tree: Any, prefix: str) -> tuple[dict[str, Tensor], str]:
             return {"tensor": name}
         if isinstance(value, dict):
             return {"dict": [[encoded(key), encoded(item)] for key, item in value.items()]}
-        if isinstance(value, (list, tuple)):
-            return {type(value).__name__: [encoded(item) for item in value]}
+        if isinstance(value, (list, tuple)):  # a torch.Size comes back as a plain tuple
+            return {"list" if isinstance(value, list) else "tuple": [encoded(item) for item in value]}
         if value is None or isinstance(value, _PLAIN):
             return value
         raise CheckpointError(f"A {type(value).__name__} cannot be saved: tensors, numbers, texts, lists and tables can.")

@@ -13,11 +13,12 @@ from instar.bench.fit import Precision, fit
 from instar.bench.seeds import stream
 from instar.catalogue import Build
 from instar.errors import ShapeError
-from instar.interfaces import Data, Items, Mixer, Monitor, Problem
+from instar.interfaces import Data, Floor, Items, Mixer, Monitor, Problem
 from instar.problems.language import Subject, device_of, evaluating
 
 IGNORED = -100
 _EVALUATION_ROWS = 250
+_FLOOR_ROWS = 20_000
 
 
 class RecallProblem(Problem):
@@ -31,7 +32,8 @@ class RecallProblem(Problem):
         width, depth, heads: of the decoder. lr: peak learning rate. precision: float32 or bf16.
         test_sequences: rows in the validation and in the test split; an item is a row.
 
-    Chance is one of the values in the row's vocabulary: 2 / vocab. Rows are made from the seed, so splits differ by seed.
+    Chance is one of the values in the vocabulary: 2 / vocab; the floor is higher, since a row shows few values. Training rows are
+    made from the seed; validation and test rows are the same for all seeds, so that seeds pair over items.
     """
 
     accepts: ClassVar = {Mixer: "decoder"}
@@ -71,7 +73,7 @@ class RecallProblem(Problem):
             "test_items": self.test_sequences,
             "chance": 2 / self.vocab,
         }
-        # The same for all seeds, so that seeds pair over items; the hash is that of the recipe.
+        # The hash is that of the recipe.
         splits = {name: self.rows(self.test_sequences, stream(0, name)) for name in ("valid", "test")}
         digest = f"recall/1/{self.vocab}/{self.pairs}/{self.length}/{self.test_sequences}"
         return Data(None, splits["valid"], splits["test"], digest, facts)
@@ -91,6 +93,27 @@ class RecallProblem(Problem):
         inputs.scatter_(1, at, keys)
         targets.scatter_(1, at, values)
         return inputs, targets
+
+    def floors(self, data: Data) -> dict[str, Floor]:
+        """The value in a row that a query at this place is likeliest to ask for, whatever its key: nothing is looked up."""
+        N = self.pairs
+        pair, row, place = self._asked(*self.rows(_FLOOR_ROWS, stream(0, "floor")))
+        likely = torch.zeros(self.length, N, dtype=torch.float64).index_put_(
+            (place, pair), torch.ones(1).double(), accumulate=True
+        )
+        inputs, targets = data.test
+        _, row, place = self._asked(inputs, targets)
+        values = inputs[row, 1 : 2 * N : 2]
+        together = (values.unsqueeze(2) == values.unsqueeze(1)).double() @ likely[place].unsqueeze(2)  # pairs may share a value
+        named = values.gather(1, together.argmax(1)).squeeze(1)
+        share = (named == targets[row, place]).double().mean().item()
+        return {"accuracy": Floor(share, "naming the value that is likeliest at the query's place, whatever its key")}
+
+    def _asked(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each query its pair, its row and its place."""
+        row, place = (targets != IGNORED).nonzero(as_tuple=True)
+        keys = inputs[row, 0 : 2 * self.pairs : 2]
+        return (keys == inputs[row, place].unsqueeze(1)).int().argmax(1), row, place
 
     def decoder(self, build: Build, data: Data, seed: int) -> Subject:
         """The mixer in a small decoder."""

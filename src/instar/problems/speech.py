@@ -23,13 +23,15 @@ from instar.problems.sequence_classes import Batch, SequenceClassesProblem, Sequ
 
 BANDS = 40
 SEEN = (10, 20, 30, 40, 50)
-"""Frames of 10 ms after which accuracy is read, beside that of whole recordings."""
+"""Frames after which accuracy is read, beside that of whole recordings; n of them span (n − 1) · 10 + 32 ms."""
 _LEAST = 30  # recordings
 _MASKED = 0.2  # of the frames and of the bands: the widest stretch that training does not see
 
 
 class SpeechProblem(SequenceClassesProblem):
-    """accuracy = the share of recordings whose word is named; accuracy@n = the same from the first n frames alone (n · 10 ms).
+    """accuracy = the share of recordings whose word is named; accuracy@n = the same from the first n frames alone.
+
+    A frame reads 32 ms and begins 10 ms after the one before, so that the first n end after (n − 1) · 10 + 32 ms.
 
     A recording is a row of log-mel frames in 40 bands, less the mean and over twice the deviation of the training split. No
     speaker is in two splits: a third of them is for the test, a sixth for validation, drawn once for all seeds. In training a

@@ -51,11 +51,13 @@ class Misled:
 def verdicts(found: Findings) -> list[Verdict]:
     """What the rules say of every method, the baseline first."""
     facts = {curve.address: _costs(curve, found.question) for curve in found.curves}
-    exact = facts.get(found.suite.baseline, {})
+    exact = facts.get(found.baseline, {})
     result = []
     for curve in found.curves:
         known = facts[curve.address] | {f"exact_{k}": v for k, v in exact.items()}
-        known["baseline"] = float(curve.address == found.suite.baseline)
+        known["baseline"] = float(curve.address == found.baseline)
+        cells = [cell_of(found, part, curve.address) for part in found.parts]
+        known["better"] = float(sum(cell is not None and cell.verdict == "better" for cell in cells))
         words = _words(known, found.question) | {"ended": curve.ended or "the length was not asked for"}
         result.append(
             Verdict(curve.address, [said for rule in found.suite.rules for said in _said(rule, known, words, curve, found)])
@@ -66,8 +68,8 @@ def verdicts(found: Findings) -> list[Verdict]:
 def misled(found: Findings) -> list[Misled]:
     """Where a likelihood alone would mislead: not worse by it, worse by what else was asked of the same method."""
     result = []
-    parts = {part.id: part for part in found.suite.parts if part.id in found.groups}
-    for address in dict.fromkeys(row.address for group in found.groups.values() for row in group.rows):
+    parts = {part.id: part for part in found.parts}
+    for address in dict.fromkeys(row.address for name in parts for row in found.groups[name].rows):
         cells = {name: cell for name in parts if (cell := cell_of(found, parts[name], address)) is not None}
         for name, cell in cells.items():
             if not parts[name].likelihood or cell.verdict not in ("better", "equal within the margin"):
@@ -108,7 +110,7 @@ def _costs(curve: Curve, question: Question) -> dict[str, float]:
     facts |= {name: question.layers * at[figure] for name, figure in _PER_LAYER.items() if figure in at}
     if "working_bytes" in at:
         facts["working"] = at["working_bytes"]  # layers follow one another
-        facts.setdefault("state", 0.0)  # a bidirectional layer keeps none
+        facts["state"] = facts.get("state", 0.0) if question.causal else 0.0  # what is read at once needs no cache
     return facts
 
 
@@ -127,7 +129,7 @@ def _said(rule: Rule, facts: Mapping[str, float], words: Mapping[str, str], curv
     if rule.each == "method":
         return [Said(rule.id, string.Template(rule.say).substitute(words), rule.excludes)] if rule.holds(facts) else []
     result = []
-    for part in found.suite.parts:
+    for part in found.parts:
         answer = cell_of(found, part, curve.address)
         if answer is None or answer.difference is None:
             continue
@@ -135,7 +137,8 @@ def _said(rule: Rule, facts: Mapping[str, float], words: Mapping[str, str], curv
         if gain.interval is None:
             continue
         low, high = gain.interval
-        if rule.holds({**facts, "low": low, "high": high, "margin": part.metric.margin}):
-            text = string.Template(rule.say).substitute(words, part=part.title, task=part.task, found=difference(part, answer))
-            result.append(Said(rule.id, text, rule.excludes))
+        of_part = {"low": low, "high": high, "margin": part.metric.margin, "unlearnt": float(bool(answer.reason))}
+        if rule.holds({**facts, **of_part}):
+            named = {"part": part.title, "task": part.task, "found": difference(part, answer), "reason": answer.reason}
+            result.append(Said(rule.id, string.Template(rule.say).substitute(words, **named), rule.excludes))
     return result

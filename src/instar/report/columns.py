@@ -49,9 +49,20 @@ def shown(group: Group, everything: bool = False) -> list[Metric]:
 
 
 def header(group: Group, metric: Metric) -> str:
-    """The title of a column, with its condition where several metrics have the same title."""
+    """The title of a column, with its condition where several metrics have the same title, and its floor where there is one."""
     same = sum(other.title == metric.title for other in group.metrics)
-    return units.sentence(metric.title if same == 1 else f"{metric.title} @ {condition(metric)}")
+    title = units.sentence(metric.title if same == 1 else f"{metric.title} @ {condition(metric)}")
+    floor = group.floors.get(metric.id)
+    return f"{title} (floor {units.number(floor.value)})" if floor else title
+
+
+def floors(group: Group) -> list[str]:
+    """What the floors are, a sentence each."""
+    return [
+        f"The floor of {group.card.metric(name).title} is {units.number(floor.value)}: {floor.what}. Who stays there has learnt "
+        "nothing of what is asked."
+        for name, floor in group.floors.items()
+    ]
 
 
 def text(group: Group, row: Row, metric: Metric) -> Text:
@@ -70,7 +81,7 @@ def difference(cell: Cell, metric: Metric, base: str) -> tuple[str, str]:
     found = cell.difference
     if found is None:
         return "", ""
-    word = f"{cell.verdict}: " if cell.verdict else ""
+    word = f"{', '.join(filter(None, (cell.verdict, cell.reason)))}: " if cell.verdict else ""
     if metric.kind == "quality":
         short = units.signed(found.value, metric.unit, found.low, found.high)
         if found.interval is None:

@@ -19,7 +19,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = (row["method"], row["text"], f"**{row['verdict']}**", found(row), needed(row), source(row))
+        why = f" ({row['reason']})" if row["reason"] and row["value"] is not None else ""  # a figure that seems to say more
+        cells = (row["method"], row["text"], f"**{row['verdict']}**{why}", found(row), needed(row), source(row))
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from instar import files
 from instar.bench.curves import FIGURES, slope
 from instar.bench.suite import Findings
+from instar.bench.suites import Part
+from instar.cards import Metric
 from instar.report import advice, columns, figures, scaling, shell, units
 from instar.report.plots import Plot, Styles
 
@@ -31,14 +33,13 @@ class Answer:
 
 def answer(found: Findings) -> Answer:
     """The answer of what was measured."""
-    parts = found.suite.chosen(causal=found.question.causal, how=found.question.how)
     verdicts = advice.verdicts(found)
-    tasks: dict[str, list[Any]] = {}
-    for part in parts:
-        if part.id in found.groups:
-            tasks.setdefault(part.task, []).append(part)
+    tasks: dict[str, list[Part]] = {}
+    for part in found.parts:
+        tasks.setdefault(part.task, []).append(part)
     said = {task: _of_task(found, members, verdicts) for task, members in tasks.items()}
-    return Answer(found, verdicts, advice.misled(found), said, [p.title for p in parts if p.id not in found.groups])
+    asked = found.suite.chosen(causal=found.question.causal, how=found.question.how)
+    return Answer(found, verdicts, advice.misled(found), said, [p.title for p in asked if p.id not in found.groups])
 
 
 def limits(found: Findings) -> str:
@@ -59,14 +60,14 @@ def table(said: Answer) -> Table:
     from rich import box
     from rich.table import Table
 
-    parts = [p for p in said.found.suite.parts if p.id in said.found.groups]
+    parts = said.found.parts
     result = Table(title=limits(said.found), box=box.SIMPLE_HEAD, title_justify="left")
-    for head in ("", *(f"{p.title}\n({p.task})" for p in parts), "reading", "state"):
+    for head in ("", *("\n".join([p.title, f"({p.task})", *_floor(said.found, p)]) for p in parts), "reading", "state"):
         result.add_column(head, justify="left" if head == "" else "right")
     for verdict in said.verdicts:
         cells = [_cell(said.found, part, verdict.address) for part in parts]
         texts = ["" if c is None else " ".join(t for t in (c.value, c.glyph) if t) or "missing" for c in cells]
-        result.add_row(f"{verdict.address}{' (out)' if verdict.out else ''}", *texts, *_costs(said.found, verdict.address))
+        result.add_row(f"{verdict.address}{' (ruled out)' if verdict.out else ''}", *texts, *_costs(said.found, verdict.address))
     return result
 
 
@@ -84,13 +85,12 @@ def write(said: Answer, path: Path) -> None:
     """The page. Raises OutputError."""
     found = said.found
     styles = Styles.of([curve.address for curve in found.curves])
-    parts = [p for p in found.suite.parts if p.id in found.groups]
     lines = [
         {
             "address": v.address,
             "slot": styles.slot(v.address),
             "out": v.out,
-            "cells": [_cell(found, part, v.address) for part in parts],
+            "cells": [_cell(found, part, v.address) for part in found.parts],
             "costs": _costs(found, v.address),
             "said": v.said,
         }
@@ -99,61 +99,89 @@ def write(said: Answer, path: Path) -> None:
     files.write(
         path,
         shell.page(
-            "suite.html", suite=found.suite, limits=limits(found), parts=parts, lines=lines, tasks=said.tasks, misled=said.misled,
+            "suite.html", suite=found.suite, limits=limits(found), parts=[(p, _floor(found, p)) for p in found.parts],
+            baseline=found.baseline, lines=lines, tasks=said.tasks, misled=said.misled,
             missing=said.missing, plots=_plots(found, styles), crossings=_crossings(found),
         ),
     )  # fmt: skip
 
 
-def _of_task(found: Findings, parts: list[Any], verdicts: list[advice.Verdict]) -> str:
-    """Which of those within the limits are shown to be no worse than the baseline at every part of a class of tasks."""
-    good, open_, bad = [], [], []
+def _of_task(found: Findings, parts: list[Part], verdicts: list[advice.Verdict]) -> str:
+    """Which of those that no rule excludes are shown to be no worse than the baseline at every part of a class of tasks.
+
+    Where a part has no difference, as after runs that failed, nothing is shown.
+    """
+    base = found.baseline
+    good, lists = [], {"undecided": list[str](), "worse": list[str](), "ruled out": list[str]()}
     for verdict in verdicts:
-        cells = [cell for part in parts if (cell := advice.cell_of(found, part, verdict.address)) is not None]
-        if verdict.out or not cells or verdict.address == found.suite.baseline:
+        if verdict.address == base:
             continue
-        words = {cell.verdict for cell in cells if cell.difference is not None}
-        if "worse" in words:
-            bad.append(verdict.address)
+        cells = [advice.cell_of(found, part, verdict.address) for part in parts]
+        words = {"undecided" if cell is None or cell.difference is None else cell.verdict for cell in cells}
+        if verdict.out:
+            lists["ruled out"].append(verdict.address)
+        elif "worse" in words:
+            lists["worse"].append(verdict.address)
         elif words <= {"better", "equal within the margin"}:
             good.append(verdict.address)
         else:
-            open_.append(verdict.address)
-    base = found.suite.baseline
-    text = f"no worse than {base}: {', '.join(good)}" if good else f"nothing within the limits is shown to be as good as {base}"
-    text += f"; undecided: {', '.join(open_)}" if open_ else ""
-    return f"{text}; worse: {', '.join(bad)}." if bad else f"{text}."
+            lists["undecided"].append(verdict.address)
+    text = (
+        f"no worse than {base}: {', '.join(good)}"
+        if good
+        else f"of what is not ruled out, nothing is shown to be as good as {base}"
+    )
+    lists["failed runs"] = [
+        f"{len(row.failures)} of {row.address} at {part.title}"
+        for part in parts
+        for row in found.groups[part.id].rows
+        if row.failures
+    ]
+    return "; ".join([text, *(f"{word}: {', '.join(names)}" for word, names in lists.items() if names)]) + "."
 
 
-def _cell(found: Findings, part: Any, address: str) -> columns.Text | None:
+def _floor(found: Findings, part: Part) -> list[str]:
+    """`floor 0.259`, if its problem states one."""
+    floor = found.groups[part.id].floors.get(part.metric.id)
+    return [f"floor {units.number(floor.value)}"] if floor else []
+
+
+def _cell(found: Findings, part: Part, address: str) -> columns.Text | None:
     group = found.groups[part.id]
     row = next((row for row in group.rows if row.address == address), None)
     return columns.text(group, row, part.metric) if row else None
 
 
 def _costs(found: Findings, address: str) -> list[str]:
-    """Reading and state at the length of the question, all layers."""
+    """Reading and state at the length of the question, all layers; what is read at once leaves no state."""
     curve = next(c for c in found.curves if c.address == address)
-    at = curve.points.get(found.question.length, {})
+    at = dict(curve.points.get(found.question.length, {}))
+    if not found.question.causal:
+        at.pop("state_bytes", None)
     named = (("forward_seconds", "s"), ("state_bytes", "B"))
     return [units.quantity(found.question.layers * at[name], unit) if name in at else "none" for name, unit in named]
 
 
+def _figures(found: Findings) -> dict[str, Metric]:
+    """What is drawn: of state and next tokens nothing, where all is read at once."""
+    return {name: m for name, m in FIGURES.items() if found.question.causal or m.over != "context length"}
+
+
 def _plots(found: Findings, styles: Styles) -> list[Plot]:
     drawn = []
-    for name, metric in FIGURES.items():
+    for name, metric in _figures(found).items():
         lines = {curve.address: curve.line(name) for curve in found.curves}
         if any(len(points) > 1 for points in lines.values()):
             title = units.sentence(metric.title)
-            drawn.append(figures.against_length(lines, found.suite.baseline, metric, title, styles, f"costs-{name}"))
+            drawn.append(figures.against_length(lines, found.baseline, metric, title, styles, f"costs-{name}"))
     return drawn
 
 
 def _crossings(found: Findings) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """By figure: (method, slope, how it lies against the baseline)."""
-    base = next((c for c in found.curves if c.address == found.suite.baseline), None)
+    base = next((c for c in found.curves if c.address == found.baseline), None)
     result = []
-    for name, metric in FIGURES.items():
+    for name, metric in _figures(found).items():
         rows = []
         for curve in found.curves:
             steep = slope(curve, name)

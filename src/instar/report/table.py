@@ -41,7 +41,11 @@ def table(group: Group) -> Table:
     from rich.text import Text
 
     result = Table(
-        title=Text(title(group)), caption=Text(LEGEND), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
+        title=Text(title(group)),
+        caption=Text(" ".join([LEGEND, *columns.floors(group)])),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
     )
     result.add_column("")
     for row in group.rows:
@@ -87,7 +91,7 @@ def markdown(group: Group) -> str:
     rows = [[_cell(c) for c in line] for line in grid(group)]
     rule = ["---", *("---:" for _ in rows[0][1:])]
     body = "\n".join(f"| {' | '.join(line)} |" for line in [rows[0], rule, *rows[1:]])
-    return f"{body}\n\n{LEGEND}\n"
+    return f"{body}\n\n{' '.join([LEGEND, *columns.floors(group)])}\n"
 
 
 def latex(group: Group) -> str:
@@ -111,6 +115,7 @@ def figures(group: Group) -> list[dict[str, Any]]:
                 "metric": metric.id,
                 "unit": metric.unit,
                 "better": metric.direction,
+                "floor": group.floors[metric.id].value if metric.id in group.floors else None,
             }
             if cell is None:
                 entry["missing"] = columns.why_missing(group, row, metric)
@@ -126,7 +131,7 @@ def figures(group: Group) -> list[dict[str, Any]]:
 
 
 _FIELDS = [
-    *("method", "baseline", "setting", "metric", "unit", "better", "value", "low", "high", "n"),
+    *("method", "baseline", "setting", "metric", "unit", "better", "floor", "value", "low", "high", "n"),
     *("against_baseline", "distance", "distance_low", "distance_high", "verdict", "busy_machine", "missing"),
 ]
 

@@ -120,6 +120,7 @@ def cautions(group: Group) -> list[str]:
         found.append((group.card.caution or CAUTION) + " This page therefore gives no advice on which method to choose.")
     elif group.card.caution:
         found.append(group.card.caution)
+    found += columns.floors(group)
     failed = sum(len(row.failures) for row in group.rows)
     if failed:
         found.append(f"{failed} run{'s' if failed > 1 else ''} failed; the reasons stand below.")
@@ -200,6 +201,8 @@ def _quality(group: Group, row: Row, metric: Metric) -> str:
     )
     if cell.verdict == "equal within the margin":
         return f"{around}: equal within the margin of {metric.margin:g}."
+    if cell.reason:
+        return f"{around}: {cell.verdict}, {cell.reason}."
     if cell.verdict == "undecided":
         needed = seeds_needed(cell, metric.margin)
         more = (
