@@ -104,6 +104,36 @@ def test_covariates_that_all_series_share_are_one_and_the_known_future_is_append
     assert not np.isnan(hidden[:2]).any()
 
 
+def test_the_future_finds_the_column_of_each_covariate_and_says_one_thing() -> None:
+    day = stamps("2026-01-01", "1D", 5)
+    table = {
+        "unique_id": ["a[1]"] * 3 + ["b"] * 3,
+        "ds": day[[0, 1, 2, 0, 1, 2]],
+        "y": np.arange(6.0),
+        "price": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+        "sale": [0, 1, 0, 0, 1, 0],
+        "of [b]": [1, 1, 0, 1, 1, 0],
+    }
+    panel = frames.panel(table, known=["price", "sale", "of [b]"])
+    assert frames.sources(panel) == {"price[a[1]]": "price", "price[b]": "price", "sale": "sale", "of [b]": "of [b]"}
+    ahead = {"unique_id": ["a[1]", "b"], "ds": day[[3, 3]], "price": [7, 8], "sale": [1, 1], "of [b]": [0, 0]}
+    np.testing.assert_array_equal(frames.extended(panel, ahead, 1).covariates[3], [7, 8, 1, 0])
+    for change, words in (({"sale": [1, 0]}, "sale is 1 and also 0 at 2026-01-04"), ({"unique_id": ["b", "b"]}, "b] is 7 and")):
+        with pytest.raises(DataError, match=words):
+            frames.extended(panel, {**ahead, **change}, 1)
+    silent = frames.extended(panel, {**ahead, "sale": [1, None]}, 1)
+    assert silent.covariates[3, panel.names.index("sale")] == 1
+
+
+def test_what_a_shared_covariate_was_is_not_changed_by_the_future_of_a_series_that_ended_early() -> None:
+    table = {"unique_id": ["a", "a", "b", "b", "b"], "ds": [0, 1, 0, 1, 2], "y": np.arange(5.0), "sale": [0, 1, 0, 1, 0]}
+    panel = frames.panel(table, known=["sale"])
+    same = {"unique_id": ["a", "a"], "ds": [2, 3], "sale": [0, 1]}
+    np.testing.assert_array_equal(frames.extended(panel, same, 1).covariates[:, 0], [0, 1, 0, 1])
+    with pytest.raises(DataError, match="sale is 0 and also 1 at 2"):
+        frames.extended(panel, {**same, "sale": [1, 1]}, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -15,6 +15,7 @@ from instar.checks.forecaster_world import panel, table
 from instar.data.panel import of_array
 from instar.errors import CheckpointError, DataError, ShapeError
 from instar.forecasting import inputs, residuals, saved, windows
+from instar.forecasting.dlinear import DLinear
 from instar.forecasting.linear import DLinearNetwork, InstanceNorm, MovingAverage, NLinearNetwork
 from instar.forecasting.repeat_last import RepeatLast
 from instar.forecasting.rlinear import RLinear
@@ -127,6 +128,26 @@ def test_missing_targets_teach_nothing() -> None:
     holes[:, 0] = np.where(np.arange(60) < 40, holes[:, 0], np.nan)  # nothing of it is known after row 40
     one = RLinear(4, context=16).fit(replace(given, values=holes), steps=3)
     assert all(bool(torch.isfinite(value).all()) for value in one.state_dict().values())
+
+
+def test_a_series_that_begins_after_training_is_forecast_at_its_own_level(tmp_path: Path) -> None:
+    draw, rows = np.random.default_rng(0), 200
+    values = np.stack([draw.normal(size=rows), 1e4 + draw.normal(size=rows)], axis=1)
+    long = {
+        "unique_id": ["a"] * rows + ["b"] * 50,
+        "ds": [*range(rows), *range(150, rows)],
+        "y": [*values[:, 0], *values[150:, 1]],
+    }
+    forecaster = DLinear(4, context=16).fit(long, calibration=50, steps=50)
+    forecaster.save(tmp_path)
+    for one in (forecaster, saved.load(tmp_path)):
+        found = one.predict(quantiles=[0.1, 0.9])
+        for name, column in found.items():
+            if name not in ("unique_id", "ds"):
+                np.testing.assert_allclose(column[found["unique_id"] == "b"], 1e4, atol=20)
+    checked = DLinear(4, context=16).cross_validation(long, windows=10)
+    begun = (checked["unique_id"] == "b") & (checked["cutoff"] >= 165)
+    np.testing.assert_allclose(checked["dlinear"][begun], 1e4, atol=20)
 
 
 def test_refit_windows_equal_forecasters_fitted_on_what_preceded_them() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from instar.checks.forecaster_world import panel
 from instar.data import frames
 from instar.data.panel import of_array
 from instar.errors import DataError, ShapeError
-from instar.forecasting import windows
+from instar.forecasting import saved, windows
 from instar.forecasting.itransformer import ITransformer
 from instar.forecasting.itransformer_network import InvertedTransformer
 
@@ -138,6 +141,72 @@ def test_known_covariates_tell_the_future_and_unknown_ones_are_not_read_ahead() 
     whole = frames.panel({"ds": hours, "y": pulse, "sale": pulse})
     blind = ITransformer(4, context=16, width=16, heads=2, hidden=16).fit(whole.until(300), steps=2)
     np.testing.assert_array_equal(blind.forecast(whole, [200]), blind.forecast(whole.until(200), [200]))
+
+
+def small(**given: object) -> ITransformer:
+    return ITransformer(4, context=16, width=16, heads=2, hidden=16, **given)  # type: ignore[arg-type]
+
+
+def promoted(rows: int, names: str = "a") -> dict[str, Any]:
+    """A long table with hours, a temperature that all share and a price of each series that moves it."""
+    draw = np.random.default_rng(len(names))
+    hours = np.datetime64("2026-01-01T00") + np.arange(rows).astype("timedelta64[h]")
+    price = draw.random(rows * len(names))
+    return {
+        "unique_id": np.repeat(np.array(list(names), dtype=object), rows),
+        "ds": np.tile(hours, len(names)),
+        "y": 10 * price + draw.normal(size=rows * len(names)),
+        "temperature": np.tile(30 * draw.random(rows), len(names)),
+        "price": price,
+    }
+
+
+def rows_of(table: dict[str, Any], kept: Any) -> dict[str, Any]:
+    return {name: column[kept] for name, column in table.items()}
+
+
+def test_covariates_go_by_their_names_and_not_by_their_place(tmp_path: Path) -> None:
+    given = promoted(64)
+    past, ahead = rows_of(given, slice(60)), rows_of(given, slice(60, None))
+    del ahead["y"]
+    forecaster = small().fit(past, known=["price"], steps=5)
+    forecaster.save(tmp_path)
+    expected = forecaster.predict(future=ahead)["itransformer"]
+    swapped = {name: past[name] for name in ("ds", "price", "unique_id", "y", "temperature")}
+    for one in (forecaster, saved.load(tmp_path)):
+        np.testing.assert_array_equal(one.predict(frame=swapped, future=ahead)["itransformer"], expected)
+    other = {"humidity" if name == "temperature" else name: column for name, column in past.items()}
+    with pytest.raises(DataError, match=r"learnt the covariates temperature, price .* received humidity, price"):
+        forecaster.predict(frame=other, future=ahead)
+    whole = frames.panel(given)  # here the price is not said to be known, but that is for the forecaster to say
+    np.testing.assert_allclose(forecaster.forecast(whole, [60])[0, :, 0], expected, rtol=1e-6)
+
+
+def test_a_covariate_of_each_series_that_is_known_ahead_goes_on_from_another_history() -> None:
+    given = promoted(64, "ab")
+    late = given["ds"] >= given["ds"][60]
+    past, ahead = rows_of(given, ~late), rows_of(given, late)
+    forecaster = small().fit(past, known=["price"], steps=5)
+    expected = forecaster.predict(future=ahead)
+    found = forecaster.predict(frame=rows_of(past, np.r_[60:120, :60]), future=ahead)  # b stands first
+    for one in "ab":
+        again, first = (table["itransformer"][table["unique_id"] == one] for table in (found, expected))
+        np.testing.assert_allclose(again, first, rtol=1e-5)
+    with pytest.raises(DataError, match="Give future= with price"):
+        forecaster.predict(frame=past)
+
+
+def test_cross_validation_knows_the_future_that_the_forecaster_was_fitted_with() -> None:
+    given = promoted(64, "ab")
+    late = given["ds"] >= given["ds"][60]
+    past, ahead = rows_of(given, ~late), rows_of(given, late)
+    alone = small(dropout=0.0).fit(past, known=["price"]).predict(future=ahead)["itransformer"]
+    fitted = small(dropout=0.0).fit(past, known=["price"], steps=1)
+    for forecaster, known in ((fitted, None), (small(dropout=0.0), ["price"])):
+        found = forecaster.cross_validation(given, known=known)
+        np.testing.assert_allclose(found["itransformer"], alone, rtol=1e-5)
+    blind = small(dropout=0.0).cross_validation(given)
+    assert not np.allclose(blind["itransformer"], alone, rtol=1e-2)
 
 
 def test_what_it_refuses() -> None:

@@ -42,6 +42,30 @@ def test_point_adjustment_never_loses_a_row_and_flatters_chance() -> None:
     assert detection.best_f1(chance, labels, adjust=True) > detection.best_f1(chance, labels) + 0.3
 
 
+def test_the_best_f1_is_the_best_of_every_threshold_however_many_scores_there_are() -> None:
+    draw = np.random.default_rng(2)
+    rare = np.zeros(20_000, dtype=bool)
+    rare[draw.choice(20_000, 10, replace=False)] = True
+    assert detection.best_f1(draw.random(20_000) + rare, rare) == 1.0
+    labels = np.zeros(900, dtype=bool)
+    labels[[0, *range(300, 330), *range(700, 705), 899]] = True
+    for scores in (draw.normal(size=900) + labels, np.round(draw.normal(size=900) + labels, 1), np.zeros(900)):
+        for adjust in (False, True):
+            calls = [scores >= threshold for threshold in np.unique(scores)]
+            whole = [_found_whole(called, labels) if adjust else called for called in calls]
+            best = max(detection.f1(called, labels) for called in whole)
+            assert detection.best_f1(scores, labels, adjust=adjust) == pytest.approx(best, abs=1e-12)
+    nothing = np.zeros(900, dtype=bool)
+    assert detection.best_f1(draw.random(900), nothing, adjust=True) == 0.0
+
+
+def _found_whole(called: detection.Labels, labels: detection.Labels) -> detection.Labels:
+    found = called.copy()
+    for first, last in detection.segments(labels):
+        found[first:last] |= called[first:last].any()
+    return found
+
+
 def test_faults_lie_where_they_are_said_to_and_nothing_else_changes() -> None:
     values = np.random.default_rng(0).normal(size=(400, 3))
     changed, labels = faults.plant(values, 200, 400, 8, 5)
@@ -84,6 +108,18 @@ def test_nothing_is_learnt_from_anomalous_rows_of_a_table(tmp_path: Path) -> Non
     subject = lift(problem, "seasonal_naive", {"season": 10}, one, 0)
     problem.fit(subject, one.train, steps=1, seed=0)
     assert problem.evaluate(subject, one.test)["roc_auc"].value > 0.95
+
+
+def test_a_row_of_a_long_table_is_anomalous_where_any_of_its_series_is(tmp_path: Path) -> None:
+    path, marks = tmp_path / "long.csv", {"a": [20, 75], "b": [30, 75, 90]}
+    lines = [f"{name},{t},{t % 7},{int(t in marks[name])}" for name in "ab" for t in range(100)]
+    path.write_text("\n".join(["unique_id,ds,y,label", *lines]), "utf-8")
+    found = AnomalyProblem(data=str(path), context=8).load(0)
+    assert np.flatnonzero(found.test.labels).tolist() == [20, 30, 75, 90]
+    assert np.isnan(found.train.panel.values[[20, 30]]).all()
+    path.write_text(path.read_text("utf-8").replace("b,40,5,0", "b,40,5,2"), "utf-8")
+    with pytest.raises(DataError, match="1 where a row is anomalous"):
+        AnomalyProblem(data=str(path), context=8).load(0)
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

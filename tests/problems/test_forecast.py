@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from instar.bench import costs
 from instar.bench.plan import Request, prepare
 from instar.bench.run import lift
 from instar.data.forecast_sets import forecast_set
+from instar.data.panel import Panel
 from instar.errors import DataError, ShapeError, UnknownNameError
 from instar.forecasting import windows
 from instar.forecasting.repeat_last import RepeatLast
@@ -103,6 +106,21 @@ def test_losses_are_their_definitions_and_missing_truth_is_not_scored(problem: F
     assert found["mae"].value == pytest.approx(np.nanmean(np.abs(errors)))
     assert found["mase"].value == pytest.approx(np.nanmean(np.abs(errors) / data.test.season_error))
     assert 0 < found["pinball"].value < found["mae"].value
+
+
+def test_quantiles_of_the_test_span_come_from_rows_that_taught_nothing(problem: ForecastProblem, data: Data) -> None:
+    subject = lift(problem, "repeat_last", {}, data, 0)
+    read: list[int] = []
+    forecast = subject.forecast
+
+    def watched(panel: Panel, origins: Sequence[int], **given: Any) -> Any:
+        read.extend(origins if len(panel) == len(data.valid.panel) else [])
+        return forecast(panel, origins, **given)
+
+    subject.forecast = watched
+    problem.evaluate(subject, data.test)
+    assert read == list(range(210, 240 - 6 + 1))  # all of validation, which ends where the test span begins
+    assert min(read) >= len(data.train.panel)
 
 
 def test_mase_of_the_seasonal_forecast_in_training_is_one_and_pinball_of_the_median_half_the_error() -> None:

@@ -59,12 +59,25 @@ def panel(frame: Any, known: Sequence[str] = ()) -> Panel:
     return Panel(ids, values, grid, tuple(ends.tolist()), covariates.reshape(T, len(names)), names, flags)
 
 
+def sources(before: Panel) -> dict[str, str]:
+    """The column of a table that each known covariate of a panel stands for: `price` for price[a] and price[b]."""
+    found = {name: name for name, known in zip(before.names, before.known, strict=True) if known}
+    for name in before.names:
+        column = name.removesuffix(f"[{before.ids[0]}]")
+        if column != name and found.keys() >= (each := {f"{column}[{one}]" for one in before.ids}):
+            found |= dict.fromkeys(each, column)
+    return found
+
+
 def extended(before: Panel, future: Any, horizon: int) -> Panel:
-    """The panel with what a table says of the known covariates up to `horizon` rows after its end. Raises DataError."""
+    """The panel with what a table says of the known covariates up to `horizon` rows after its end.
+
+    Raises DataError for a column that is not there, and for two values of one covariate at one time: what all series shared in
+    the past they share in the future.
+    """
     given = columns(future)
-    wanted = [name for name, known in zip(before.names, before.known, strict=True) if known]
-    bare = {name: name if name in given else name.rpartition("[")[0] for name in wanted}
-    if lacking := [name for name in dict.fromkeys((TIME, *bare.values())) if name not in given]:
+    source = sources(before)
+    if lacking := [name for name in dict.fromkeys((TIME, *source.values())) if name not in given]:
         raise DataError(f"The table of the future lacks {', '.join(lacking)}; it has {', '.join(given) or 'no column'}.")
     stamps, aware = times(given[TIME], TIME)
     if aware != before.grid.aware:
@@ -76,11 +89,21 @@ def extended(before: Panel, future: Any, horizon: int) -> Panel:
     ids = [_plain(one) for one in given[ID]] if ID in given else [None] * len(rows)
     covariates = np.full((T + horizon, len(before.names)), np.nan)
     covariates[: len(before.covariates)] = before.covariates[: T + horizon]
-    for name, column in bare.items():
-        cells = numbers(given[column], column)
-        for row, one, value in zip(rows, ids, cells, strict=True):
-            if row is not None and name in (column, f"{column}[{one}]"):
-                covariates[row, before.names.index(name)] = value
+    place = {name: before.names.index(name) for name in source}
+    for column in dict.fromkeys(source.values()):
+        shared = column in source
+        for row, one, value in zip(rows, ids, numbers(given[column], column).tolist(), strict=True):
+            name = column if shared else f"{column}[{one}]"
+            if row is None or name not in place or value != value:
+                continue
+            told = covariates[row, place[name]]
+            if not np.isnan(told) and told != value:
+                raise DataError(
+                    f"The covariate {name} is {told:g} and also {value:g} at {before.grid.stamps(np.array([row]))[0]}. "
+                    + ("All series shared it in the past and share it in the future. " if shared else "")
+                    + "Give one value for each time."
+                )
+            covariates[row, place[name]] = value
     return dataclasses.replace(before, covariates=covariates)
 
 

@@ -125,7 +125,7 @@ class EntroPE(NeuralForecaster):
 
     def _teach(self, panel: Panel, steps: int, seed: int, monitor: Monitor, checkpoint: Path | None) -> None:
         """The entropy model: each token of a window from those before it, and the value after it from all."""
-        self._taken(panel)
+        panel = self._read(panel)
         patcher = self.patcher
         origins = np.array(windows.origins_of(panel, self.context, 1))
         values = (panel.values - self.mean.cpu().numpy()) / self.deviation.cpu().numpy()

@@ -66,11 +66,12 @@ def predict(forecaster: Forecaster, h: int | None, frame: Any, *, future: Any = 
     if forecaster.kept is None:
         raise ShapeError("Nothing was fitted yet: call fit(frame) first.")
     panel, given = forecaster.kept, frame
+    known = _known(panel)
     if frame is not None:
-        panel = read(frame, [name for name, known in zip(panel.names, panel.known, strict=True) if known])
+        panel = read(frame, known)
     if any(panel.known):
         if future is None:
-            raise DataError(f"Give future= with {', '.join(panel.names)}: they were said to be known ahead.")
+            raise DataError(f"Give future= with {', '.join(known)}: said to be known ahead.")
         panel = frames.extended(panel, future, forecaster.horizon)
     ahead = from_own_ends(forecaster, panel)[:h]
     spread = residuals.spread(forecaster, panel.ids, quantiles)[:h] if quantiles else None
@@ -95,9 +96,13 @@ def from_own_ends(forecaster: Forecaster, panel: Panel) -> Values:
     return found
 
 
-def cross_validation(forecaster: Forecaster, frame: Any, *, windows: int, step: int | None, refit: bool) -> Any:
+def cross_validation(
+    forecaster: Forecaster, frame: Any, *, known: Sequence[str] | None, windows: int, step: int | None, refit: bool
+) -> Any:
     """See `Forecaster.cross_validation`. The forecaster itself stays as it was."""
-    panel, H = read(frame), forecaster.horizon
+    if known is None:
+        known = () if forecaster.kept is None else _known(forecaster.kept)
+    panel, H = read(frame, known), forecaster.horizon
     step = H if step is None else step
     if windows < 1 or step < 1:
         raise ShapeError(f"Cross-validation expects windows and a step of 1 or more; received {windows} and {step}.")
@@ -131,6 +136,11 @@ def name_of(forecaster: Forecaster) -> str:
     """How its column is called: the slug of its card, or its class."""
     card = catalogue.of(type(forecaster))
     return card.slug if card else re.sub(r"(?<!^)(?=[A-Z])", "_", type(forecaster).__name__).lower()
+
+
+def _known(panel: Panel) -> list[str]:
+    """The columns of a table whose future is known."""
+    return list(dict.fromkeys(frames.sources(panel).values()))
 
 
 def _columns(panel: Panel, ends: Sequence[int], h: int) -> dict[str, NDArray[Any]]:

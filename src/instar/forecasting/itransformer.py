@@ -73,9 +73,10 @@ class ITransformer(NeuralForecaster):
         """
         if not isinstance(self.network, InvertedTransformer):
             raise ShapeError("There is no network yet: call fit first.")
+        panel = self._read(panel)
         chosen = windows.checked(panel, [origin])
         past = windows.before(panel.values, chosen, self.context)
-        mean, deviation = self._scale(past, self._taken(panel))
+        mean, deviation = self._scale(past, self._places(panel))
         x = windows.filled((past - mean) / deviation).float().to(self.device)
         training = self.training
         self.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,18 @@ Batch = tuple[Tensor, Tensor, dict[str, Any]]
 class NeuralForecaster(Forecaster):
     """A network between scaled windows and scaled forecasts.
 
-    Each series has mean 0 and deviation 1 over the rows that were learnt from; a series that was not among them, over its own
-    context. Gaps in a context are filled from what precedes them; missing targets are not learnt from. Training: Adam on the mean
-    squared error of all windows with stride 1, a new order each epoch, warm-up and cosine decay to a tenth of `lr`.
+    Each series has mean 0 and deviation 1 over the rows that were learnt from; a series that has no value there, over its own
+    context. Covariates go by their names, in any order. Gaps in a context are filled from what precedes them; missing targets are
+    not learnt from. Training: Adam on the mean squared error of all windows with stride 1, a new order each epoch, warm-up and
+    cosine decay to a tenth of `lr`.
 
     A method says what its network is (`build`), and may vary what training sees (`varied`).
     """
 
     mean: Tensor
     deviation: Tensor
+    learnt: Tensor
+    """Bool [N], which series had a value when the scales were taken."""
     marked: bool = False
     """Whether the network reads marks of time; those that read covariates do."""
     fixed_series: bool = False
@@ -52,6 +56,8 @@ class NeuralForecaster(Forecaster):
         self.batch = batch
         self.network: nn.Module | None = None
         self.ids: tuple[int | str, ...] = ()
+        self.names: tuple[str, ...] = ()
+        self.known: tuple[bool, ...] = ()
 
     @abc.abstractmethod
     def build(self, panel: Panel) -> nn.Module:
@@ -71,7 +77,8 @@ class NeuralForecaster(Forecaster):
 
     def prepare(self, panel: Panel) -> None:
         """A fresh network, and the scale of each series and covariate."""
-        self.ids = panel.ids
+        self.ids, self.names, self.known = panel.ids, panel.names, panel.known
+        self.register_buffer("learnt", torch.from_numpy(~np.isnan(panel.values).all(0)))
         mean, deviation = inputs.scale(panel.values)
         self.register_buffer("mean", torch.from_numpy(mean))
         self.register_buffer("deviation", torch.from_numpy(deviation))
@@ -92,7 +99,7 @@ class NeuralForecaster(Forecaster):
     ) -> None:
         if self.network is None:
             raise ShapeError("Call prepare(panel) before learn, or fit(frame), which calls both.")
-        self._taken(panel)
+        panel = self._read(panel)
         origins = np.array(windows.origins_of(panel, self.context, self.horizon))
         values = (panel.values - self.mean.cpu().numpy()) / self.deviation.cpu().numpy()
         size = min(self.batch, len(origins))
@@ -130,7 +137,8 @@ class NeuralForecaster(Forecaster):
             raise ShapeError("There is no network yet: call fit(frame), or prepare(panel) and learn(panel).")
         if rows < 1:
             raise ShapeError(f"Origins are computed one at a time or more; received rows={rows}.")
-        places = self._taken(panel)
+        panel = self._read(panel)
+        places = self._places(panel)
         found, network = windows.checked(panel, origins), self.network
         answer = np.empty((len(found), self.horizon, len(panel.ids)))
         training = self.training
@@ -167,9 +175,8 @@ class NeuralForecaster(Forecaster):
         scale = self.get_buffer("covariate_mean"), self.get_buffer("covariate_deviation")
         return inputs.beside(panel, origins, self.context, self.horizon, past, scale, self.device)
 
-    def _taken(self, panel: Panel) -> list[int]:
-        """The place of each series among those learnt, −1 where it is none. Raises DataError for a panel that cannot be read."""
-        places = {name: place for place, name in enumerate(self.ids)}
+    def _read(self, panel: Panel) -> Panel:
+        """The panel with the covariates as they were learnt: their order, and which are known ahead. Raises DataError."""
         if self.fixed_series and panel.ids != self.ids:
             raise DataError(
                 f"{type(self).__name__} mixes the series that it was built for ({', '.join(map(str, self.ids[:6]))}, in this "
@@ -177,15 +184,24 @@ class NeuralForecaster(Forecaster):
             )
         if panel.names and not self.covariates:
             raise DataError(f"{type(self).__name__} reads no covariates; received {', '.join(panel.names[:6])}.")
-        if self.covariates and len(panel.names) != len(self.get_buffer("covariate_mean")):
+        if (panel.names, panel.known) == (self.names, self.known):
+            return panel
+        places = {name: place for place, name in enumerate(panel.names)}
+        if places.keys() != set(self.names):
             raise DataError(
-                f"It learnt {len(self.get_buffer('covariate_mean'))} covariates; received {len(panel.names)}: "
-                f"{', '.join(panel.names[:6]) or 'none'}."
+                f"It learnt the covariates {', '.join(self.names[:6]) or '(none)'} and goes by their names; received "
+                f"{', '.join(panel.names[:6]) or 'none'}. Give those that it learnt."
             )
+        covariates = panel.covariates[:, [places[name] for name in self.names]]
+        return dataclasses.replace(panel, covariates=covariates, names=self.names, known=self.known)
+
+    def _places(self, panel: Panel) -> list[int]:
+        """The place of each series among those learnt, −1 where it is none: what had no value then has no scale."""
+        places = {name: place for place, (name, there) in enumerate(zip(self.ids, self.learnt.tolist(), strict=True)) if there}
         return [places.get(name, -1) for name in panel.ids]
 
     def _scale(self, past: Tensor, places: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Mean and deviation, [1 or W, 1, N]: those of training; of a series that was not there, those of its context."""
+        """Mean and deviation, [1 or W, 1, N]: those of training; of a series without a value there, those of its context."""
         mean, deviation = (buffer.cpu()[list(places)][None, None] for buffer in (self.mean, self.deviation))
         new = torch.tensor([place < 0 for place in places])
         if not bool(new.any()):

@@ -180,14 +180,23 @@ class Forecaster(nn.Module, abc.ABC):
 
         return framing.predict(self, h, frame, future=future, quantiles=quantiles)
 
-    def cross_validation(self, frame: Any, *, windows: int = 1, step: int | None = None, refit: bool = False) -> Any:
+    def cross_validation(
+        self,
+        frame: Any,
+        *,
+        known: Sequence[str] | None = None,
+        windows: int = 1,
+        step: int | None = None,
+        refit: bool = False,
+    ) -> Any:
         """Forecasts from the last origins of a table, `step` rows apart (H by default), with cutoff and the truth beside them.
 
-        refit: learn anew before each origin from what precedes it; otherwise once, from what precedes the first.
+        known: covariates whose future is read from the table; None takes those that `fit` was told. refit: learn anew before
+        each origin from what precedes it; otherwise once, from what precedes the first.
         """
         from instar.forecasting import framing
 
-        return framing.cross_validation(self, frame, windows=windows, step=step, refit=refit)
+        return framing.cross_validation(self, frame, known=known, windows=windows, step=step, refit=refit)
 
     def save(self, folder: Path) -> None:
         """Write it to a folder, with what `predict` needs; `instar.forecasting.saved.load` reads it."""

@@ -44,7 +44,8 @@ class AnomalyProblem(Problem):
     Args:
         data: a table of your own with a column that says which rows are anomalous; None is the recording that ships with
             matplotlib, with faults planted in its second half (`data.faults`; the seed draws where).
-        time, target: as of `forecast`. label: the column, 1 or true where a row is anomalous.
+        time, target: as of `forecast`. label: the column, 1 or true where a row is anomalous; in a long table, where
+            any of the series is.
         context: L, rows that a forecast reads. batch: windows a step.
 
     Rows of training are the first half, validation the next fifth, test the rest. Anomalous rows of training are missing values
@@ -155,11 +156,11 @@ class AnomalyProblem(Problem):
             values, two = faults.plant(values, second, T, _FAULTS[1], derive(seed, "faults/test"))
             return dataclasses.replace(found.panel, values=values), one | two, f"{EMBEDDED}, faults planted"
         found = forecast_set(self.data, time=self.time, target=self.target, covariates=[self.label])
-        self.season, marks = found.season, found.panel.covariates[:, 0]
+        self.season, marks = found.season, found.panel.covariates  # a column for each series where their labels differ
         if not set(np.unique(marks[~np.isnan(marks)]).tolist()) <= {0.0, 1.0}:
             raise DataError(f"{found.name}: the column {self.label} holds 1 where a row is anomalous and 0 elsewhere, no more.")
         panel = dataclasses.replace(found.panel, covariates=np.zeros((len(marks), 0)), names=(), known=())
-        return panel, marks == 1.0, found.name
+        return panel, (marks == 1.0).any(1), found.name
 
 
 def _scores(errors: Values, level: Values) -> detection.Scores:

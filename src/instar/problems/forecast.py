@@ -35,7 +35,9 @@ class Span:
     """Nothing after the part is there."""
     origins: range
     calibration: Panel
-    """The part before, up to its end: where the errors come from that quantiles are made of."""
+    """The rows up to the end of the part before: where the errors come from that quantiles are made of."""
+    first: int
+    """The first row of the part before; where that is training, the first one that a whole context precedes."""
     season_error: Values
     """[N], the mean absolute error of the seasonal naive forecast over the rows of training: what MASE divides by."""
 
@@ -51,9 +53,10 @@ class ForecastProblem(Problem):
             anew for each.
 
     Each series has mean 0 and deviation 1 over the rows of training; errors are in these units. An item is a block of H
-    neighbouring windows, which overlap and tell the same. The pinball loss is the mean over the quantiles 0.1 … 0.9, made from
-    errors on the span before (see `forecasting.residuals`), the same for every method. Missing truth is not scored. Raises
-    DataError, ShapeError, UnknownNameError.
+    neighbouring windows, which overlap and tell the same. The pinball loss is the mean over the quantiles 0.1 … 0.9, made in the
+    same way for every method from errors on the span before (see `forecasting.residuals`): for test on validation, which taught
+    nothing; for validation on training, so that it flatters there. Missing truth is not scored. Raises DataError,
+    ShapeError, UnknownNameError.
     """
 
     accepts: ClassVar = {Forecaster: "forecaster", Mixer: "encoder"}
@@ -100,9 +103,9 @@ class ForecastProblem(Problem):
         error = season_error(scaled.values[: found.train], found.season)
         train, valid, test = (scaled.until(end) for end in bounds[1:])
         splits = (
-            Span(train, windows.origins_of(train, self.context, H), train, error),
-            Span(valid, range(found.train, found.valid - H + 1, self.stride), train, error),
-            Span(test, range(found.valid, found.last - H + 1, self.stride), valid, error),
+            Span(train, windows.origins_of(train, self.context, H), train, self.context, error),
+            Span(valid, range(found.train, found.valid - H + 1, self.stride), train, self.context, error),
+            Span(test, range(found.valid, found.last - H + 1, self.stride), valid, found.train, error),
         )
         facts = {
             **{"name": found.name, "item": f"block of {H} windows", "series": len(scaled.ids), "rows": len(scaled)},
@@ -157,8 +160,8 @@ class ForecastProblem(Problem):
     def evaluate(self, subject: Forecaster, split: Span) -> dict[str, Items]:
         """Every window, by blocks of H."""
         panel, before = _readable(subject, split.panel), _readable(subject, split.calibration)
-        rows = min(len(before) - self.context, len(split.origins) + self.horizon - 1)
-        offsets = residuals.quantiles(residuals.errors(subject, before, max(rows, self.horizon)), LEVELS)
+        rows = min(len(before) - split.first, len(split.origins) + self.horizon - 1)
+        offsets = residuals.quantiles(residuals.errors(subject, before, rows), LEVELS)
         found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ("mse", "mae", "mase", "pinball")}
         for start in range(0, len(split.origins), self.horizon):
             chosen = split.origins[start : start + self.horizon]
