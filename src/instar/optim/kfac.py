@@ -70,6 +70,10 @@ class KFAC(Optimizer):
                 lambda rows: rows.T @ rows / len(rows),
             )  # fmt: skip
 
+    @property
+    def keeps(self) -> str:  # type: ignore[override]
+        return "statistics of layers" if self.layers else ""
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; nothing changes where a gradient is not finite. With a closure, the loss is its value."""

@@ -117,6 +117,10 @@ class MKOR(Optimizer):
         for layer in self.layers:
             layer.watch(self._due, lambda: accumulation / self.loss_scale, clip, lambda rows: rows.mean(0))
 
+    @property
+    def keeps(self) -> str:  # type: ignore[override]
+        return "statistics of layers" if self.layers else ""
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Precondition the gradients in place and let the inner optimiser step. With a closure, the loss is its value."""
         loss = None
