@@ -239,6 +239,14 @@ def test_equal_conditions_share_their_runs() -> None:
         assert work.seeds <= claims.QUICK_SEEDS
 
 
+@pytest.mark.parametrize("name", ["no_worse", "text_no_worse"])
+def test_what_a_switch_costs_is_asked_at_equal_settings(name: str) -> None:
+    (work,) = claims.works(claims.select(["mkor_h"], name))
+    assert (work.trials, work.tune) == (1, ())
+    one, other = (catalogue.parse(address) for address in work.methods)
+    assert {key: value for key, value in one.arguments.items() if key != "switch_at"} == other.arguments
+
+
 def test_conditions_of_the_plan_are_no_settings_of_the_problem() -> None:
     (tuned,) = claims.works(claims.select(["muon"], "text_equal_steps"))
     assert (tuned.trials, tuned.tune, tuned.settings) == (6, ("lr",), {"data": "tinyshakespeare"})
