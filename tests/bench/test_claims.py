@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from instar.bench.reproduce import reproduce
 from instar.cards import Claim
 from instar.errors import RecordError, UnknownNameError
 from instar.items import Floor
+from instar.report import ledger
 
 CARD = catalogue.method("gla")
 CLAIM = Claim(
@@ -186,6 +187,41 @@ def test_nothing_is_said_without_records(tmp_path: Path) -> None:
     assert "diverged" in str(found.reason)
 
 
+def ruined(records: list[dict[str, Any]], address: str, *statuses: str) -> list[dict[str, Any]]:
+    """The same, where the first seeds of a method ended in these ways."""
+    ends = dict(enumerate(statuses))
+    return [
+        {**r, "status": ends[r["spec"]["seed"]], "metrics": {}} if r["address"] == address and r["spec"]["seed"] in ends else r
+        for r in records
+    ]
+
+
+@pytest.mark.parametrize("kind", ["compare", "parity"])
+def test_a_method_that_diverges_on_some_seeds_is_undecided_at_best(kind: Any, tmp_path: Path) -> None:
+    claim = replace(CLAIM, kind=kind, margin=0.02 if kind == "compare" else 0.05)
+    effect = 0.1 if kind == "compare" else 0.0
+    assert judged(tmp_path / "whole", claim, *pairs(effect)).verdict == "holds"
+    found = judged(tmp_path / "both", claim, *ruined(pairs(effect), "gla", "diverged", "diverged"))
+    assert (found.verdict, found.seeds, found.reason) == ("undecided", 3, "gla: 2 of 5 seeds diverged")
+    assert ledger.source(asdict(found)) == "3 seeds (gla: 2 of 5 seeds diverged)"
+    found = judged(tmp_path / "others", claim, *ruined(pairs(effect), "gla", "timeout", "error"))
+    assert (found.verdict, found.reason) == ("undecided", "gla: 1 of 5 seeds failed, 1 of 5 seeds ran out of time")
+    worse = judged(tmp_path / "worse", claim, *ruined(pairs(-0.1), "gla", "diverged"))
+    assert (worse.verdict, worse.reason) == ("does not hold here", "gla: 1 of 5 seeds diverged")
+
+
+def test_a_baseline_that_diverges_is_said_and_takes_nothing_from_the_method(tmp_path: Path) -> None:
+    found = judged(tmp_path, CLAIM, *ruined(pairs(0.1), "softmax", "diverged", "diverged"))
+    assert (found.verdict, found.seeds, found.reason) == ("holds", 3, "softmax: 2 of 5 seeds diverged")
+
+
+def test_a_seed_that_was_run_again_is_no_failure(tmp_path: Path) -> None:
+    before = {**ruined(pairs(0.1), "gla", "killed")[1], "id": "before"}
+    assert before["status"] == "killed"
+    found = judged(tmp_path, CLAIM, *pairs(0.1), before)
+    assert (found.verdict, found.reason) == ("holds", None)
+
+
 def test_claims_are_selected_by_method_preset_and_name() -> None:
     every = claims.select()
     assert {card.slug for card, _ in every} >= {"gla", "aaren"}
@@ -201,6 +237,14 @@ def test_equal_conditions_share_their_runs() -> None:
     for work in claims.works(claims.select(["gla"]), quick=True):
         assert work.folder.startswith("quick-")
         assert work.seeds <= claims.QUICK_SEEDS
+
+
+@pytest.mark.parametrize("name", ["no_worse", "text_no_worse"])
+def test_what_a_switch_costs_is_asked_at_equal_settings(name: str) -> None:
+    (work,) = claims.works(claims.select(["mkor_h"], name))
+    assert (work.trials, work.tune) == (1, ())
+    one, other = (catalogue.parse(address) for address in work.methods)
+    assert {key: value for key, value in one.arguments.items() if key != "switch_at"} == other.arguments
 
 
 def test_conditions_of_the_plan_are_no_settings_of_the_problem() -> None:

@@ -72,6 +72,45 @@ def test_a_preset_may_have_a_range_of_its_own(tmp_path: Path) -> None:
     assert max(drawn["mkor:adamw"]) <= 1e-2 < max(drawn["mkor"])
 
 
+def drawn(asked: Request, root: Path) -> dict[str, list[dict[str, Any]]]:
+    """What trials after the first set, by address."""
+    plan, *_ = prepare(asked)
+    plan.save(root / "plan.json")
+    plan = Plan.load(root / "plan.json")
+    plan.steps, plan.calibration = {e.address: 2 for e in plan.entries}, {e.address: {"step_seconds": 0.1} for e in plan.entries}
+    (trials,) = search.rounds(plan, root, Store(root))
+    found: dict[str, list[dict[str, Any]]] = {e.address: [] for e in plan.entries}
+    for trial in trials:
+        if trial.index:
+            found[trial.task.address].append({**trial.chosen["problem"], **trial.chosen["method"]})
+    return found
+
+
+def test_trials_leave_what_a_preset_or_the_user_has_fixed(tmp_path: Path) -> None:
+    small = {"length": 32, "width": 32}
+    growths = Request("grow_text", ("bert2bert", "bert2bert:fpi"), settings=small, trials=6, budget="10steps")
+    found = drawn(growths, tmp_path)
+    assert {trial["expansion"] for trial in found["bert2bert"]} == {"aki", "fpi"}
+    assert not any("expansion" in trial for trial in found["bert2bert:fpi"])
+    named = drawn(replace(growths, tune=("expansion",)), tmp_path)
+    assert all(trial.keys() == {"expansion"} for trial in named["bert2bert:fpi"])
+    optimisers = Request("train_text", ("mkor", "mkor:adamw", "mkor:f1"), settings=small, trials=3, budget="2steps")
+    ranges = drawn(optimisers, tmp_path)
+    assert all(trial.keys() == {"f", "lr"} for address in ("mkor", "mkor:adamw") for trial in ranges[address])
+    assert all(trial.keys() == {"lr"} for trial in ranges["mkor:f1"])
+    given = drawn(replace(optimisers, overrides={"mkor:f1": {"lr": 0.1}}), tmp_path)
+    assert all(trial == {} for trial in given["mkor:f1"])
+
+
+def test_trials_leave_the_settings_that_the_user_has_fixed(tmp_path: Path) -> None:
+    asked = Request("recall", ("gla",), settings={"length": 24, "pairs": 2, "vocab": 16}, trials=4, budget="4steps")
+    default = prepare(asked)[0].settings["lr"]
+    fixed = replace(asked, settings={**asked.settings, "lr": default})
+    assert all("lr" in trial for trial in drawn(asked, tmp_path)["gla"])
+    assert not any("lr" in trial for trial in drawn(fixed, tmp_path)["gla"])
+    assert f"--set lr={default}" in prepare(fixed)[0].command()
+
+
 def test_the_best_trial_follows_the_direction_and_never_is_a_failure() -> None:
     def trial(name: str, value: float, status: str = "ok") -> dict[str, Any]:
         return {"id": name, "status": status, "metrics": {"m": {"value": value}}}

@@ -24,7 +24,7 @@ CONFIG = LlamaConfig(
 
 
 def run(*words: str) -> str:
-    done = CliRunner().invoke(app, ["plan-offload", *words, "--seconds", "0.1", "--mode", "throttled"])
+    done = CliRunner().invoke(app, ["plan-offload", "--seconds", "0.1", "--mode", "throttled", *words])
     if done.exception is not None:
         raise done.exception
     return done.output
@@ -55,6 +55,16 @@ def test_weights_and_configuration_say_the_same(tmp_path: Path) -> None:
     text = run(str(tmp_path / "blank"), "--ram", "2MB", "--passes", "1")
     for word in ("EMULATED", "interleaved", "sequential", "in memory", "activations"):
         assert word in text
+
+
+def test_a_named_file_is_planned_as_the_optimiser_takes_it(tmp_path: Path) -> None:
+    CONFIG.save_pretrained(tmp_path)
+    whole = planned(str(tmp_path), "--ram", "1GB")["plans"]["interleaved"]["budget_bytes"]
+    ram, mode = ("--ram", f"{whole}B"), ("--mode", "buffered")
+    for store, streams in ((tmp_path, False), (tmp_path / "state", True)):
+        found = planned(str(tmp_path), *ram, "--store", str(store), *mode)["plans"]["interleaved"]
+        assert bool(found["streamed"]) == streams
+    assert not (tmp_path / "state").exists()
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:

@@ -111,6 +111,21 @@ def test_a_shared_input_that_was_written_meanwhile_is_seen() -> None:
         assert torch.equal(second(y), second(y.clone()))
 
 
+@pytest.mark.parametrize("of", [lambda p: p, lambda p: p[1:]], ids=["itself", "a view"])
+def test_an_input_that_a_fused_optimiser_steps_is_seen(of: Any) -> None:
+    first, _ = layer()
+    p = nn.Parameter(torch.randn(5, 40, generator=torch.Generator().manual_seed(0)))
+    optimiser = torch.optim.AdamW([p], lr=1.0, fused=True)
+    with torch.no_grad():
+        x = of(p)
+        before = first(x)
+    p.grad = torch.ones_like(p)
+    optimiser.step()
+    with torch.no_grad():
+        assert not torch.equal(first(x), before)
+        assert torch.equal(first(x), first(x.clone()))
+
+
 def test_gradients_pass_straight_through() -> None:
     made, _ = layer()
     x = torch.randn(4, 40, requires_grad=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ from instar.growth.bert2bert import Bert2Bert
 from instar.growth.from_scratch import FromScratch
 from instar.growth.lemon import Lemon
 from instar.growth.net2net import Net2Net
+from instar.growth.tokenformer_decoder import TokenFormer
 from instar.growth.zero_ffn import ZeroFFN
 from instar.interfaces import Growth
 from instar.models.decoder import Decoder
 from instar.optim.mkor import MKOR
 from instar.optim.muon import Muon
+from instar.optim.offloaded_adamw import OffloadedAdamW
 
 V = 31
 
@@ -216,3 +219,34 @@ def test_axes() -> None:
     assert torch.equal(lengthened_state(old, (copies, None), "gradient")[2], old[1])
     halves = Axis.copied(repeated(3, 6), 1.0, 0.5)
     assert torch.equal(lengthened_state(old, (None, halves), "square"), torch.cat([old, old], 1) / 4)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("given", [{"mixer": "softmax:multi_query"}, {"mixer_arguments": {"kv_heads": 2}}, {}], ids=str)
+def test_a_grown_model_and_its_control_are_read_again_and_of_one_size(given: dict[str, Any], heads: int, tmp_path: Path) -> None:
+    if heads == 1 and "mixer_arguments" in given:
+        given = {"mixer_arguments": {"kv_heads": 1, "heads": 1}}
+    growths: list[Growth] = [Lemon(), Net2Net(), Bert2Bert(), FromScratch(architecture="decoder")]
+    shapes = []
+    for growth in growths:
+        model = Decoder(V, 32, 1, **{"mixer": "softmax", "heads": heads, "hidden": 48, **given})
+        growth.grow(model, {"width": "2x"})
+        model.save_pretrained(tmp_path)
+        again = Decoder.from_pretrained(tmp_path)
+        assert torch.equal(logits(again), logits(model.eval()))
+        shapes.append({name: p.shape for name, p in model.named_parameters()})
+    assert all(shape == shapes[0] for shape in shapes)
+
+
+def test_optimisers_that_keep_their_own_parameters_are_refused_before_anything_changes() -> None:
+    model = made().float()
+    names = [name for name, _ in model.named_parameters()]
+    optimiser = OffloadedAdamW(model, ratio=0.0)
+    for plan in ({"hidden": "2x"}, {"depth": 4}):
+        with pytest.raises(TransformError, match="OffloadedAdamW keeps"):
+            grow(model, optimiser, plan)
+    paired = TokenFormer(V, 16, 1, heads=2)
+    with pytest.raises(TransformError, match="OffloadedAdamW keeps"):
+        grow(paired, OffloadedAdamW(paired, ratio=0.0), {"n": "2x"})
+    assert [name for name, _ in model.named_parameters()] == names
+    train(model, optimiser, 1)

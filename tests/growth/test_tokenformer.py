@@ -166,6 +166,23 @@ def test_what_is_frozen_keeps_its_bits_under_weight_decay_and_momentum() -> None
     assert receipt.facts.method == "freeze_old"
 
 
+def test_after_freezing_new_pairs_join_the_newest_that_are_trained() -> None:
+    model = made()
+    grow(model, None, {"feed": "2x"})
+    freeze_old(model)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    grow(model, optimiser, {"feed": "2x"})
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    step(model, optimiser, 2)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
+    assert moved == {f"blocks.{i}.feed.{part}.{n}" for i in (0, 1) for part in ("keys", "values") for n in (1, 2)}
+    before = fingerprint(model)
+    with pytest.raises(TransformError, match="trains nothing of blocks"):
+        grow(model, optimiser, {"query": "2x"})
+    assert fingerprint(model) == before
+    step(model, optimiser, 1)
+
+
 def test_shrinking_keeps_the_optimiser_and_comes_back() -> None:
     model = made()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -390,3 +390,65 @@ def test_eval_and_frozen_passes_leave_nothing() -> None:
 def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises((ShapeError, UnknownNameError)):
         MKOR(network(), sgd(), **wrong)
+
+
+def both(model: nn.Module) -> list[Any]:
+    """MKOR and K-FAC, which keep what passes leave behind."""
+    return [MKOR(model, sgd(), f=1), KFAC(model, lr=0.05, f=1)]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["mkor", "kfac"])
+def test_a_pass_whose_step_the_caller_leaves_out_leaves_nothing(which: int) -> None:
+    x, y = data()
+    plain, passed = network(), network()
+    one, two = both(plain)[which], both(passed)[which]
+    train(plain, one, 2, x, y)
+    train(passed, two, 2, x, y)
+    (F.mse_loss(passed(x), y) * float("nan")).backward()
+    two.zero_grad()
+    for model, optimiser in ((plain, one), (passed, two)):
+        loss = F.mse_loss(model(x), y)
+        optimiser.zero_grad()  # between the passes: what the backward pass leaves behind is whole all the same
+        loss.backward()
+        optimiser.step()
+        assert all(layer.outputs.count == 0 for layer in optimiser.layers)
+    assert equal(plain, passed)
+
+
+def test_statistics_are_whole_where_gradients_are_cleared_between_the_passes() -> None:
+    x, y = data()
+    model = network()
+    optimiser = MKOR(model, sgd(), f=1)
+    loss = F.mse_loss(model(x), y)
+    optimiser.zero_grad()
+    loss.backward()
+    assert all(layer.inputs.count == layer.outputs.count == 1 for layer in optimiser.layers)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["mkor", "kfac"])
+def test_under_a_scaler_the_factors_are_those_of_the_loss_itself(which: int) -> None:
+    x, y = data()
+    plain, scaled = network(), network()
+    one, two = both(plain)[which], both(scaled)[which]
+    train(plain, one, 3, x, y)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for _ in range(3):
+        two.loss_scale = scaler.get_scale()
+        scaler.scale(F.mse_loss(scaled(x), y)).backward()
+        scaler.step(two)
+        scaler.update()
+        two.zero_grad()
+    assert equal(plain, scaled)
+
+
+def test_after_the_switch_steps_are_skipped_whole_too() -> None:
+    x, y = data()
+    model = network()
+    optimiser = MKOR(model, sgd())
+    optimiser.detach()
+    before = copy.deepcopy(model.state_dict())
+    (F.mse_loss(model(x), y) * float("nan")).backward()
+    with pytest.warns(RuntimeWarning, match="skips this step"):
+        optimiser.step()
+    assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+    assert (optimiser.skipped, optimiser.steps) == (1, 0)

@@ -167,6 +167,26 @@ def test_a_further_group_joins() -> None:
     assert same(model, other)
 
 
+@pytest.mark.parametrize(
+    ("group", "error"),
+    [([nn.Parameter(torch.zeros(300, 300))], BudgetError), ([nn.Parameter(torch.zeros(4, 3).T)], ShapeError)],
+    ids=["budget", "layout"],
+)
+def test_a_group_that_does_not_fit_changes_nothing(group: list[nn.Parameter], error: type[Exception]) -> None:
+    model = network()
+    other = copy.deepcopy(model)
+    plain = torch.optim.AdamW(model.parameters(), foreach=True, weight_decay=0.0)
+    ours = OffloadedAdamW(other.parameters(), ratio=0.0, budget_bytes=140_000, weight_decay=0.0)
+    train(model, plain, 2)
+    train(other, ours, 2)
+    with pytest.raises(error):
+        ours.add_param_group({"params": group})
+    assert len(ours.param_groups) == 1
+    train(model, plain, 3, 2)
+    train(other, ours, 3, 2)
+    assert same(model, other)
+
+
 def test_parameters_without_gradients_keep_their_own_count_of_steps() -> None:
     model, plain, other, ours = pair(**FINE)
     for step in range(6):

@@ -197,6 +197,17 @@ def test_what_is_planned_is_what_is_held() -> None:
         plan_offload(model, HARDWARE, 10_000)
 
 
+def test_a_store_with_a_name_is_planned_with_the_buffer_that_it_keeps(tmp_path: Path) -> None:
+    model = network()
+    whole = plan_offload(model, HARDWARE, 10**9, subgroup=700).division.bytes
+    for recoverable, store in ((False, tmp_path), (True, tmp_path / "state")):
+        plan = plan_offload(model, HARDWARE, whole, subgroup=700, recoverable=recoverable)
+        ours = OffloadedAdamW(model, budget_bytes=whole, subgroup=700, store=store)
+        assert plan.division == ours.engine.division
+        assert bool(plan.division.streamed) == recoverable
+        ours.close()
+
+
 def test_a_timeline_says_when_every_subgroup_is_read_updated_and_written() -> None:
     plan = planned(ratio=0.5, alternate=False)
     timeline = simulate(plan)

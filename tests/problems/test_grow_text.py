@@ -43,6 +43,14 @@ def test_stages_spikes_and_scores() -> None:
     assert found["spike"].value == 0.0
 
 
+def test_what_grew_from_nothing_has_no_base() -> None:
+    problem, data, subject = made("from_scratch")
+    problem.fit(subject, data.train, steps=20, seed=0)
+    found = problem.evaluate(subject, data.test)
+    assert "bits_per_byte@base" not in found
+    assert {"bits_per_byte@grown", "bits_per_byte@second", "bits_per_byte@kept"} <= found.keys()
+
+
 def test_random_rows_spike_and_lossless_growth_does_not() -> None:
     spikes = {
         address: max(abs(s) for s in steps_of(slug, **given)[1].spikes)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from instar import release
@@ -15,7 +17,10 @@ from instar.doors import decoder
 from instar.doors.local import Settings
 from instar.errors import CheckpointError, ModelError, OutputError, TransformError
 from instar.growth import TokenFormer
+from instar.growth.growing import Grown
 from instar.growth.saved import load_any
+from instar.growth.zero_ffn import ZeroFFN
+from instar.interfaces import Plan
 from instar.models.decoder import Decoder
 from instar.receipt import fingerprint
 from instar.receipts.store import history
@@ -72,6 +77,22 @@ def test_what_goes_wrong_leaves_nothing(tmp_path: Path) -> None:
     (larger / "model.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError):
         load_any(larger)
+
+
+class Misstates(ZeroFFN):
+    """A growth whose config says another size."""
+
+    def grow(self, model: nn.Module, plan: Plan, *, optimizer: Any = None, seed: int = 0) -> Grown:
+        grown = super().grow(model, plan, optimizer=optimizer, seed=seed)
+        model.config = {**model.config, "hidden": 24}  # type: ignore[dict-item,assignment]
+        return grown
+
+
+def test_a_folder_that_cannot_be_read_again_is_not_kept(tmp_path: Path) -> None:
+    source = stored(tmp_path, "decoder")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        growing.grow(source, {"hidden": "2x"}, tmp_path / "out", method=Misstates())
+    assert {path.name for path in tmp_path.iterdir()} == {"decoder"}
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ _DRAWN_FROM: dict[str, Literal["seeds", "rounds of one timing pass", "closed for
     "time": "rounds of one timing pass",
     "cost": "closed form",
 }
+_ENDED = {"diverged": "diverged", "timeout": "ran out of time", "killed": "were killed"}
 
 
 @dataclass(frozen=True)
@@ -210,8 +212,30 @@ def _decide(card: Card, claim: Claim, records: list[Record]) -> tuple[Estimate |
         failures = [f"{r['address']}: {r['status']}: {r['reason']}" for r in records if r["status"] != "ok"]
         return None, "undecided" if failures else "not run", "; ".join(failures[:3]) or None
     unlearnt = [_unlearnt(claim, measure, subject(card, claim), records) for measure in measures]
-    verdicts: list[Verdict] = ["undecided" if why else v for (_, v), why in zip(judged, unlearnt, strict=True)]
-    return judged[-1][0], statistics.together(verdicts), next(filter(None, unlearnt), None)
+    verdict = statistics.together(["undecided" if why else v for (_, v), why in zip(judged, unlearnt, strict=True)])
+    lost = _lost(claim, metric, subject(card, claim), records)
+    if subject(card, claim) in lost and verdict != "does not hold here":
+        verdict = "undecided"  # the seeds that are left speak for a method that always trains
+    reasons = [next(filter(None, unlearnt), ""), *lost.values()]
+    return judged[-1][0], verdict, "; ".join(filter(None, reasons)) or None
+
+
+def _lost(claim: Claim, metric: Metric, who: str, records: list[Record]) -> dict[str, str]:
+    """How many seeds of either side left no figure, in words, by address. Times and costs are not of seeds."""
+    sides = [who]
+    if isinstance(claim.against, str) and not claim.against.startswith("self@"):
+        sides.append(str(catalogue.parse(claim.against)))
+    found = {}
+    for address in sides if metric.kind == "quality" else ():
+        ended: dict[int, str] = {}
+        for item in records:
+            if item["kind"] == "run" and item["address"] == address and ended.get(seed := int(item["spec"]["seed"])) != "ok":
+                ended[seed] = item["status"]
+        counts = Counter(status for status in ended.values() if status != "ok")
+        if counts:
+            ways = (f"{count} of {len(ended)} seeds {_ENDED.get(status, 'failed')}" for status, count in sorted(counts.items()))
+            found[address] = f"{address}: {', '.join(ways)}"
+    return found
 
 
 def _one(claim: Claim, metric: Metric, measure: str, who: str, records: list[Record]) -> tuple[Estimate | None, Verdict]:

@@ -38,7 +38,7 @@ class Request:
     trials: int = 1
     search: tune.Search = "random"
     tune: tuple[str, ...] = ()
-    """Knobs that trials vary; all of them where none is named."""
+    """Knobs that trials vary; where none is named, all that neither a preset nor the user has set."""
     baseline: str = ""
     least: int = 2
     """Fewest methods. A claim may hold a baseline against itself, which needs one; a comparison needs two."""
@@ -55,6 +55,8 @@ class Entry:
     added: str | None = None
     source: str | None = None
     """Hash of the file of a method that came by `--add`: another text is another run."""
+    fixed: list[str] = field(default_factory=list)
+    """Arguments that its preset or the user has set: trials leave them as they are, unless they are named in `Plan.tune`."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Plan:
     steps: dict[str, int] = field(default_factory=dict)
     search: tune.Search = "random"
     tune: list[str] = field(default_factory=list)
+    fixed: list[str] = field(default_factory=list)
+    """Settings of the problem that the user has set, as `Entry.fixed`."""
 
     @property
     def card(self) -> ProblemCard:
@@ -125,7 +129,7 @@ class Plan:
             words += ["--add", entry.added] if entry.added else []
         defaults = _parameters(catalogue.load(self.card))
         for key, value in self.settings.items():
-            if defaults.get(key) != value:
+            if key in self.fixed or defaults.get(key) != value:
                 words += ["--set", f"{key}={json.dumps(value)}"]
         words += ["--seeds", str(changes.get("seeds", self.seeds)), "--budget", str(changes.get("budget", self.budget))]
         words += ["--trials", str(self.trials)] if self.trials > 1 else []
@@ -217,6 +221,7 @@ def prepare(request: Request, existing: Plan | None = None) -> tuple[Plan, Probl
         entries=_entries(request, card),
         search=request.search,
         tune=sorted(request.tune),
+        fixed=sorted(settings.keys() & request.settings.keys()),
     )
     knobs = {name for slug in (e.slug for e in plan.entries) for name in catalogue.method(slug).knobs} | set(card.knobs)
     for name in plan.tune:
@@ -282,12 +287,15 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
         cls = catalogue.load(method)
         known = _parameters(cls)
         arguments = {**known, **address.arguments}
+        # A preset says a range of its own for what is to be found at its scale.
+        fixed = {n for n in address.arguments if n not in method.knobs or address.preset not in method.knobs[n].presets}
         for name, values in request.overrides.items():
             if name in (str(address), address.slug):
                 for key in values:
                     if key not in known:
                         raise UnknownNameError.among(f"argument of {address.slug}", key, known)
                 arguments.update(values)
+                fixed |= values.keys()
         # These are the problem's to choose unless the method was asked for its own.
         for name in _CHOSEN.get(str(method.interface), ("heads", "input_dim")):
             if name not in address.arguments and name not in request.overrides.get(str(address), {}):
@@ -295,7 +303,7 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
         location = added.get(address.slug)
         file = Path(location.rpartition(":")[0]) if location else None
         source = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file is not None and file.is_file() else None
-        entries.append(Entry(str(address), address.slug, arguments, address == baseline, location, source))
+        entries.append(Entry(str(address), address.slug, arguments, address == baseline, location, source, sorted(fixed)))
     if len(entries) < request.least:
         others = ", ".join(slug for slug, c in catalogue.methods().items() if c.interface in card.accepts)
         raise PlanError(f"Only the baseline {baseline} was named: there is nothing to compare. Methods: {others}.")

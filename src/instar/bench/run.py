@@ -6,6 +6,7 @@ import datetime
 import itertools
 import resource
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from instar.interfaces import Data, Items, Problem
 
 Progress = Callable[[int, float], None]
 _CURVE_POINTS = 200
+_WARM = 2
+"""Steps that a calibration leaves out: allocations, lazy initialisation."""
 
 
 def lift(problem: Problem, slug: str, arguments: dict[str, Any], data: Data, seed: int) -> Any:
@@ -50,9 +53,11 @@ def execute(task: Task, threads: int, progress: Progress) -> Record:
     subject = lift(problem, method["slug"], method["arguments"], data, seed)
     figures = costs.measure(problem, subject, data, seed)
     curve: list[tuple[int, float, float]] = []
-    every = max(1, task.spec["steps"] // _CURVE_POINTS)
+    every, made = max(1, task.spec["steps"] // _CURVE_POINTS), 0
 
     def monitor(step: int, loss: float) -> None:
+        nonlocal made
+        made = max(made + 1, step)  # a stage may count anew, and a run that goes on begins in the middle
         if step % every == 0 or step == task.spec["steps"]:
             curve.append((step, round(loss, 5), round(time.perf_counter() - clock, 3)))
         progress(step, loss)
@@ -64,7 +69,7 @@ def execute(task: Task, threads: int, progress: Progress) -> Record:
         "status": "ok",
         "data": {"sha256": data.sha256, **data.facts},
         "curve": curve,
-        "train_tokens": task.spec["steps"] * problem.tokens_per_step,
+        "train_tokens": (made or task.spec["steps"]) * problem.tokens_per_step,
         "metrics": {name: _metric(name, items) for name, items in metrics.items()},
         "costs": figures,
         "resources": {
@@ -104,8 +109,8 @@ def blank(task: Task) -> Record:
     }
 
 
-def calibrate(task: Task, threads: int, progress: Progress, steps: int = 12) -> dict[str, float]:
-    """Seconds of one training step (the minimum after a warm-up) and the memory of the process."""
+def calibrate(task: Task, threads: int, progress: Progress) -> dict[str, float]:
+    """Seconds of one training step (the mean after a warm-up, of what is not done at every step too) and the memory."""
     torch.set_num_threads(threads)
     if task.added:
         catalogue.add(task.added)
@@ -119,9 +124,13 @@ def calibrate(task: Task, threads: int, progress: Progress, steps: int = 12) -> 
         progress(step, loss)
         return ticks[-1] - ticks[0] > 20 and len(ticks) > 4  # a slow method needs no dozen
 
-    problem.fit(subject, data.train, steps=steps, seed=0, monitor=monitor)
+    try:
+        problem.fit(subject, data.train, steps=_WARM + problem.timed_steps, seed=0, monitor=monitor)
+    except DivergedError:  # its runs will say so; how long a step takes is known by then
+        if len(ticks) <= _WARM + 1:
+            raise
     each = [b - a for a, b in itertools.pairwise(ticks)]
-    return {"step_seconds": min(each[2:] or each), "peak_rss_bytes": float(peak_rss())}
+    return {"step_seconds": statistics.fmean(each[_WARM:] or each), "peak_rss_bytes": float(peak_rss())}
 
 
 def peak_rss() -> int:

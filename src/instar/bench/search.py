@@ -63,8 +63,8 @@ def _trial(plan: Plan, root: Path, address: str, index: int, tried: list[tune.Tr
     entry = next(entry for entry in plan.entries if entry.address == address)
     preset = address.partition(":")[2]
     method, problem = (
-        {name: knob.of(preset) for name, knob in knobs.items() if not plan.tune or name in plan.tune}
-        for knobs in (catalogue.method(entry.slug).knobs, plan.card.knobs)
+        {name: knob.of(preset) for name, knob in knobs.items() if (name in plan.tune if plan.tune else name not in fixed)}
+        for knobs, fixed in ((catalogue.method(entry.slug).knobs, entry.fixed), (plan.card.knobs, plan.fixed))
     )
     if plan.search == "random":
         chosen = tune.sample(method, problem, entry.slug, index)

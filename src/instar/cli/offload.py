@@ -31,7 +31,11 @@ def plan_offload(
     ],
     ram: Annotated[str, typer.Option(help="Memory for optimiser state and its buffers, as 2GB or 500MiB.")],
     store: Annotated[
-        Path | None, typer.Option(help="Where the file would lie; its disk is measured. Default: temporary files.")
+        Path | None,
+        typer.Option(
+            help="Where the file would lie; its disk is measured. A folder is for a scratch file, a name in one for a file that "
+            "survives crashes. Default: temporary files."
+        ),
     ] = None,
     mode: Annotated[
         str, typer.Option(help="How the file is reached: direct, buffered, mmap; throttled is emulated.")
@@ -68,11 +72,13 @@ def plan_offload(
         raise UnknownNameError.among("dtype", dtype, _DTYPES)
     budget = quantity("--ram", ram, BYTES)
     groups = stored.groups(model, None if dtype == "auto" else getattr(torch, dtype))
+    spec = StoreSpec(store, cast("Mode", mode))
     with Telling(quiet or as_json) as telling:
         telling.begin("measuring updates and disk")
-        hardware = calibrate(StoreSpec(store, cast("Mode", mode)), seconds=seconds)  # opening it says which there are
+        hardware = calibrate(spec, seconds=seconds)  # opening it says which there are
         telling.begin("simulating schedules")
-        plans = _plans(groups, hardware, int(budget), passes, subgroup)
+        given = {"pass_seconds": passes, "subgroup": subgroup, "recoverable": spec.recoverable}
+        plans = _plans(groups, hardware, int(budget), given)
     if as_json:
         rates = {"update_rate": hardware.update_rate, "read_rate": hardware.read_rate, "write_rate": hardware.write_rate}
         more = {"duplex": hardware.duplex, "contention": hardware.contention, "emulated": hardware.emulated}
@@ -85,11 +91,10 @@ def plan_offload(
     _say(plans, hardware, int(budget))
 
 
-def _plans(groups: list[dict[str, Any]], hardware: Hardware, budget: int, passes: float, subgroup: int | None) -> dict[str, Plan]:
+def _plans(groups: list[dict[str, Any]], hardware: Hardware, budget: int, given: dict[str, Any]) -> dict[str, Plan]:
     """By name; all but the first are within the budget."""
     from instar.optim.offload.plan import plan_offload as plan
 
-    given: dict[str, Any] = {"pass_seconds": passes, "subgroup": subgroup}
     found = {"interleaved": plan(groups, hardware, budget, **given)}
     found = {"in memory": plan(groups, hardware, None, ratio=0.0, **given), **found}
     found["static split"] = plan(groups, hardware, budget, schedule="pipelined", **given)

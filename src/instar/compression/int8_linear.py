@@ -120,7 +120,9 @@ _LAST = threading.local()
 
 def _shared(x: Tensor, width: int, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`quantised` of x as rows; kept until another tensor comes, which is known by identity and version."""
-    if x.is_inference():  # has no version that would tell of writes
+    whole = x if x._base is None else x._base
+    # Neither has a version that tells of every write: a fused optimiser steps its parameters without one.
+    if x.is_inference() or (whole.is_leaf and whole.requires_grad):
         return quantised(x.reshape(-1, width).float(), columns)
     kept = getattr(_LAST, "kept", None)
     if kept is not None and kept[0]() is x and kept[1] == x._version and torch.equal(kept[2], columns):

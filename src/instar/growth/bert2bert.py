@@ -71,7 +71,7 @@ def copied(block: nn.Module, work: Growing) -> nn.Module:
     new = copy.deepcopy(block)
     for fresh, beside in zip(new.parameters(), block.parameters(), strict=True):
         fresh.grad = None
-        work.kept.append(fresh, beside)
+        work.kept.append(fresh, [beside])
     return new
 
 

@@ -67,6 +67,5 @@ def targets(model: nn.Module, plan: Plan, architecture: str, method: str) -> dic
         return added(model, plan)
     decoder = widening.plain(model, method)
     wanted = planning.sizes(plan, widening.sizes(decoder), method)
-    head = widening.attention(decoder).head_width
-    planning.multiple("width", wanted["width"], head, f"heads are {head} wide")
+    widening.whole_heads(decoder, wanted["width"])
     return wanted

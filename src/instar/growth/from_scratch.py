@@ -12,6 +12,7 @@ from instar.errors import ShapeError, TransformError
 from instar.growth.continued_base import Architecture, known, targets
 from instar.growth.growing import Grown, growing
 from instar.growth.tokenformer_decoder import KINDS, TokenFormer
+from instar.growth.widening import attention, heads
 from instar.interfaces import Growth, Plan, Preserves
 from instar.models.decoder import Decoder
 
@@ -53,11 +54,12 @@ class FromScratch(Growth):
             fresh = larger(model, wanted).to(like.device, like.dtype).train(model.training)
         with growing(model, optimizer, method="from_scratch", settings={"plan": dict(plan), "seed": seed}) as work:
             old = dict(model.named_parameters())
-            first = {p.dim(): p for p in reversed(old.values())}  # groups are told apart by the number of axes, if at all
             new = dict(fresh.named_parameters())
             for name, parameter in new.items():
                 if name not in old:
-                    work.kept.append(parameter, first.get(parameter.dim(), next(iter(old.values()))))
+                    # Groups are told apart by the number of axes, if at all.
+                    alike = [p for p in reversed(old.values()) if p.dim() == parameter.dim()]
+                    work.kept.append(parameter, alike or list(old.values()))
             for name, parameter in old.items():
                 work.kept.replace(parameter, new.get(name), None)
             for own, module in fresh._modules.items():
@@ -80,5 +82,6 @@ def larger(model: Decoder, wanted: dict[str, int]) -> Decoder:
             for i in range(model.depth)
         ]
         return TokenFormer(**{**config, "layers": layers})
-    head: Any = model.mixer.head_width
-    return Decoder(**{**config, **wanted, "heads": wanted["width"] // head})
+    mixer = attention(model)
+    count = wanted["width"] // mixer.head_width
+    return Decoder(**{**config, **wanted, **heads(config, count, count * mixer.kv_heads // mixer.heads)})

@@ -12,7 +12,7 @@ from instar.growth import widening
 from instar.growth.axes import Axis
 from instar.growth.bert2bert import copied
 from instar.growth.growing import Growing, Grown, growing
-from instar.growth.widening import STD, Part, Widening, attention
+from instar.growth.widening import STD, Part, Widening, whole_heads
 from instar.interfaces import Growth, Plan, Preserves
 from instar.models.decoder import Decoder
 
@@ -60,10 +60,8 @@ def extending(model: Decoder, width: int, hidden: int) -> Widening:
     """New coordinates behind the old ones. Raises TransformError for a width that is no whole number of heads."""
     to: dict[str, Axis] = {}
     if width != model.width:
-        mixer = attention(model)
-        queries, keys, head = mixer.q_proj.weight.shape[0], mixer.k_proj.weight.shape[0], mixer.head_width
-        group = queries // keys
-        planning.multiple("width", width, head * group, f"heads are {head} wide, and {group} of them share keys")
+        group = whole_heads(model, width)
+        queries, keys = model.width, model.width // group
         s = math.sqrt(width / model.width)
         to["stream_in"] = Axis.extended(model.width, width)
         to["stream_out"] = Axis.extended(model.width, width, s, 1 / s)

@@ -19,13 +19,19 @@ _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum")
 class Kept:
     """The parameters and the state of an optimiser at one moment, and changes of them that can be taken back as one.
 
-    `None` is an optimiser too: of nobody.
+    `None` is an optimiser too: of nobody. Raises TransformError for an optimiser of another model, and for one that keeps more
+    about its parameters than groups and state.
     """
 
     def __init__(self, optimiser: torch.optim.Optimizer | None, model: nn.Module) -> None:
         self.optimiser = optimiser
         if optimiser is None:
             return
+        if keeps := getattr(optimiser, "keeps", ""):
+            raise TransformError(
+                f"{type(optimiser).__name__} keeps {keeps}, which cannot grow with them. Leave the optimiser out and make a new "
+                "one for the other model."
+            )
         self._groups = [list(group["params"]) for group in optimiser.param_groups]
         self._states = [dict(state) for state in _states(optimiser)]
         self._names = {id(p): name for name, p in model.named_parameters()}
@@ -39,11 +45,6 @@ class Kept:
         """
         if self.optimiser is None:
             return
-        if getattr(self.optimiser, "layers", None):
-            raise TransformError(
-                f"{type(self.optimiser).__name__} keeps statistics of layers, which cannot grow with them. Leave the "
-                "optimiser out and make a new one for the other model."
-            )
         for group in self.optimiser.param_groups:
             group["params"][:] = [new if p is old else p for p in group["params"] if p is not old or new is not None]
         for states in _states(self.optimiser):
@@ -89,13 +90,22 @@ class Kept:
                     entries[name] = value.clone() if isinstance(value, Tensor) else value
             states[new] = entries
 
-    def append(self, new: nn.Parameter, beside: nn.Parameter) -> None:
-        """Train `new` in the group of `beside`, where that is trained; it has no state yet and counts its own steps."""
-        if self.optimiser is None:
+    def append(self, new: nn.Parameter, beside: Sequence[nn.Parameter]) -> None:
+        """Train `new` in the group of the last of `beside` that is trained; it has no state yet and counts its own steps.
+
+        Raises TransformError where none of them is: nobody would train `new`, which asks for gradients.
+        """
+        if self.optimiser is None or not new.requires_grad:
             return
-        for group in self.optimiser.param_groups:
-            if any(p is beside for p in group["params"]):
-                group["params"].append(new)
+        for old in reversed(beside):
+            for group in self.optimiser.param_groups:
+                if any(p is old for p in group["params"]):
+                    group["params"].append(new)
+                    return
+        raise TransformError(
+            f"The optimiser trains nothing of {self._names.get(id(beside[-1]), 'what grows')}, beside which new parameters would "
+            "be trained. Give it one of those parameters, or leave it out and make a new one for the larger model."
+        )
 
     def restore(self) -> None:
         """As it was at the start."""

@@ -61,7 +61,7 @@ class TokenFormerGrowth(Growth):
             for name, part in model.pattentions():
                 if name in more:
                     tau = self.tau if model.mode in TEMPERED else "fixed"
-                    old = part.keys[0], part.values[0]
+                    old = list(part.keys), list(part.values)
                     new = part.grow(more[name], keys=self.keys, tau=tau, generator=stream(seed, f"grow/{name}/{part.n}"))
                     for fresh, beside in zip(new, old, strict=True):
                         work.kept.append(fresh, beside)

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from instar import catalogue
 from instar.bench.seeds import stream
 from instar.errors import TransformError
 from instar.growth.axes import Axis, lengthened, lengthened_state
 from instar.growth.growing import Growing
+from instar.growth.plan import multiple
 from instar.mixers.softmax import Softmax
 from instar.models.decoder import Block, Decoder, SwiGLU
 
@@ -80,6 +82,14 @@ def attention(model: Decoder) -> Softmax:
     return mixer
 
 
+def whole_heads(model: Decoder, width: int) -> int:
+    """How many heads share keys and values. Raises TransformError for a width that is no whole number of such groups."""
+    mixer = attention(model)
+    group: int = mixer.heads // mixer.kv_heads
+    multiple("width", width, mixer.head_width * group, f"heads are {mixer.head_width} wide, and {group} of them share keys")
+    return group
+
+
 def places(model: Decoder, to: Widening) -> Iterator[Place]:
     """Every parameter that may grow."""
     yield Place("embedding.weight", model.embedding, "weight", "table", (None, to.stream_out))
@@ -144,10 +154,13 @@ def settle(model: Decoder, width: int, hidden: int) -> None:
             module.kv_heads = module.k_proj.weight.shape[0] // module.head_width
     mixer = attention(model)
     if model.config is not None:
-        sizes = {"width": width, "depth": model.depth, "hidden": hidden, "heads": mixer.heads}
-        arguments = dict(model.config["mixer_arguments"])
-        if "kv_heads" in arguments:
-            arguments["kv_heads"] = arguments["kv_heads"] and mixer.kv_heads
-        if "heads" in arguments:
-            arguments["heads"] = mixer.heads
-        model.config = {**model.config, **sizes, "mixer_arguments": arguments}
+        sizes = {"width": width, "depth": model.depth, "hidden": hidden}
+        model.config = {**model.config, **sizes, **heads(model.config, mixer.heads, mixer.kv_heads)}
+
+
+def heads(config: Mapping[str, Any], count: int, kv: int) -> dict[str, Any]:
+    """What a decoder's config says of its heads when there are so many, whether it, a preset or nobody had fixed them."""
+    given = dict(config["mixer_arguments"])
+    fixed = {**catalogue.parse(config["mixer"]).arguments, **given}
+    given |= {name: found for name, found in (("heads", count), ("kv_heads", kv)) if fixed.get(name)}
+    return {"heads": count, "mixer_arguments": given}

@@ -111,6 +111,10 @@ class Optimizer(torch.optim.Optimizer):
     finite changes nothing.
     """
 
+    keeps: str = ""
+    """What it keeps about its parameters beside groups and state, in words: those that it has cannot be replaced, nor joined by
+    others, behind its back. Empty where there is nothing, and then a growth takes the optimiser along."""
+
     def observe(self, loss: float) -> None:
         """Be told the loss of the step that was made, where it was not given by a closure."""
 

@@ -58,6 +58,9 @@ class Problem(abc.ABC):
     tokens_per_step: int
     """Units of training data a step consumes (budgets such as `5Mtok` are divided by it)."""
 
+    timed_steps: ClassVar[int] = 20
+    """Steps whose mean is the price of one in a budget of seconds: whole periods of what is done every ten."""
+
     @abc.abstractmethod
     def load(self, seed: int) -> Data:
         """The data; the seed matters only to generated data. Raises DataError when there is none or too little."""

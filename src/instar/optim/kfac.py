@@ -25,7 +25,7 @@ class KFAC(Optimizer):
         model: Linear and Conv2d layers and `transformers` Conv1D are preconditioned, as by `MKOR`.
         lr: η. momentum, weight_decay: of SGD. f: steps between inversions; covariances are taken at the same steps.
         damping: δ. decay: ρ. kl_clip: κ; 0 is no clip, and then D gets the norm of G where `rescale` is set, as in MKOR.
-        clip, accumulation, skip, widest: as of `MKOR`.
+        clip, accumulation, skip, widest: as of `MKOR`, and so is the attribute loss_scale.
 
     Per layer: covariances O(N (in² + out²)) and inversions O(in³ + out³) every f steps; 2 (in² + out²) numbers.
     Differs from the paper: positions of an image are averaged before the covariance, those of a sequence are samples; one δ for
@@ -56,7 +56,7 @@ class KFAC(Optimizer):
             )
         super().__init__(decayed(model, weight_decay), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.f, self.damping, self.decay, self.kl_clip, self.rescale = f, damping, decay, kl_clip, rescale
-        self.steps = 0
+        self.steps, self.loss_scale = 0, 1.0
         self.layers, self.left_out = preconditionable(model, skip=skipping(skip), widest=widest)
         self.covariances: dict[str, tuple[Tensor, Tensor]] = {}
         self.inverses: dict[str, tuple[Tensor, Tensor]] = {}
@@ -65,7 +65,14 @@ class KFAC(Optimizer):
             device = layer.weight.device
             self.covariances[layer.name] = torch.eye(rows, device=device), torch.eye(columns, device=device)
             self.inverses[layer.name] = torch.eye(rows, device=device), torch.eye(columns, device=device)
-            layer.watch(lambda: self.steps % self.f == 0, float(accumulation), clip, lambda rows: rows.T @ rows / len(rows))
+            layer.watch(
+                lambda: self.steps % self.f == 0, lambda: accumulation / self.loss_scale, clip,
+                lambda rows: rows.T @ rows / len(rows),
+            )  # fmt: skip
+
+    @property
+    def keeps(self) -> str:  # type: ignore[override]
+        return "statistics of layers" if self.layers else ""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -83,6 +90,12 @@ class KFAC(Optimizer):
         for layer in self.layers:
             layer.forget()
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As ever; the statistics of the gradients go with them."""
+        super().zero_grad(set_to_none)
+        for layer in self.layers:
+            layer.forget()
 
     def state_bytes(self) -> int:
         kept = [t for table in (self.covariances, self.inverses) for pair in table.values() for t in pair]

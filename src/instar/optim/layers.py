@@ -89,10 +89,12 @@ class Layer:
         if bias is not None and bias.grad is not None:
             bias.grad.copy_(gradient[:, columns])
 
-    def watch(self, due: Callable[[], bool], scale: float, clip: float, summary: Callable[[Tensor], Tensor]) -> None:
-        """Keep `summary` of the samples [N, in (+1)] and [N, out] of every pass with gradients while `due`.
+    def watch(
+        self, due: Callable[[], bool], scale: Callable[[], float], clip: float, summary: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Keep `summary` of the samples [N, in (+1)] and [N, out] of every backward pass whose forward pass was made while `due`.
 
-        scale: what makes a gradient that of a mean loss. clip: bound of each entry of a sample.
+        scale: what makes a gradient that of a mean loss, asked at each backward pass. clip: bound of each entry of a sample.
         """
 
         def seen(module: nn.Module, args: Any, output: Any) -> None:
@@ -100,13 +102,19 @@ class Layer:
                 return  # no gradient will come: eval, or the first pass of a checkpoint
             with torch.no_grad():
                 rows = self._inputs(args[0].detach()).clamp(-clip, clip)
-                self.inputs.add(summary(F.pad(rows, (0, 1), value=1.0) if self.bias is not None else rows))
-            output.register_hook(lambda g: self.outputs.add(summary(self._outputs(g, scale).clamp(-clip, clip))))
+                inputs = summary(F.pad(rows, (0, 1), value=1.0) if self.bias is not None else rows)
+
+            def told(g: Tensor) -> None:
+                # Both here, so that what is forgotten between a forward pass and its backward pass is neither of them.
+                self.inputs.add(inputs)
+                self.outputs.add(summary(self._outputs(g, scale()).clamp(-clip, clip)))
+
+            output.register_hook(told)
 
         self.hook = self.module.register_forward_hook(seen)
 
     def forget(self) -> None:
-        """Statistics of the step that was made."""
+        """Statistics of the step that was made, or that is not to be made."""
         self.inputs.clear()
         self.outputs.clear()
 

@@ -48,8 +48,13 @@ class MKOR(Optimizer):
         hybrid: MKOR-H: when to go on with the inner optimiser alone; tell it the loss by a closure or by `observe`.
         process_group: over which the vectors are averaged, 2 · (in + 1 + out) numbers a layer; None is the default group.
 
-    A `torch.optim.Optimizer` that shares parameter groups and state with the inner one, so that schedulers, clipping and
-    GradScaler see one optimiser. A step whose gradients are not all finite, or sparse, is skipped whole; `skipped` counts them.
+    A `torch.optim.Optimizer` that shares parameter groups and state with the inner one, so that schedulers and clipping see one
+    optimiser. A step whose gradients are not all finite, or sparse, is skipped whole; `skipped` counts them. A step that the
+    caller skips takes nothing into the factors once its `zero_grad` is called.
+
+    Attributes: loss_scale, what the loss is multiplied with before the backward pass. Hooks see gradients before anybody divides
+    them again: with a GradScaler set it to `scaler.get_scale()` before each backward pass, and call `scaler.unscale_` as ever.
+
     Raises ShapeError, CheckpointError.
     Per layer: update O(in² + out²) every f steps; product O(out · in · (out + in)) a step; in² + out² numbers of `factor_dtype`.
     Differs from the paper: `rule` is by default what its code does; the vectors are averaged in one call at the step, not during
@@ -107,9 +112,14 @@ class MKOR(Optimizer):
             raise ShapeError(f"skip names {unknown[0]}, which is no layer of the model with a matrix.")
         self.factors: dict[str, tuple[Tensor, Tensor]] = {layer.name: self._identity(layer) for layer in self.layers}
         self.steps = self.skipped = self.stabilised = 0
+        self.loss_scale = 1.0
         self.switched: int | None = None
         for layer in self.layers:
-            layer.watch(self._due, float(accumulation), clip, lambda rows: rows.mean(0))
+            layer.watch(self._due, lambda: accumulation / self.loss_scale, clip, lambda rows: rows.mean(0))
+
+    @property
+    def keeps(self) -> str:  # type: ignore[override]
+        return "statistics of layers" if self.layers else ""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Precondition the gradients in place and let the inner optimiser step. With a closure, the loss is its value."""
@@ -117,10 +127,10 @@ class MKOR(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self._finite():
+            self._forget()
+            return loss
         if self.switched is None:
-            if not self._finite():
-                self._forget()
-                return loss
             if self._due():
                 self._refresh()
             self._precondition()
@@ -130,6 +140,11 @@ class MKOR(Optimizer):
         if loss is not None:
             self.observe(float(loss.detach() if isinstance(loss, Tensor) else loss))
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As ever; the statistics of the gradients go with them."""
+        super().zero_grad(set_to_none)
+        self._forget()
 
     def observe(self, loss: float) -> None:
         """For MKOR-H, where steps have no closure."""

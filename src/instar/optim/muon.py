@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from instar.anatomy.linear import Linear, linears
 from instar.errors import CheckpointError
 from instar.interfaces import Optimizer
 from instar.optim.first_order import dense_and_finite, parameters, tensor_bytes
-
-_ELEMENTWISE = (nn.Embedding,)
 
 
 class Muon(Optimizer):
@@ -21,8 +21,8 @@ class Muon(Optimizer):
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, by `torch.optim.Muon`.
 
     Args:
-        model: its matrices of two axes, embeddings and the last layer apart, go to Muon: the last linear layer of a model reads
-            out classes, for which its authors keep AdamW.
+        model: the matrices of its linear layers (`transformers` Conv1D among them) go to Muon, but not the head, for which its
+            authors keep AdamW: the embedding where they are tied, and the last linear layer elsewhere.
         lr: η of Muon. momentum, weight_decay: of it. adamw_lr: of AdamW, as a share of `lr`.
 
     State: one number for each of the matrices and two for the rest.
@@ -38,10 +38,16 @@ class Muon(Optimizer):
         adamw_lr: float = 0.1,
     ) -> None:
         every = parameters(model)
-        matrices = _hidden(model)
-        rest = [p for p in every if all(p is not m for m in matrices)]
+        groups: dict[float, list[nn.Parameter]] = {}
+        for layer in _hidden(model):
+            # torch's Muon takes the rows for the outputs; of a weight that is stored transposed they are the inputs.
+            share = math.sqrt(layer.outputs / layer.inputs) if layer.transposed else 1.0
+            groups.setdefault(share, []).append(layer.parameter)
+        hidden = {id(p) for group in groups.values() for p in group}
+        rest = [p for p in every if id(p) not in hidden]
         parts: list[torch.optim.Optimizer] = []
-        if matrices:
+        if groups:
+            matrices = [{"params": group, "lr": lr * share} for share, group in groups.items()]
             parts.append(torch.optim.Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay))
         if rest:
             parts.append(torch.optim.AdamW(rest, lr=lr * adamw_lr, weight_decay=0.0, foreach=True))
@@ -90,9 +96,12 @@ class Muon(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def _hidden(model: nn.Module) -> list[nn.Parameter]:
-    """Matrices of linear layers; the last such layer, embeddings and what shares their weight are apart."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, _ELEMENTWISE)}
-    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
-    found = [w for w in linear if isinstance(w, nn.Parameter) and w.requires_grad and id(w) not in tables]
-    return list(dict.fromkeys(found))[:-1]
+def _hidden(model: nn.Module) -> list[Linear]:
+    """Linear layers that are trained, each weight once; the head, embeddings and what shares their weight are apart."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    every = linears(model)
+    # A tied head may be no module at all, as in our decoders, or a linear layer with the weight of the embedding.
+    tied = getattr(model, "tied", False) or any(id(layer.module.weight) in tables for layer in every)
+    apart = tables if tied else tables | {id(layer.module.weight) for layer in every[-1:]}
+    found = {id(layer.module.weight): layer for layer in every if id(layer.module.weight) not in apart}
+    return [layer for layer in found.values() if isinstance(layer.module.weight, nn.Parameter) and layer.parameter.requires_grad]

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from instar.errors import CheckpointError, ShapeError, StoreError
+from instar.errors import CheckpointError, InstarError, ShapeError, StoreError
 from instar.interfaces import Optimizer
 from instar.optim.first_order import decayed, dense_and_finite
 from instar.optim.offload import exporting
-from instar.optim.offload.engine import Engine
-from instar.optim.offload.schedule import ScheduleName, divide, interleaved
+from instar.optim.offload.engine import Engine, device_of
+from instar.optim.offload.layout import checked
+from instar.optim.offload.schedule import Division, ScheduleName, divide, interleaved
 from instar.optim.offload.store import StoreSpec
 
 _AS_TORCH = {
@@ -66,6 +67,8 @@ class OffloadedAdamW(Optimizer):
     It needs Linux. Maurya et al. 2024, Deep Optimizer States (arXiv 2410.21316).
     """
 
+    keeps = "moments in subgroups of its parameters"
+
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
@@ -107,7 +110,7 @@ class OffloadedAdamW(Optimizer):
         defaults = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay, **_AS_TORCH}
         super().__init__(decayed(params, weight_decay) if isinstance(params, nn.Module) else params, defaults)
         self._hooks: list[Any] = []
-        self._build()
+        self._build(self._divided())
         self._restore()
 
     @property
@@ -192,7 +195,11 @@ class OffloadedAdamW(Optimizer):
         self.load_state_dict(exporting.read(Path(path)))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """A further group; the state is cut anew. Raises StoreError where a store with a name holds the old cut."""
+        """A further group; the state is cut anew.
+
+        Raises StoreError where a store with a name holds the old cut, and BudgetError and ShapeError as at the start; nothing has
+        changed then.
+        """
         if self._engine is None:  # the base class, while it is made
             super().add_param_group(param_group)
             return
@@ -202,9 +209,13 @@ class OffloadedAdamW(Optimizer):
             )
         kept = self.state_dict()
         super().add_param_group(param_group)
+        try:
+            division = self._divided()
+        except InstarError:
+            self.param_groups.pop()
+            raise
         self.close()
-        self._build()
-        self._engine.load(kept["state"])
+        self._build(division).load(kept["state"])
 
     def close(self) -> None:
         """End the threads and release the store and the memory. What is not committed is lost."""
@@ -215,12 +226,17 @@ class OffloadedAdamW(Optimizer):
             self._engine.close()
             self._engine = None
 
-    def _build(self) -> None:
-        division = divide(self.param_groups, self.budget_bytes, scratch=self.spec.recoverable, **self._division)
+    def _divided(self) -> Division:
+        """How the parameters of now are cut. Raises BudgetError, ShapeError."""
+        device_of(checked(self.param_groups), self.spec)
+        return divide(self.param_groups, self.budget_bytes, scratch=self.spec.recoverable, **self._division)
+
+    def _build(self, division: Division) -> Engine:
         self._engine = Engine(self.param_groups, division, self.spec)
         if self.prefetch:
             told = weakref.WeakMethod(self._backward_begins)
             self._hooks = [p.register_post_accumulate_grad_hook(_telling(told)) for p in self._engine.params if p.requires_grad]
+        return self._engine
 
     def _backward_begins(self) -> None:
         if self._engine is not None:

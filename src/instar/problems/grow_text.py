@@ -68,6 +68,7 @@ class GrowTextProblem(Problem):
     """
 
     accepts: ClassVar = {Growth: "subject"}
+    timed_steps: ClassVar = 100  # a whole chain, beside whose steps the growths weigh little
 
     def __init__(
         self,
@@ -166,10 +167,14 @@ class GrowTextProblem(Problem):
             )  # fmt: skip
 
     def evaluate(self, subject: Subject, split: Texts) -> dict[str, Items]:
-        """bits_per_byte@base and @grown of the first text, @second of the other and @kept of the first at the end; spike."""
+        """bits_per_byte@base and @grown of the first text, @second of the other and @kept of the first at the end; spike.
+
+        What nothing was grown from, as `from_scratch`, has no @base.
+        """
         text = self.texts[0]
+        base = subject.after_base
         return {
-            "bits_per_byte@base": text.bits(subject.after_base or subject.model, split.first, self.length),  # type: ignore[arg-type]
+            **({} if base is None else {"bits_per_byte@base": text.bits(base, split.first, self.length)}),  # type: ignore[arg-type]
             "bits_per_byte@grown": text.bits(subject.after_growth or subject.model, split.first, self.length),  # type: ignore[arg-type]
             "bits_per_byte@second": text.bits(subject.model, split.second, self.length),  # type: ignore[arg-type]
             "bits_per_byte@kept": text.bits(subject.model, split.first, self.length),  # type: ignore[arg-type]

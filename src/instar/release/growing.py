@@ -65,6 +65,7 @@ def grow(
         shutil.copyfile(source / pretrained.CONFIG, recorded / pretrained.CONFIG)  # the way back needs it
         if fingerprint(new) != grown.receipt.facts.after:
             raise CheckpointError("The weights that were written are not those that growth left. Nothing was kept.")
+        saved.load_any(new)  # a config that does not say what became of the sizes is found here, and nothing is kept
     return Enlarged(Path(out), grown.receipt.facts, parameters, _parameters(model), apart)
 
 

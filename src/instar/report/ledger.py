@@ -32,8 +32,10 @@ def found(row: dict[str, Any]) -> str:
 
 
 def source(row: dict[str, Any]) -> str:
-    """What the interval is drawn from."""
-    return row["drawn_from"] if row["drawn_from"] in ("", "closed form") else f"{row['seeds']} {row['drawn_from']}"
+    """What the interval is drawn from, and what is missing in it."""
+    if row["drawn_from"] in ("", "closed form"):
+        return str(row["drawn_from"])
+    return f"{row['seeds']} {row['drawn_from']}" + (f" ({row['reason']})" if row["reason"] else "")
 
 
 def needed(row: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ class Engine:
 
     def __init__(self, groups: Sequence[dict[str, Any]], division: Division, spec: StoreSpec) -> None:
         self.params = checked(groups)
-        device = _device(self.params, spec)
+        device = device_of(self.params, spec)
         self.division, self.layout = division, division.layout
         self.steps = [0] * len(self.params)
         self._turn = 0
@@ -216,7 +216,7 @@ class Engine:
             )  # fmt: skip
 
 
-def _device(params: Sequence[Tensor], spec: StoreSpec) -> torch.device:
+def device_of(params: Sequence[Tensor], spec: StoreSpec) -> torch.device:
     """Where parameters, residents and buffers are. Raises ShapeError where the store is not for such parameters."""
     found = {p.device for p in params}
     if len(found) > 1:

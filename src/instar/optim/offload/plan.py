@@ -130,18 +130,21 @@ def plan_offload(
     alternate: bool = True,
     prefetch: bool = True,
     pass_seconds: float = 0.0,
+    recoverable: bool = False,
 ) -> Plan:
     """Predict a step of `OffloadedAdamW` with these arguments; nothing is allocated, and parameters may be on the device meta.
 
     Args:
         params: a model or the groups of an optimiser. hardware: of `calibrate`, or as it might be. k: "best" tries some intervals
             up to 32 besides "auto" by simulation. pass_seconds: of forward and backward pass, during which the first reads and
-            the last writes go on. All others: as of `OffloadedAdamW`.
+            the last writes go on. recoverable: whether the store has a name, for which one buffer is kept even where nothing is
+            streamed (`StoreSpec.recoverable`). All others: as of `OffloadedAdamW`.
 
     Raises BudgetError that says the least that works, ShapeError. Time: one simulation of six steps for each interval.
     """
     groups = decayed(params, 0.0) if isinstance(params, nn.Module) else params
-    division = divide(groups, budget_bytes, schedule=schedule, ratio=ratio, subgroup=subgroup, buffers=buffers)
+    cut: dict[str, Any] = {"schedule": schedule, "ratio": ratio, "subgroup": subgroup, "buffers": buffers}
+    division = divide(groups, budget_bytes, scratch=recoverable, **cut)
     weights = sum(s.length * s.dtype.itemsize for s in division.layout.subgroups)
     first: int | Literal["auto"] = "auto" if k == "best" else k
     plan = Plan(division, hardware, first, alternate, prefetch, pass_seconds, weights)
