@@ -149,7 +149,7 @@ class TextProblem(Problem):
 
     def bits(self, subject: Subject, split: Blocks, length: int) -> Items:
         """Bits of every block in windows of `length` bytes."""
-        return self._bits(subject, split, length, [slice(None)])[0]
+        return self._bits_at(subject, split, length, [slice(None)])[0]
 
     def evaluate(self, subject: Subject, split: Blocks) -> dict[str, Items]:
         """Bits of every block at windows of T, 2T and 4T; of the last, also those of bytes at places T/2 … T and T … 4T.
@@ -158,7 +158,7 @@ class TextProblem(Problem):
         """
         T = self.length
         found = {f"bits_per_byte@{name}": self.bits(subject, split, factor * T) for name, factor in (("T", 1), ("2T", 2))}
-        whole, early, late = self._bits(subject, split, 4 * T, [slice(None), slice(T // 2, T), slice(T, None)])
+        whole, early, late = self._bits_at(subject, split, 4 * T, [slice(None), slice(T // 2, T), slice(T, None)])
         found["bits_per_byte@4T"] = whole
         there = [place for place, count in enumerate(late.weights) if count]
         if there:  # blocks that are no longer than T have no late bytes
@@ -166,7 +166,7 @@ class TextProblem(Problem):
                 found[f"position_bits@{name}"] = Items(*([values[i] for i in there] for values in (part.totals, part.weights)))
         return found
 
-    def _bits(self, subject: Subject, split: Blocks, length: int, places: Sequence[slice]) -> list[Items]:
+    def _bits_at(self, subject: Subject, split: Blocks, length: int, places: Sequence[slice]) -> list[Items]:
         with evaluating(subject):
             bits, counts = _bits(subject, split, length, places)
         return [Items(some.tolist(), weights.tolist()) for some, weights in zip(bits, counts, strict=True)]
