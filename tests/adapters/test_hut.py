@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from instar.adapters import HUT, BitFit, merge, off, parameters, unmerge
 from instar.adapters import hut_product as product
-from instar.errors import ShapeError
+from instar.errors import AdapterError, ShapeError
 
 SIZES = [(24, 16, 4), (24, 16, 8), (24, 16, 1), (24, 16, 5), (9, 10, 8)]
 """Inputs, outputs, rank; the last two are not divided by it."""
@@ -205,3 +205,17 @@ def test_ranks_that_do_not_fit_a_layer_are_refused() -> None:
     for settings in ({"r": 17}, {"r": 5, "impl": "activation"}):
         with pytest.raises(ShapeError, match="rank"):
             HUT(**settings).attach(made(), "0")  # type: ignore[arg-type]
+
+
+def test_one_that_is_merged_is_not_merged_again() -> None:
+    model, x = made(), torch.randn(T, 24).double()
+    HUT(r=4).attach(model, "0", name="one")
+    learn(model, 0.1)
+    merge(model, "one")
+    before = model(x)
+    with pytest.raises(AdapterError, match="'one' is merged already"):
+        merge(model, "one")
+    assert torch.equal(model(x), before)
+    unmerge(model)
+    merge(model, "one")
+    assert torch.equal(model(x), before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,28 @@ def test_settings_of_peft_that_are_not_known_are_refused(tmp_path: Path) -> None
     theirs.save_pretrained(tmp_path / "theirs")
     with pytest.raises(AdapterError, match="use_rslora"):
         load(model, tmp_path / "theirs", unverified=True)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "corda", "loftq"])
+def test_starts_that_change_the_base_are_not_loaded_beside_it(tmp_path: Path, start: str) -> None:
+    model = made("bert")
+    LoRA(r=4).attach(model, ["query"])
+    learn(model)
+    save(model, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "init_lora_weights": start}))
+    with pytest.raises(AdapterError, match="init_lora_weights"):
+        load(made("bert"), tmp_path, unverified=True)
+
+
+def test_a_row_of_zeros_has_no_direction_and_stays_one() -> None:
+    model = nn.Sequential(nn.Linear(6, 4)).double()
+    with torch.no_grad():
+        model[0].weight[1] = 0.0
+    x = torch.randn(3, 6, dtype=torch.float64)
+    before = model(x)
+    DoRA(r=2).attach(model, "0")
+    y = model(x)
+    torch.testing.assert_close(y, before)
+    y.square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in parameters(model) if p.grad is not None)

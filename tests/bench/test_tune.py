@@ -159,3 +159,13 @@ def test_trials_vary_the_named_knobs_alone(tmp_path: Path) -> None:
         prepare(replace(asked, tune=()), read)
     with pytest.raises(UnknownNameError, match="knob"):
         prepare(replace(asked, tune=("speed",)))
+
+
+def test_a_size_that_was_asked_of_a_preset_by_its_method_s_name_is_taken_and_said() -> None:
+    asked = Request("loop_regression", ("looped:algoformer",), overrides={"looped": {"depth": 2}}, budget="2steps")
+    plan = prepare(asked)[0]
+    (entry,) = (entry for entry in plan.entries if entry.address == "looped:algoformer")
+    assert entry.arguments["depth"] == 2
+    assert "--set looped:algoformer.depth=2" in plan.command()
+    other = prepare(Request("recall", ("softmax",), baseline="gla", settings={"length": 24, "pairs": 2, "vocab": 16}))[0]
+    assert "--baseline gla" in other.command()

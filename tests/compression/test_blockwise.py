@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from instar.checks.transform_models import Encoder, answers, conv1d, encoder
-from instar.compression import load, pipeline, quantize_, save, saved
+from instar.compression import load, pipeline, quantize_, save, saved, whole, whole_attention
 from instar.compression.blockwise import Blockwise
 from instar.compression.int8 import Int8
 from instar.compression.int8_linear import Int8Linear
@@ -249,3 +249,26 @@ def test_a_pipeline_is_one_file_and_all_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(TransformError, match="compressed already"):
         pipeline(model, [Blockwise(), Blockwise()])
     assert fingerprint(model) == before
+
+
+def test_norms_are_told_by_what_they_do() -> None:
+    class T5LayerNorm(nn.Module):
+        """Of the root mean square, whatever its name."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.variance_epsilon = nn.Parameter(torch.ones(4)), 1e-6
+
+    class Qwen3NextRMSNorm(T5LayerNorm):
+        """Multiplies by 1 + weight."""
+
+    assert whole.norm_of(nn.LayerNorm(4, bias=False))[3] is True  # type: ignore[index]
+    assert whole.norm_of(T5LayerNorm())[3] is False  # type: ignore[index]
+    assert whole.norm_of(Qwen3NextRMSNorm()) is None
+
+
+@pytest.mark.parametrize("change", ["softcap", "s_aux", "position_bias"])
+def test_scores_that_are_changed_are_refused(change: str) -> None:
+    q = torch.randn(1, 2, 3, 8)
+    with pytest.raises(TransformError, match="changes its scores"):
+        whole_attention.forward("simulate", nn.Identity(), q, q, q, None, **{change: torch.ones(())})  # type: ignore[arg-type]

@@ -224,3 +224,28 @@ def test_parts_that_are_not_there() -> None:
         model: Any = nn.Sequential(nn.Linear(4, 4))
     with pytest.raises(Exception, match=r"bits|weights"):
         Int8().apply(model)
+
+
+def test_half_precision_with_biases_has_its_reference() -> None:
+    made, _ = layer()
+    made = made.bfloat16()
+    x = torch.randn(5, 40).bfloat16().requires_grad_()
+    made(x).float().square().sum().backward()  # gradients take the reference
+    assert bool(x.grad.isfinite().all())  # type: ignore[union-attr]
+
+
+class Scaled(nn.Embedding):
+    """As Gemma's: rows are scaled in use."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * 16.0
+
+
+def test_a_table_that_does_more_than_looking_up_is_left_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Scaled(20, 16), nn.Linear(16, 8)).eval()
+    ids = torch.arange(6)
+    before = model(ids)
+    quantize_(model, Int8(embeddings=True))
+    assert type(model[0]) is Scaled
+    assert torch.allclose(model(ids), before, rtol=0.05, atol=0.2)

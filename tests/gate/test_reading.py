@@ -212,6 +212,9 @@ def test_scores_alone_need_no_label(tmp_path: Path) -> None:
     found = reading.predictions(_write(tmp_path / "p.jsonl", [{"id": i, "score": i / 7, "label": "x"} for i in range(4)]))
     assert found.labels is None
     assert found.columns == {"label": ["x"] * 4}
+    reading.write(tmp_path / "again.jsonl", found)  # as a frozen baseline is: what is no answer must not become one
+    again = reading.predictions(tmp_path / "again.jsonl")
+    assert (again.labels, again.outputs, again.columns) == (None, found.outputs, found.columns)
 
 
 def test_columns_keep_their_order(tmp_path: Path) -> None:

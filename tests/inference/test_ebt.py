@@ -288,3 +288,23 @@ def test_step_sizes_of_inference_and_settings_that_make_no_sense() -> None:
         model.predict(torch.rand(1, 4), steps=1)
     with pytest.raises(ShapeError, match="landscapes"):
         model.observe(tokens, 2)
+
+
+def test_logits_are_of_the_distribution_that_was_trained() -> None:
+    """τ divides the state in the loss and in what is given."""
+    warm, x = ebt(temperature=2.0, start="zeros"), torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(warm.predict(x, steps=3)[0].softmax(-1), warm.distribution(2.0 * warm.predict(x, steps=3)[0]))
+    last = ebt(temperature=2.0, start="last").predict(x, steps=0)[0]
+    torch.testing.assert_close(last.logsumexp(-1), torch.zeros_like(last[..., 0]), atol=1e-6, rtol=0)
+
+
+def test_rows_of_another_length_are_not_drawn_from_the_buffer() -> None:
+    model = ebt(buffer=8, **S2)
+    model.train()
+    for length in (6, 4, 6, 5):
+        x = torch.randint(11, (3, length), generator=torch.Generator().manual_seed(length))
+        assert bool(model.loss(x, x).isfinite())
+    drawn = model.replay.draw(8, torch.Size([6]))
+    assert drawn is not None
+    assert drawn[0].shape[1] == 6
+    assert model.replay.draw(8, torch.Size([7])) is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from instar.errors import DataError, GenerationError, OutputError, ShapeError
-from instar.interfaces import Index
+from instar.interfaces import Hits, Index
 from instar.retrieval.calibrating import FromRows
 from instar.retrieval.fusion import Calibration
 from instar.retrieval.probe import Probe
@@ -85,3 +85,14 @@ def test_probes_need_answers() -> None:
         Probe({0: np.zeros((1, 4), np.float32)}, [["a"], ["b"]])
     with pytest.raises(ShapeError, match="every"):
         _probe(every=0.0)
+
+
+def test_ids_are_compared_as_texts() -> None:
+    class Numbers:
+        """A store whose ids are numbers."""
+
+        def search(self, queries: object, k: int, fusion: object) -> Hits:
+            return Hits([[3, 7], [9, None]], np.zeros((2, 2), np.float32), np.zeros((2, 2), np.int64))
+
+    asked = Probe({0: np.eye(2, dtype=np.float32)}, [["7"], ["3", "9"]], k=2)
+    assert asked.recall(Numbers()) == 0.75  # type: ignore[arg-type]

@@ -176,7 +176,11 @@ def test_a_store_as_a_side(index: ExactIndex) -> None:
     mostly = sides.of_store(index)
     assert mostly.ids is not None
     assert (len(mostly.ids), mostly.fingerprint) == (360, made.generation(1).encoder)
-    assert len(sides.of_store(index, most=7).vectors) <= 7
+    some = sides.of_store(index, list(IDS), most=50, seed=1).ids
+    assert some is not None
+    assert some != sides.of_store(index, list(IDS), most=50, seed=2).ids
+    assert some == [name for name in IDS if name in some]  # drawn from all of them, in their order
+    assert any(name in some for name in IDS[200:])
     with pytest.raises(DataError, match="None of these ids"):
         sides.of_store(index, ["nobody"])
 

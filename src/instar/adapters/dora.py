@@ -54,7 +54,8 @@ class DoRALayer(LoRALayer):
     def ratio(self, weight: Tensor) -> Tensor:
         """m / ‖V‖ [out]."""
         direction = weight.detach() + self.scaling * (self.lora_B.detach() @ self.lora_A.detach())
-        return self.magnitude / torch.linalg.vector_norm(direction, dim=1)
+        norm = torch.linalg.vector_norm(direction, dim=1)
+        return torch.where(norm > 0, self.magnitude / norm.masked_fill(norm == 0, 1.0), 1.0)  # a row of zeros has no direction
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:
         layer = Linear("", base)

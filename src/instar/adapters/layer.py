@@ -122,11 +122,12 @@ class Merged(Adapted):
     """An adapted layer while adapters are merged into its base: it computes as the base does, which is another one now.
 
     Args:
-        layer: the adapted layer, merged or not. before: the tensors of the base that the merge replaced.
+        layer: the adapted layer, merged or not. before: the tensors of the base that the merge replaced. name: of the adapter.
     """
 
-    def __init__(self, layer: Adapted, before: dict[str, Tensor | None]) -> None:
+    def __init__(self, layer: Adapted, before: dict[str, Tensor | None], name: str) -> None:
         super().__init__(layer.base_layer)
+        self.merged: tuple[str, ...] = (*getattr(layer, "merged", ()), name)
         self.adapters = layer.adapters
         self.kept: tuple[dict[str, Tensor | None], ...] = (*getattr(layer, "kept", ()), before)
         """What unmerging brings back, a dict a merge, the oldest first."""

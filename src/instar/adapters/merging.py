@@ -32,12 +32,16 @@ def merge(model: nn.Module, name: str | None = None) -> Receipt:
 
     name: the active one by default. Merging a second one applies it to what the first one left (of two multipliers the product,
     of two increments the sum). Until `unmerge`, which restores the exact bits, the base's own tensors of these layers are kept.
-    `undo` of the receipt does the same. Raises AdapterError: unknown name, values that are not finite, a weight that is tied to
-    a layer which the adapter does not change, a bias where the base has no place for one.
+    `undo` of the receipt does the same. Raises AdapterError: unknown name, one that is merged already, values that are not
+    finite, a weight that is tied to a layer which the adapter does not change, a bias where the base has no place for one.
     """
     chosen = _name(model, name)
+    if any(chosen in layer.merged for layer in own_layers(model, chosen).values() if isinstance(layer, Merged)):
+        raise AdapterError(
+            f"The adapter '{chosen}' is merged already: a second time it would count twice. unmerge takes it back."
+        )
     with updating(model, method=f"{slug(require(model, chosen).adapter)}.merge", settings={"name": chosen}, changes=()) as update:
-        exchange(model, {layer: Merged(layer, before) for layer, before in _write(model, chosen).items()})
+        exchange(model, {layer: Merged(layer, before, chosen) for layer, before in _write(model, chosen).items()})
         for layer in adapted(model).values():
             layer.active = None
             layer.adapters.requires_grad_(False)  # gradients would not reach them

@@ -11,13 +11,11 @@ from instar.errors import AdapterError
 PREFIX = "base_model.model."
 _HARMLESS = {
     # Facts about where an adapter came from, and settings that matter only before training.
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "init_lora_weights", "init_weights", "init_ia3_weights"),
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "init_weights", "init_ia3_weights"),
     *("peft_version", "revision", "task_type", "peft_type", "target_modules", "modules_to_save", "fan_in_fan_out"),
     *(
         "runtime_config",
-        "loftq_config",
         "eva_config",
-        "corda_config",
         "megatron_core",
         "ephemeral_gpu_offload",
         "qalora_group_size",
@@ -80,6 +78,9 @@ def read(settings: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], 
         )
     form = FORMS[slug]
     odd = {k: v for k, v in settings.items() if v not in (None, False, "none", [], {}) and k not in form.known | _HARMLESS}
+    # Other starts than these change the base as well, and what was learnt stands beside that base.
+    if settings.get("init_lora_weights", True) in (True, "gaussian", "eva", "orthogonal"):
+        odd.pop("init_lora_weights", None)
     if settings.get("bias", "none") != "none":
         odd["bias"] = settings["bias"]
     if odd:

@@ -127,10 +127,17 @@ class Plan:
         words += ["--methods", ",".join(entry.address for entry in self.entries if not entry.added)]
         for entry in self.entries:
             words += ["--add", entry.added] if entry.added else []
+        if self.baseline.address != str(catalogue.parse(self.card.baseline[self.card.accepts[0]])):
+            words += ["--baseline", self.baseline.address]
         defaults = _parameters(catalogue.load(self.card))
         for key, value in self.settings.items():
             if key in self.fixed or defaults.get(key) != value:
                 words += ["--set", f"{key}={json.dumps(value)}"]
+        for entry in self.entries:
+            known = catalogue.parse(entry.address).arguments
+            for key in entry.fixed:  # by the user, where it is not what the preset says
+                if key in entry.arguments and (key not in known or known[key] != entry.arguments[key]):
+                    words += ["--set", f"{entry.address}.{key}={json.dumps(entry.arguments[key])}"]
         words += ["--seeds", str(changes.get("seeds", self.seeds)), "--budget", str(changes.get("budget", self.budget))]
         words += ["--trials", str(self.trials)] if self.trials > 1 else []
         words += ["--tune", ",".join(self.tune)] if self.trials > 1 and self.tune else []
@@ -298,7 +305,8 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
                 fixed |= values.keys()
         # These are the problem's to choose unless the method was asked for its own.
         for name in _CHOSEN.get(str(method.interface), ("heads", "input_dim")):
-            if name not in address.arguments and name not in request.overrides.get(str(address), {}):
+            asked = (request.overrides.get(of, {}) for of in (str(address), address.slug))
+            if name not in address.arguments and not any(name in values for values in asked):
                 arguments.pop(name, None)
         location = added.get(address.slug)
         file = Path(location.rpartition(":")[0]) if location else None

@@ -72,8 +72,8 @@ def train(
     before = given.head(previous)
     texts = None if data is None else _sample(data, items, seed)
     with given.Telling(quiet) as telling:
-        second = _side(new, pairs(set_new or []), texts, items, telling)
-        first = _side(old, pairs(set_old or []), texts, items, telling, second.ids)
+        second = _side(new, pairs(set_new or []), texts, items, seed, telling)
+        first = _side(old, pairs(set_old or []), texts, items, seed, telling, second.ids)
         ids, stored, encoded = sides.drawn(*_labelled(texts, *sides.paired(first, second)), items, seed)
         if before is not None:
             before.require(first.fingerprint, before.generations[-1].number)
@@ -157,6 +157,7 @@ def _side(
     settings: dict[str, Any],
     data: Collection | None,
     items: int,
+    seed: int,
     telling: given.Telling,
     ids: Sequence[str] | None = None,
 ) -> Side:
@@ -168,7 +169,7 @@ def _side(
         if settings:
             raise PlanError(f"{source} is a store, whose stamp says what made it; it takes no settings.")
         with given.store(source, readonly=True) as index:
-            return sides.of_store(index, data.ids if data is not None else ids, items)
+            return sides.of_store(index, data.ids if data is not None else ids, items, seed)
     if sides.is_file(source):
         made = settings.pop("encoder", None)
         if made is None and settings:

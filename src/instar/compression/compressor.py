@@ -111,7 +111,7 @@ class Compressor(Transform):
 
     def takes(self, module: nn.Module) -> bool:
         """Whether the method compresses layers of this kind."""
-        return is_linear(module) or isinstance(module, nn.Embedding)
+        return is_linear(module) or is_table(module)
 
     def prepare(self, model: nn.Module, chosen: Mapping[str, nn.Module], data: Any) -> Work:
         """What must be known before layers are replaced; most methods need nothing."""
@@ -140,7 +140,7 @@ class Compressor(Transform):
             )
         if "" in found:
             raise TransformError(f"The model is a single {type(model).__name__}: wrap it in torch.nn.Sequential to compress it.")
-        if not any(is_linear(module) or isinstance(module, nn.Embedding) for module in found.values()):
+        if not any(is_linear(module) or is_table(module) for module in found.values()):
             raise TransformError(f"{type(self).__name__} finds no layer that it compresses in this {type(model).__name__}.")
         return found
 
@@ -183,6 +183,11 @@ def stored(name: str, module: nn.Module, format: WeightFormat, work: Work, input
             raise TransformError(f"{name} rescales its rows in use (max_norm), which a stored table cannot.")
         return StoredEmbedding(format, parts, shape, module.padding_idx, module.weight.dtype)
     return StoredLinear(format, parts, shape, Linear(name, module).bias, inputs)
+
+
+def is_table(module: nn.Module) -> bool:
+    """Whether a module is an embedding and no more: Gemma's scales its rows, OPT's positions begin further on."""
+    return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
 
 
 def exchange(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:

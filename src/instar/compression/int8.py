@@ -37,7 +37,7 @@ class Int8(Compressor):
         self.keep = compressor.checked_keep(keep)
 
     def takes(self, module: nn.Module) -> bool:
-        return is_linear(module) or (self.embeddings and isinstance(module, nn.Embedding))
+        return is_linear(module) or (self.embeddings and compressor.is_table(module))
 
     def prepare(self, model: nn.Module, chosen: Mapping[str, nn.Module], data: Any) -> Work:
         """Look at what the layers read."""

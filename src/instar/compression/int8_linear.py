@@ -76,7 +76,8 @@ class Int8Linear(Stored):
         if flat.shape[0]:
             held = WEIGHTS.quantise(flat.index_fill(1, self.columns, 0)).dequantise()
             flat = through(flat, held.index_copy(1, self.columns, flat.detach()[:, self.columns]))
-        return F.linear(flat, self.weight, self.bias).to(x.dtype).view(*x.shape[:-1], self.out_features)
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(flat, self.weight, bias).to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def spec(self) -> dict[str, Any]:
         """What `blank` needs."""

@@ -17,8 +17,8 @@ def pack(q: Tensor, bits: int) -> Tensor:
         return q.to(torch.int8 if bits == 8 else torch.int16)
     unsigned = (q.reshape(-1).to(torch.int64) + 2 ** (bits - 1)).to(torch.int64)
     groups = F.pad(unsigned, (0, -unsigned.numel() % 8)).view(-1, 8)
-    words = (groups << (bits * torch.arange(8))).sum(1)  # 56 bits at most
-    return (words[:, None] >> (8 * torch.arange(bits)) & 255).to(torch.uint8).reshape(-1)
+    words = (groups << (bits * torch.arange(8, device=q.device))).sum(1)  # 56 bits at most
+    return (words[:, None] >> (8 * torch.arange(bits, device=q.device)) & 255).to(torch.uint8).reshape(-1)
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:

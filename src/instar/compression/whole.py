@@ -252,9 +252,10 @@ def norm_of(module: nn.Module) -> tuple[Tensor, Tensor | None, float, bool] | No
         not isinstance(weight, Tensor)
         or weight.dim() != 1
         or not name.endswith(("LayerNorm", "RMSNorm"))
-        or name.startswith("Gemma")
+        or name.startswith(("Gemma", "Qwen3Next", "Qwen3_5"))
     ):
-        return None  # Gemma keeps γ − 1
+        return None  # these keep γ − 1
     bias = getattr(module, "bias", None)
     eps = next((v for key in ("eps", "variance_epsilon") if isinstance(v := getattr(module, key, None), float)), 1e-6)
-    return weight, bias if isinstance(bias, Tensor) else None, eps, name.endswith("LayerNorm")
+    # T5's "LayerNorm" takes no mean away; it has no shift either.
+    return weight, bias if isinstance(bias, Tensor) else None, eps, isinstance(module, nn.LayerNorm) or isinstance(bias, Tensor)

@@ -48,9 +48,17 @@ def forward(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it; keys that several heads share are repeated. No gradients."""
+    """As transformers calls it; keys that several heads share are repeated. No gradients.
+
+    Raises TransformError for scores that are changed before the softmax (a soft cap, sinks, position biases).
+    """
+    if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise TransformError(
+            f"{type(module).__name__} changes its scores before the softmax, which attention in block integers does not do: "
+            'compress with activations="inputs".'
+        )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (part.repeat_interleave(groups, 1) for part in (key, value))

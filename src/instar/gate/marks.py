@@ -147,12 +147,13 @@ def _text(value: Json) -> str:
 
 
 def _last_number(value: Json) -> str | None:
-    """The last number of a text: "… #### 1,250." is 1250."""
-    found = re.findall(r"(-?)(\d[\d,]*(?:\.\d+)?)", _text(value))
+    """The last number of a text: "… #### 1,250." is 1250, "6.02e23" one number, and the 5 of "3-5" is not negative."""
+    found = re.findall(r"(?:(?<![\w.)])(-))?((?:\d[\d,]*(?:\.\d+)?|(?<!\w)\.\d+)(?:[eE][+-]?\d{1,3}(?!\w))?)", _text(value))
     if not found:
         return None
     sign, digits = found[-1]
-    return canonical(sign + (digits.replace(",", "").lstrip("0") or "0"))
+    whole, _, rest = digits.replace(",", "").partition(".")
+    return canonical(sign + (whole.lstrip("0") or "0") + (f".{rest}" if rest else ""))
 
 
 def _words(text: str) -> list[str]:

@@ -94,7 +94,8 @@ def write(path: Path, version: Predictions) -> None:
     columns: dict[str, Sequence[Any]] = {"id": version.ids}
     if version.inputs is not None:
         columns["input"] = version.inputs
-    columns["output"] = version.outputs
+    if version.labels is not None or "label" not in version.columns:  # of a judge's scores alone, 'label' is a slice
+        columns["output"] = version.outputs
     if version.labels is not None:
         columns["label"] = version.labels
     for name, values in (("score", version.scores), ("seconds", version.seconds)):

@@ -160,7 +160,8 @@ class Ebt(TwoStream):
         with torch.no_grad():
             observed = self.observe_landscapes(tokens, past)
             energies = [self.energy(one, first=one.length - tokens.shape[1]) for one in observed]
-            return thinker(energies, lambda g: self.first(tokens, g), point=self.point, generator=generator)
+            states, trace = thinker(energies, lambda g: self.first(tokens, g), point=self.point, generator=generator)
+            return states / self.temperature, trace
 
     def predict(self, x: Tensor, *, steps: int, generator: torch.Generator | None = None) -> tuple[Tensor, Trace]:
         """Logits [B, T, V] after so many steps, further ones on the last landscape."""
@@ -210,7 +211,7 @@ class Ebt(TwoStream):
     def loss(self, x: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the states as logits, mean over counted positions (and steps)."""
         fresh, z = len(x), self.first(x)
-        if self.training and (rows := self.replay.draw(-(-fresh // 2))) is not None and rows[0].shape[1:] == x.shape[1:]:
+        if self.training and (rows := self.replay.draw(-(-fresh // 2), x.shape[1:])) is not None:
             x, target, z = (torch.cat(pair) for pair in zip((x, target, z), rows, strict=True))
         steps = self.draw_steps()
         observed = self.observe_steps(x, steps)

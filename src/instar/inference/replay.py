@@ -17,12 +17,13 @@ class ReplayBuffer:
     def __init__(self, capacity: int) -> None:
         self.rows: deque[tuple[Tensor, ...]] = deque(maxlen=capacity)
 
-    def draw(self, count: int) -> tuple[Tensor, ...] | None:
-        """At most `count` different rows, stacked; None where there is nothing."""
-        if not self.rows or not count:
+    def draw(self, count: int, shape: torch.Size) -> tuple[Tensor, ...] | None:
+        """At most `count` different rows of sequences of that shape, stacked; None where there are none."""
+        alike = [row for row in self.rows if row[0].shape == shape]
+        if not alike or not count:
             return None
-        order = torch.randperm(len(self.rows))[:count].tolist()
-        return tuple(torch.stack(column) for column in zip(*(self.rows[i] for i in order), strict=True))
+        order = torch.randperm(len(alike))[:count].tolist()
+        return tuple(torch.stack(column) for column in zip(*(alike[i] for i in order), strict=True))
 
     def write(self, *columns: Tensor) -> None:
         """Rows of a batch go in, the oldest ones go."""

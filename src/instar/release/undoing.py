@@ -44,7 +44,8 @@ def undo(folder: str | Path, *, out: str | Path | None = None) -> Facts:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
     try:
         skipped = {path.name for path in pretrained.weights(folder)} | {prints.INDEX, last.path.name}
-        shutil.copytree(folder, temporary, ignore=lambda _, names: skipped & set(names), dirs_exist_ok=True)
+        top = str(folder)  # of the same names in folders below, nothing is taken back
+        shutil.copytree(folder, temporary, ignore=lambda at, _: skipped if str(at) == top else set(), dirs_exist_ok=True)
         for name in (GATE, ADAPTER, SMALL):  # of the version that goes
             shutil.rmtree(temporary / name, ignore_errors=True)
         if (last.path / CONFIG).is_file():

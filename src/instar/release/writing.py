@@ -16,6 +16,7 @@ from instar.receipts.fingerprint import fingerprint
 from instar.receipts.receipt import Receipt
 from instar.receipts.store import RECEIPTS, history
 
+_WEIGHTS = {".safetensors", ".bin"}
 _KEPT = {".json", ".jinja", ".md", ".merges", ".model", ".tiktoken", ".txt", ".vocab"}
 """What belongs to a model beside its weights; other formats of the weights would be of the version before."""
 _WHOLE = 1 << 30
@@ -85,11 +86,12 @@ def vacant(out: Path) -> None:
 
 
 def accompany(source: Path, folder: Path) -> None:
-    """Take over everything of a version but its weights, its history and what was said of it; nothing that is there already."""
+    """Take over everything of a version but its own weights, history and what was said of it; nothing that is there already."""
     for path in sorted(source.rglob("*")):
         inner = path.relative_to(source)
         foreign = inner.parts[0] in OWN or any(part.startswith(".") for part in inner.parts)
-        if path.is_file() and path.suffix in _KEPT and not foreign and not path.name.endswith(".index.json"):
+        own = path.suffix in _KEPT or (len(inner.parts) > 1 and path.suffix in _WEIGHTS)  # of modules behind the transformer
+        if path.is_file() and own and not foreign and not path.name.endswith(".index.json"):
             (folder / inner).parent.mkdir(parents=True, exist_ok=True)
             if not (folder / inner).exists():
                 shutil.copyfile(path, folder / inner)

@@ -47,7 +47,10 @@ class Probe:
     def recall(self, index: Index) -> float:
         """Mean over the queries: the share of the relevant rows (of the first k, where there are more) among the first k."""
         hits = index.search(self.queries, self.k, self.fusion)
-        found = [len(set(row) & set(those)) / min(len(those), self.k) for row, those in zip(hits.ids, self.relevant, strict=True)]
+        found = []
+        for row, those in zip(hits.ids, self.relevant, strict=True):
+            wanted = {str(one) for one in those}
+            found.append(len(wanted & {str(one) for one in row if one is not None}) / min(len(wanted), self.k))
         return float(np.mean(found))
 
     def expected(self, fraction: float, first: float) -> float:

@@ -57,13 +57,16 @@ def of_file(path: Path, encoder: Encoder | None = None) -> Side:
     return Side(encoder.name, encoder.fingerprint, ids, vectors)
 
 
-def of_store(index: Index, ids: Sequence[str] | None = None, most: int | None = None) -> Side:
+def of_store(index: Index, ids: Sequence[str] | None = None, most: int | None = None, seed: int = 0) -> Side:
     """Read stored vectors, of the generation in which most of these rows stand; the others are left out.
 
-    ids: None for all rows, at most `most`. Raises DataError where no row is there.
+    ids: None for all rows; of more than `most` so many are drawn, in their order. Raises DataError where no row is there.
     """
     known = stored_ids(index)
-    names = [known[name] for name in (known if ids is None else ids) if name in known][:most]
+    names = [known[name] for name in (known if ids is None else ids) if name in known]
+    if most is not None and most < len(names):  # the first ones may be of one topic, or of one year
+        chosen = np.random.default_rng(seed).choice(len(names), most, replace=False)
+        names = [names[place] for place in sorted(chosen.tolist())]
     found: list[tuple[Id, Floats, int]] = []
     for start in range(0, len(names), _PAGE):
         part = names[start : start + _PAGE]
@@ -78,12 +81,14 @@ def of_store(index: Index, ids: Sequence[str] | None = None, most: int | None = 
 
 
 def stored_ids(index: Index) -> dict[str, Id]:
-    """Every id of an index by its text. O(N)."""
+    """Every id of an index by its text. O(N). Raises DataError for ids that have one text."""
     found: dict[str, Id] = {}
     for generation in index.generations():
         after: Id | None = None
         while page := index.ids(generation.number, after=after, limit=_PAGE):
-            found.update((str(name), name) for name in page)
+            for name in page:
+                if found.setdefault(str(name), name) != name:
+                    raise DataError(f"The store holds the ids {name!r} and {found[str(name)]!r}: compared as texts they are one.")
             after = page[-1]
     return found
 

@@ -57,7 +57,7 @@ def forward(
 
     Raises TransformError for scores that are changed before the softmax (a soft cap, position biases).
     """
-    if others.get("softcap") is not None or others.get("position_bias") is not None:
+    if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise TransformError(
             f"{type(module).__name__} caps or shifts its scores, which hard attention does not do: give top_k=0."
         )
