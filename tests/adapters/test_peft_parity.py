@@ -136,11 +136,16 @@ def test_starts_that_change_the_base_are_not_loaded_beside_it(tmp_path: Path, st
     model = made("bert")
     LoRA(r=4).attach(model, ["query"])
     learn(model)
-    save(model, tmp_path)
-    path = tmp_path / "adapter_config.json"
+    save(model, tmp_path / "ours")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (theirs / name).write_bytes((tmp_path / "ours" / name).read_bytes())
+    load(made("bert"), theirs, unverified=True)
+    path = theirs / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "init_lora_weights": start}))
     with pytest.raises(AdapterError, match="init_lora_weights"):
-        load(made("bert"), tmp_path, unverified=True)
+        load(made("bert"), theirs, unverified=True)
 
 
 def test_a_row_of_zeros_has_no_direction_and_stays_one() -> None:

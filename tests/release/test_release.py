@@ -20,7 +20,7 @@ from instar import release
 from instar.data import pretrained
 from instar.errors import CheckpointError, MissingExtraError, OutputError, ReceiptError
 from instar.receipt import Receipt, fingerprint, history, updating
-from instar.release import exchange
+from instar.release import exchange, writing
 
 
 @pytest.fixture
@@ -199,3 +199,18 @@ def test_a_real_encoder(tmp_path: Path) -> None:
     facts = release.undo(out)
     assert fingerprint(out) == facts.base
     assert json.loads((out / "config.json").read_text())["model_type"] == "bert"
+
+
+def test_modules_behind_the_transformer_keep_their_weights(tmp_path: Path) -> None:
+    """Of a sentence-transformers folder: 2_Dense holds weights of its own, which no update changes."""
+    source, made = tmp_path / "source", tmp_path / "made"
+    (source / "2_Dense").mkdir(parents=True)
+    made.mkdir()
+    for name in ("model.safetensors", "config.json", "2_Dense/model.safetensors", "2_Dense/config.json"):
+        (source / name).write_text(name)
+    writing.accompany(source, made)
+    assert sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()) == [
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+        "config.json",
+    ]

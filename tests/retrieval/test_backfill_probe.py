@@ -92,7 +92,8 @@ def test_ids_are_compared_as_texts() -> None:
         """A store whose ids are numbers."""
 
         def search(self, queries: object, k: int, fusion: object) -> Hits:
-            return Hits([[3, 7], [9, None]], np.zeros((2, 2), np.float32), np.zeros((2, 2), np.int64))
+            ids = np.array([[3, 7], [9, None]], dtype=object)
+            return Hits(np.zeros((2, 2), np.float32), ids, np.zeros((2, 2), np.int64))
 
     asked = Probe({0: np.eye(2, dtype=np.float32)}, [["7"], ["3", "9"]], k=2)
     assert asked.recall(Numbers()) == 0.75  # type: ignore[arg-type]

@@ -43,9 +43,9 @@ def undo(folder: str | Path, *, out: str | Path | None = None) -> Facts:
     files.folder(target.absolute().parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
     try:
-        skipped = {path.name for path in pretrained.weights(folder)} | {prints.INDEX, last.path.name}
-        top = str(folder)  # of the same names in folders below, nothing is taken back
-        shutil.copytree(folder, temporary, ignore=lambda at, _: skipped if str(at) == top else set(), dirs_exist_ok=True)
+        gone, weights = {last.path.name}, {path.name for path in pretrained.weights(folder)} | {prints.INDEX}
+        top = str(folder)  # folders below may hold weights of those names too, of modules behind the transformer
+        shutil.copytree(folder, temporary, ignore=lambda at, _: gone | weights if str(at) == top else gone, dirs_exist_ok=True)
         for name in (GATE, ADAPTER, SMALL):  # of the version that goes
             shutil.rmtree(temporary / name, ignore_errors=True)
         if (last.path / CONFIG).is_file():

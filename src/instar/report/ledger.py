@@ -19,7 +19,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        why = f" ({row['reason']})" if row["reason"] and row["value"] is not None else ""  # a figure that seems to say more
+        why = (
+            f" ({row['reason']})" if row["reason"] and row["value"] is not None else ""
+        )  # beside a figure, which seems to say more
         cells = (row["method"], row["text"], f"**{row['verdict']}**{why}", found(row), needed(row), source(row))
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines)
@@ -32,10 +34,8 @@ def found(row: dict[str, Any]) -> str:
 
 
 def source(row: dict[str, Any]) -> str:
-    """What the interval is drawn from, and what is missing in it."""
-    if row["drawn_from"] in ("", "closed form"):
-        return str(row["drawn_from"])
-    return f"{row['seeds']} {row['drawn_from']}" + (f" ({row['reason']})" if row["reason"] else "")
+    """What the interval is drawn from."""
+    return str(row["drawn_from"]) if row["drawn_from"] in ("", "closed form") else f"{row['seeds']} {row['drawn_from']}"
 
 
 def needed(row: dict[str, Any]) -> str:
