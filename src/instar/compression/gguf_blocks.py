@@ -95,7 +95,7 @@ class GgufBlocks(Compressor):
     def takes(self, module: nn.Module) -> bool:
         if is_linear(module):
             return Linear("", module).inputs % BLOCK == 0
-        return compressor.is_table(module) and module.embedding_dim % BLOCK == 0  # type: ignore[operator]
+        return isinstance(module, nn.Embedding) and compressor.is_table(module) and module.embedding_dim % BLOCK == 0
 
     def replacement(self, name: str, module: nn.Module, work: Work) -> nn.Module:
         return compressor.stored(name, module, self.format, work)
