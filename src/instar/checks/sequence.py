@@ -146,13 +146,14 @@ def check_causality(subject: Subject) -> None:
 
 
 def check_mixing(subject: Subject) -> None:
-    """The mixer moves information: a changed first token shows in later outputs, and so does a carried state."""
+    """The mixer moves information: other tokens in the first half show in the second half's outputs, and so does a state."""
     mixer, T = subject.build(), subject.tokens(8)
+    half = T // 2  # of tokens, since a layer that draws which tokens it reads may pass over any one
     x = subject.x(DRAWS, T)
-    changed = torch.cat([subject.x(DRAWS, 1), x[:, 1:]], dim=1)
+    changed = torch.cat([subject.x(DRAWS, half), x[:, half:]], dim=1)
     with torch.no_grad():
-        if torch.equal(mixer(x)[0][:, 1:], mixer(changed)[0][:, 1:]):
-            raise ContractError("Changing the first token changes no later output; nothing moves between positions.")
+        if torch.equal(mixer(x)[0][:, half:], mixer(changed)[0][:, half:]):
+            raise ContractError("Changing the first half changes no output of the second; nothing moves between positions.")
         if subject.streaming and torch.equal(mixer(x)[0], mixer(x, subject.warm(mixer, DRAWS))[0]):
             raise ContractError("The output is the same with and without a state; forward ignores the state it is given.")
 
@@ -160,11 +161,12 @@ def check_mixing(subject: Subject) -> None:
 def check_future(subject: Subject) -> None:
     """A bidirectional mixer reads both sides; otherwise its tag should be `causal`."""
     mixer, T = subject.build(), subject.tokens(8)
+    half = T // 2
     x = subject.x(DRAWS, T)
-    changed = torch.cat([x[:, :-1], subject.x(DRAWS, 1)], dim=1)
+    changed = torch.cat([x[:, :half], subject.x(DRAWS, T - half)], dim=1)
     with torch.no_grad():
-        if torch.equal(mixer(x)[0][:, :-1], mixer(changed)[0][:, :-1]):
-            raise ContractError("Tagged bidirectional, but the last token reaches no earlier output; tag it causal.")
+        if torch.equal(mixer(x)[0][:, :half], mixer(changed)[0][:, :half]):
+            raise ContractError("Tagged bidirectional, but the second half reaches no output of the first; tag it causal.")
 
 
 def check_padding(subject: Subject) -> None:
