@@ -60,6 +60,32 @@ def test_a_plan_grows_by_methods_and_seeds_and_refuses_to_become_another(tmp_pat
             compare(other, tmp_path, timed=False)
 
 
+def test_a_folder_holds_one_setting_of_a_method(tmp_path: Path) -> None:
+    compare(request(), tmp_path, timed=False)
+    before = stamps(tmp_path)
+    with pytest.raises(PlanError, match=r"holds runs of softmax with rope=True; asked was rope=False"):
+        compare(request(overrides={"softmax": {"rope": False}}), tmp_path, timed=False)
+    assert stamps(tmp_path) == before
+
+
+def test_seeds_of_two_settings_are_not_mixed(tmp_path: Path) -> None:
+    """Three seeds at the default, then two of a tuned rate: the method's figures are those of the two."""
+    compare(request(seeds=3), tmp_path, timed=False)
+    store, plan = Store(tmp_path), Plan.load(tmp_path / "plan.json")
+    default = {r["spec"]["seed"]: r for r in store.all() if r["address"] == "gru"}
+    tuned = [t for t in plan.tasks(tmp_path, {"gru": (1, {"problem": {"lr": 0.5}})}) if t.address == "gru"][:2]
+    for task in tuned:
+        like = default[task.spec["seed"]]
+        accuracy = like["metrics"]["accuracy"]
+        right = {**accuracy, "totals": accuracy["weights"]}
+        changes = {"id": task.id, "spec": task.spec, "finished": "2999-01-01T00:00:00+00:00", "setting": "tuned"}
+        store.put({**like, **changes, "metrics": {**like["metrics"], "accuracy": right}})
+    (group,) = summarise(list(store.all()), ["accuracy"])
+    rows = {row.address: row for row in group.rows}
+    assert {address: len(row.runs) for address, row in rows.items()} == {"softmax": 3, "gru": 2}
+    assert (rows["gru"].setting, rows["gru"].cells["accuracy"].value.value) == ("tuned", 1.0)
+
+
 def test_an_argument_that_was_added_since_leaves_plans_and_runs_as_they_were(tmp_path: Path) -> None:
     plan, *_ = planning.prepare(request())
     gained = next(key for key in plan.settings if key not in SMALL)

@@ -88,13 +88,14 @@ def test_the_next_state_is_learnt_from_a_table(tmp_path: Path, slug: str, argume
     (tmp_path / "waves.csv").write_text("\n".join(lines) + "\n")
     problem = NextStateProblem(data=str(tmp_path / "waves.csv"), context=6, width=32, depth=1, heads=2, lr=3e-3)
     data, model = lifted(problem, slug, **arguments)
-    assert data.train.shape[1:] == (7, 2)
+    assert data.train.states.shape[1:] == (7, 2)
     before = problem.evaluate(model, data.test)
     problem.fit(model, data.train, steps=80, seed=0)
     after = problem.evaluate(model, data.test)
     assert after["smooth_l1@2"].value < before["smooth_l1@2"].value
-    assert len(after["smooth_l1@2"].totals) == len(data.test)
-    last = torch.nn.functional.smooth_l1_loss(data.test[:, :-1], data.test[:, 1:])
+    assert after["smooth_l1@2"].weights == [4.0] * data.facts["test_items"]  # 30 states, 7 a window
+    assert len(data.test) == 4 * data.facts["test_items"]
+    last = torch.nn.functional.smooth_l1_loss(data.test.states[:, :-1], data.test.states[:, 1:])
     assert after["of_persistence@4"].value == pytest.approx(after["smooth_l1@4"].value / float(last), rel=1e-5)
     assert after["of_persistence@2"].value < 1
     with pytest.raises(DataError, match="lower context"):

@@ -172,7 +172,7 @@ def judge(card: Card, claim: Claim, results: Path, quick: bool = False, *, recor
     estimate: Estimate | None = None
     reason, minutes = claim.reason, 0.0
     if claim.kind != "untestable":
-        records = list(Store(results / folder_name(claim, quick)).all() if records is None else records)
+        records = record.current(Store(results / folder_name(claim, quick)).all() if records is None else records)
         minutes = sum(r.get("resources", {}).get("cpu_seconds", 0.0) for r in records) / 60
         estimate, verdict, reason = _decide(card, claim, records)
     return Judgement(

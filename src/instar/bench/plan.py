@@ -349,8 +349,27 @@ def _extend(plan: Plan, existing: Plan) -> None:
     for before in existing.entries:
         if (entry := asked.get(before.address)) is not None:
             defaults = _parameters(catalogue.load(catalogue.parse(entry.address).card))
-            asked[entry.address] = replace(entry, arguments=_known(entry.arguments, before.arguments, defaults))
+            arguments = _known(_plain(entry.arguments), before.arguments, _plain(defaults))
+            if arguments != before.arguments:
+                old, new = (_beyond(*pair) for pair in ((before.arguments, arguments), (arguments, before.arguments)))
+                raise PlanError(
+                    f"This folder holds runs of {entry.address} with {old}; asked was {new}. Choose another --out, "
+                    "or give the method a preset and compare both."
+                )
+            asked[entry.address] = replace(entry, arguments=before.arguments)
     plan.entries = [asked.pop(e.address, e) for e in existing.entries] + list(asked.values())
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    """As a plan that was read again has them: with lists for tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(arguments))
+    return plain
+
+
+def _beyond(arguments: dict[str, Any], others: dict[str, Any]) -> str:
+    """What one setting says that another does not, in words."""
+    words = [f"{key}={value!r}" for key, value in arguments.items() if key not in others or others[key] != value]
+    return ", ".join(words) or "its defaults"
 
 
 def _known(asked: dict[str, Any], before: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from instar import files
+from instar import catalogue, files
 from instar.errors import RecordError
 from instar.items import Floor, Items
 
@@ -75,6 +75,35 @@ class Store:
         """Keep what is known of the data with that hash."""
         files.folder(self.root)
         files.write_json(self.floors, {"schema": SCHEMA, "data": data, "floors": floors})
+
+
+def comparison(record: Record) -> dict[str, Any]:
+    """What a run has in common with all that it may be compared with: problem, settings, data and budget."""
+    problem = record["spec"]["problem"]
+    tuned = set(catalogue.problem(problem["slug"]).knobs)  # a tuned learning rate does not make it another comparison
+    return {
+        "problem": problem["slug"],
+        "settings": {k: v for k, v in problem["settings"].items() if k not in tuned},
+        "data": record["spec"].get("data"),
+        "budget": record.get("budget"),
+    }
+
+
+def current(records: Iterable[Record]) -> list[Record]:
+    """All but runs that later ones of the same method in the same comparison replace, since its setting is another now.
+
+    Tuned after a run at its default, or its file edited: seeds of two settings are not seeds of one method.
+    """
+    records = list(records)
+    settings: list[tuple[str, str] | None] = []
+    for one in records:
+        where = identity({**comparison(one), "address": one["address"]}) if one["kind"] == "run" else None
+        settings.append(None if where is None else (where, identity({**one["spec"], "seed": None})))
+    latest: dict[str, tuple[str, str]] = {}
+    for one, setting in zip(records, settings, strict=True):
+        if setting is not None:
+            latest[setting[0]] = max(latest.get(setting[0], ("", "")), (one.get("finished", ""), setting[1]))
+    return [one for one, setting in zip(records, settings, strict=True) if setting is None or latest[setting[0]][1] == setting[1]]
 
 
 def load(path: Path) -> Record:

@@ -69,9 +69,10 @@ class Group:
 def summarise(records: Sequence[Record], metrics: Collection[str] | None = None) -> list[Group]:
     """Group the records and compute every cell, or those of some `metrics` by id, since each interval is a bootstrap."""
     groups: dict[str, list[Record]] = {}
+    records = record.current(records)
     for item in records:
         if item["kind"] in ("run", "trial"):
-            groups.setdefault(record.identity(_key(item)), []).append(item)
+            groups.setdefault(record.identity(record.comparison(item)), []).append(item)
     result = [_group(members, records, metrics) for members in groups.values()]
     covered = {id(g.timing) for g in result}
     for item in records:  # a timing pass without training still says what things cost
@@ -80,19 +81,8 @@ def summarise(records: Sequence[Record], metrics: Collection[str] | None = None)
     return sorted(result, key=lambda g: (g.problem, record.identity(g.key)))
 
 
-def _key(item: Record) -> dict[str, Any]:
-    problem = item["spec"]["problem"]
-    tuned = set(catalogue.problem(problem["slug"]).knobs)  # a tuned learning rate does not make it another comparison
-    return {
-        "problem": problem["slug"],
-        "settings": {k: v for k, v in problem["settings"].items() if k not in tuned},
-        "data": item["spec"].get("data"),
-        "budget": item.get("budget"),
-    }
-
-
 def _group(members: list[Record], records: Sequence[Record], metrics: Collection[str] | None) -> Group:
-    key = _key(members[0])
+    key = record.comparison(members[0])
     card = catalogue.problem(key["problem"])
     rows: dict[str, Row] = {}
     for item in sorted((m for m in members if m["kind"] == "run"), key=lambda m: m["spec"]["seed"]):
@@ -102,7 +92,7 @@ def _group(members: list[Record], records: Sequence[Record], metrics: Collection
             row.runs.append(item)
         else:
             row.failures.append(f"seed {item['spec']['seed']}: {item['status']}: {item['reason']}")
-    timing = next((r for r in reversed(list(records)) if _times(r, key, rows)), None)
+    timing = next((r for r in reversed(records) if _times(r, key, rows)), None)
     ordered = sorted(rows.values(), key=lambda r: (not r.baseline, r.address))
     group = Group(key["problem"], key, ordered, [m for m in members if m["kind"] == "trial"], timing, card.metrics)
     group.floors = next((m["floors"] for m in members if "floors" in m), {})

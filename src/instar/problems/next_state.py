@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +25,23 @@ from instar.problems.series_classes import SeriesClassesProblem
 STEPS = (1, 2, 4)
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Windows of states [N, context + 1, F], and the series, int64 [N], that each is cut from."""
+
+    states: Tensor
+    series: Tensor
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def summed(self, values: Tensor) -> list[float]:
+        """Figures of windows [N], added up by series."""
+        places = self.series.unique(return_inverse=True)[1]
+        total = torch.zeros(int(places.max()) + 1, dtype=torch.float64).index_add_(0, places, values.double())
+        return [float(value) for value in total]
+
+
 class NextStateProblem(Problem):
     """Smooth L1 between the predicted and the real next frame, each channel of mean 0 and variance 1 in training.
 
@@ -32,8 +50,9 @@ class NextStateProblem(Problem):
         context: frames that precede a prediction, at most. stride: every so-many-th frame is a state: where all are, the last
             state is nearly the next one. batch, width, depth, heads, lr: of training.
 
-    A window is `context` states and the one behind them; it is the item, and series are cut without overlap in evaluation. Raises
-    ShapeError, DataError, and what `series_classes` raises. Source: Gladstone et al. 2024 (arXiv 2406.08862), at small scale.
+    A window is `context` states and the one behind them; series are cut without overlap in evaluation. The item is the series,
+    whose windows are much alike. Raises ShapeError, DataError, and what `series_classes` raises. Source: Gladstone et al. 2024
+    (arXiv 2406.08862), at small scale.
     """
 
     accepts: ClassVar = {Predictor: "subject"}
@@ -57,26 +76,30 @@ class NextStateProblem(Problem):
         self.tokens_per_step = batch * context
 
     def load(self, seed: int) -> Data:
-        """The split of `series_classes`, as windows [N, context + 1, F]."""
+        """The split of `series_classes`, as windows."""
         found = SeriesClassesProblem(data="BasicMotions" if self.data is None else self.data).load(seed)
         train, valid, test = (self._windows(part) for part in (found.train, found.valid, found.test))
         if 0 in map(len, (train, valid, test)):
             raise DataError(f"No series is longer than {(self.context + 1) * self.stride} frames in each split: lower context.")
-        facts = {**found.facts, "item": "window", "train_items": len(train), "valid_items": len(valid), "test_items": len(test)}
+        counts = {name: len(part.series.unique()) for name, part in (("train", train), ("valid", valid), ("test", test))}
+        facts = {**found.facts, "item": "series", **{f"{name}_items": count for name, count in counts.items()}}
         return Data(train, valid, test, found.sha256, facts)
 
-    def _windows(self, part: Sequences) -> Tensor:
-        length, found = self.context + 1, []
-        for row in part.rows:
+    def _windows(self, part: Sequences) -> Windows:
+        length, found, series = self.context + 1, [], []
+        for number, row in enumerate(part.rows):
             for phase in range(self.stride):
                 states = np.asarray(row, dtype=np.float32)[phase :: self.stride]
-                found += [states[at : at + length] for at in range(0, len(states) - length + 1, length)]
-        return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, length, 1)
+                cut = [states[at : at + length] for at in range(0, len(states) - length + 1, length)]
+                found += cut
+                series += [number] * len(cut)
+        states = torch.from_numpy(np.stack(found)) if found else torch.zeros(0, length, 1)
+        return Windows(states, torch.tensor(series, dtype=torch.int64))
 
     def subject(self, build: Build, data: Data, seed: int) -> Predictor:
         """The predictor at this problem's sizes."""
         require_reads(build, "vectors")
-        channels = data.train.shape[2]
+        channels = data.train.states.shape[2]
         made: Predictor = build(
             self.width, inputs=channels, outputs=channels, length=self.context, depth=self.depth, heads=self.heads
         )
@@ -85,7 +108,7 @@ class NextStateProblem(Problem):
     def fit(
         self,
         subject: Any,
-        train: Tensor,
+        train: Windows,
         *,
         steps: int,
         seed: int,
@@ -95,7 +118,7 @@ class NextStateProblem(Problem):
         """Random windows; the loss is the predictor's own."""
 
         def batch(step: int) -> tuple[Tensor, Tensor]:
-            chosen = train[torch.randint(len(train), (self.batch,), generator=stream(seed, f"data/{step}"))]
+            chosen = train.states[torch.randint(len(train), (self.batch,), generator=stream(seed, f"data/{step}"))]
             return chosen[:, :-1], chosen[:, 1:]
 
         fit(
@@ -111,17 +134,18 @@ class NextStateProblem(Problem):
             checkpoint=checkpoint,
         )
 
-    def evaluate(self, subject: Any, split: Tensor) -> dict[str, Items]:
-        """Error of each window by steps, and as a share of that of the last state."""
+    def evaluate(self, subject: Any, split: Windows) -> dict[str, Items]:
+        """Error of each series by steps, a mean over its windows, and as a share of that of the last state."""
         subject.eval()
-        x, target = split[:, :-1], split[:, 1:]
-        last = F.smooth_l1_loss(x, target, reduction="none").mean((1, 2)).double()
+        x, target = split.states[:, :-1], split.states[:, 1:]
+        last = split.summed(F.smooth_l1_loss(x, target, reduction="none").mean((1, 2)))
+        windows = split.summed(torch.ones(len(split)))
         found = {}
         for steps in STEPS:
             y, _ = subject.predict(x.to(device_of(subject)), steps=steps, generator=stream(0, "predict"))
-            errors = F.smooth_l1_loss(y.cpu(), target, reduction="none").mean((1, 2)).double()
-            found[f"smooth_l1@{steps}"] = Items(errors.tolist(), [1.0] * len(errors))
-            found[f"of_persistence@{steps}"] = Items(errors.tolist(), last.tolist())
+            errors = split.summed(F.smooth_l1_loss(y.cpu(), target, reduction="none").mean((1, 2)))
+            found[f"smooth_l1@{steps}"] = Items(errors, windows)
+            found[f"of_persistence@{steps}"] = Items(errors, last)
         return found
 
     def workloads(self) -> Iterator[Workload]:
