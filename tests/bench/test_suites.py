@@ -119,7 +119,9 @@ def test_a_likelihood_alone_misleads_where_it_does() -> None:
     (one,) = advice.misled(found)
     assert (one.address, one.likelihood, one.other) == ("gla", "text", "recall")
     said = report.answer(found)
-    assert said.tasks["retrieval"] == "no worse than softmax: s4d; worse: gla."
+    assert said.tasks["retrieval"] == (
+        "by recalling pairs alone, no worse than softmax: s4d; worse: gla; not measured: finding a key in text."
+    )
     assert "gla, s4d" in said.tasks["local"]
     assert said.missing == ["finding a key in text", "nested lists", "images as rows of pixels", "naming spoken digits"]
 
@@ -207,7 +209,9 @@ def test_missing_evidence_is_no_evidence() -> None:
     without = [failed("recall", "softmax", seed) for seed in range(3)] + [one for one in lists if one["address"] == "s4d"]
     said = report.answer(Findings(LENGTH, Question(length=1024), curves[:3:2], {"recall": summarise(without)[0]}))
     assert "no worse" not in said.tasks["retrieval"]
-    assert said.tasks["retrieval"].endswith("undecided: s4d; failed runs: 3 of softmax at recalling pairs.")
+    assert said.tasks["retrieval"].endswith(
+        "undecided: s4d; not measured: finding a key in text; failed runs: 3 of softmax at recalling pairs."
+    )
 
 
 def test_what_is_read_at_once_needs_no_state() -> None:
@@ -237,7 +241,8 @@ def test_costs_alone_rule_out_nothing_that_is_better_and_nothing_by_a_hair() -> 
     assert "ruled out: s4d" in said.tasks["local"]
     assert "gla" in said.tasks["local"].partition(";")[0]
     assert said.tasks["retrieval"] == (
-        "of what is not ruled out, nothing is shown to be as good as softmax; worse: gla; ruled out: s4d."
+        "by recalling pairs alone, of what is not ruled out, nothing is shown to be as good as softmax; worse: gla; ruled out: s4d; "
+        "not measured: finding a key in text."
     )
     for scale in (0.99e-5, 1.01e-5):  # the same but for noise
         found = rules(findings(question, exact, curve("s4d", scale, 4096.0)))["s4d"]

@@ -37,9 +37,13 @@ def answer(found: Findings) -> Answer:
     tasks: dict[str, list[Part]] = {}
     for part in found.parts:
         tasks.setdefault(part.task, []).append(part)
-    said = {task: _of_task(found, members, verdicts) for task, members in tasks.items()}
     asked = found.suite.chosen(causal=found.question.causal, how=found.question.how)
-    return Answer(found, verdicts, advice.misled(found), said, [p.title for p in asked if p.id not in found.groups])
+    missing = [part for part in asked if part.id not in found.groups]
+    said = {
+        task: _of_task(found, members, verdicts, [part.title for part in missing if part.task == task])
+        for task, members in tasks.items()
+    }
+    return Answer(found, verdicts, advice.misled(found), said, [part.title for part in missing])
 
 
 def limits(found: Findings) -> str:
@@ -106,10 +110,10 @@ def write(said: Answer, path: Path) -> None:
     )  # fmt: skip
 
 
-def _of_task(found: Findings, parts: list[Part], verdicts: list[advice.Verdict]) -> str:
+def _of_task(found: Findings, parts: list[Part], verdicts: list[advice.Verdict], missing: list[str]) -> str:
     """Which of those that no rule excludes are shown to be no worse than the baseline at every part of a class of tasks.
 
-    Where a part has no difference, as after runs that failed, nothing is shown.
+    Where a part has no difference, as after runs that failed, nothing is shown; of parts without records, `missing`, that is said.
     """
     base = found.baseline
     good, lists = [], {"undecided": list[str](), "worse": list[str](), "ruled out": list[str]()}
@@ -131,6 +135,9 @@ def _of_task(found: Findings, parts: list[Part], verdicts: list[advice.Verdict])
         if good
         else f"of what is not ruled out, nothing is shown to be as good as {base}"
     )
+    if missing:
+        text = f"by {', '.join(part.title for part in parts)} alone, {text}"
+    lists["not measured"] = missing
     lists["failed runs"] = [
         f"{len(row.failures)} of {row.address} at {part.title}"
         for part in parts
