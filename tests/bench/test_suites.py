@@ -241,8 +241,8 @@ def test_costs_alone_rule_out_nothing_that_is_better_and_nothing_by_a_hair() -> 
     assert "ruled out: s4d" in said.tasks["local"]
     assert "gla" in said.tasks["local"].partition(";")[0]
     assert said.tasks["retrieval"] == (
-        "by recalling pairs alone, of what is not ruled out, nothing is shown to be as good as softmax; worse: gla; ruled out: s4d; "
-        "not measured: finding a key in text."
+        "by recalling pairs alone, of what is not ruled out, nothing is shown to be as good as softmax; worse: gla; "
+        "ruled out: s4d; not measured: finding a key in text."
     )
     for scale in (0.99e-5, 1.01e-5):  # the same but for noise
         found = rules(findings(question, exact, curve("s4d", scale, 4096.0)))["s4d"]

@@ -113,7 +113,7 @@ def write(said: Answer, path: Path) -> None:
 def _of_task(found: Findings, parts: list[Part], verdicts: list[advice.Verdict], missing: list[str]) -> str:
     """Which of those that no rule excludes are shown to be no worse than the baseline at every part of a class of tasks.
 
-    Where a part has no difference, as after runs that failed, nothing is shown; of parts without records, `missing`, that is said.
+    Where a part has no difference, as after runs that failed, nothing is shown. missing: parts without records.
     """
     base = found.baseline
     good, lists = [], {"undecided": list[str](), "worse": list[str](), "ruled out": list[str]()}
