@@ -14,6 +14,7 @@ from instar.errors import DataError, GenerationError, ShapeError, StoreError
 from instar.interfaces import Floats, Generation
 from instar.retrieval.opening import adopt_index, open_index
 from instar.retrieval.usearch_index import UsearchIndex
+from instar.retrieval.verify import Verification
 
 
 def built(place: Path, vectors: Floats, keys: Any, **options: Any) -> Path:
@@ -60,6 +61,24 @@ def test_usearch_itself_reads_what_finish_wrote(metric: str, dtype: str, near: f
     assert np.mean([len(set(a) & set(b)) for a, b in zip(found.tolist(), true.tolist(), strict=True)]) > 9.3
     with open_index(str(place), readonly=True) as again:
         assert (again.generations(), again.counts()) == ([PARTS], {1: 299})
+
+
+def test_what_bfloat16_rounds_is_not_taken_for_spoilt(tmp_path: Path) -> None:
+    """Coordinates near 1 are the worst: bfloat16 keeps 8 bits of each."""
+    angles = np.linspace(0.1, 1.4, 40)
+    vectors = unit(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    place = built(tmp_path / "own.usearch", vectors, np.arange(40), dtype="bf16")
+    with adopt_index(str(place), Generation(0, "old", 2)) as change:
+        change.begin(Generation(1, "new", 2))
+        change.move(list(range(40)), vectors[::-1].copy(), 1)
+        found = np.stack(change.fetch(list(range(40)))[0])
+        assert np.abs(found - vectors[::-1]).max() > Verification.tolerance
+        check = Verification(sample=40)
+        check.batch(change, list(range(40)), vectors[::-1].copy(), 1)
+        assert check.checked == 40
+        spoilt = unit(vectors[::-1] + np.array([0.02, 0.0]))
+        with pytest.raises(StoreError, match="do not hold the vectors"):
+            Verification(sample=40).batch(change, list(range(40)), spoilt, 1)
 
 
 def test_a_list_of_ids(tmp_path: Path) -> None:
