@@ -108,8 +108,8 @@ def test_simhash_is_near_for_near_texts_and_half_for_others() -> None:
     assert simhash("seven words are not enough for one") is None
 
 
-def seen(key: str, known: int = 0, url: str = "", body: str = "", code: int | None = None) -> Seen:
-    return Seen(key, url, known, body, code)
+def seen(key: str, known: int = 0, url: str = "", body: str = "", code: int | None = None, of: str = "") -> Seen:
+    return Seen(key, url, known, body, code, frozenset(of.split()))
 
 
 def test_copies_are_told_by_address_body_and_near_words_and_the_earliest_stays() -> None:
@@ -124,10 +124,29 @@ def test_copies_are_told_by_address_body_and_near_words_and_the_earliest_stays()
     ]
     stay, copies, same = find(rows)
     assert stay == ["first", "other", "week"]
-    assert copies == [Copy("body", "first", "body"), Copy("near", "first", "near"), Copy("late", "first", "url")]
+    assert copies == [
+        Copy("body", "first", "body", True),
+        Copy("near", "first", "near", False),
+        Copy("late", "first", "url", True),
+    ]
     assert same == [("twin", "first")]
     assert find(rows[::-1]) == (stay, copies, same)
     assert find(rows, urls=False, near=False) == (["first", "twin", "body", "near", "other", "late", "week"], [], [])
+
+
+def test_one_template_about_several_companies_makes_no_copies() -> None:
+    rows = [
+        seen("alu", 1, "u1", "b1", 0b1111, "ALU"),
+        seen("bor", 2, "u2", "b2", 0b1110, "BOR"),
+        seen("both", 3, "u3", "b3", 0b1101, "ALU BOR"),
+        seen("unsaid", 4, "u4", "b4", 0b1011),
+        seen("again", 5, "u5", "b5", 0b1110, "BOR"),
+        seen("changed", 6, "u1", "b6", None, "CUP"),
+    ]
+    stay, copies, _ = find(rows)
+    assert stay == ["alu", "bor"]
+    assert [(copy.key, copy.of) for copy in copies] == [("both", "alu"), ("unsaid", "alu"), ("again", "bor"), ("changed", "alu")]
+    assert not any(copy.same_words for copy in copies)
 
 
 @settings(max_examples=300, deadline=None)
@@ -211,6 +230,7 @@ def test_symbols_hold_in_their_days_and_titles_say_more_than_bodies() -> None:
     assert (links, unknown) == ([], ["OLD", "ZZZ"])
     title, body = (LINKER.links(*texts, (), DAY)[0][0].relevance for texts in (("ALU rose", ""), ("", "ALU rose")))
     assert title > body
+    assert LINKER.links("Oldco", "", (), date(2016, 5, 5)) == ([], [])  # the ticker is Newold's by then
     assert LINKER.links("ALU", "", ["ALU"], DAY)[0][0].rule == "given"
     free = Linker([])
     assert free.links("ALU", "", ["XYZ", "<b>", "x" * 50], DAY)[1] == ["<B>", "X" * 50]

@@ -440,6 +440,19 @@ def test_one_content_under_two_names_is_about_both_symbols(tmp_path: Path, colum
     assert sorted(row["symbol"] for row in rows(apart, "aligned")) == ["ALU", "CAT"]
 
 
+def test_an_article_listed_later_for_another_company_is_about_it_from_then_on(tmp_path: Path) -> None:
+    text = "Date,Url,Article_title\n{},https://a.example/1,It won an order of eight ships on this day\n"
+    for name, when in (("ALU", "2023-03-15 15:00:00 UTC"), ("CAT", "2023-03-17 15:00:00 UTC")):
+        (tmp_path / f"{name}.csv").write_text(text.format(when))
+    files = [str(tmp_path / f"{name}.csv") for name in ("ALU", "CAT")]
+    config = dataclasses.replace(
+        made.config(tmp_path, [], []), sources=(Given("lists", "dump", {"files": files, "symbol": "stem"}),)
+    )
+    run(config)
+    found = {(row["symbol"], row["session"].day): (row["articles"], row["copies"]) for row in rows(config, "daily")}
+    assert found == {("ALU", 15): (1, 0), ("ALU", 16): (0, 0), ("ALU", 17): (0, 1), ("CAT", 17): (1, 0)}
+
+
 def test_fnspids_rule_on_the_same_news(built: Config, tmp_path: Path) -> None:
     compat = dataclasses.replace(built.compat(), store=tmp_path / "store", scorer="lexicon")
     run(compat)

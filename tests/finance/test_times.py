@@ -28,6 +28,10 @@ def utc(text: str) -> datetime:
         ("Thu, 25 Jan 2024 13:52:00 GMT", "2024-01-25T13:52", "offset"),
         ("Thu, 25 Jan 2024 13:52:00 -0000", "2024-01-25T13:52", "assumed"),
         ("25 Jan 2024 15:52:00 +0200", "2024-01-25T13:52", "offset"),
+        ("Thu, 25 Jan 2024 13:52:00 +0000 (UTC)", "2024-01-25T13:52", "offset"),
+        ("Thu, 25 Jan 2024 05:52 PST", "2024-01-25T13:52", "offset"),
+        ("25 Jan 2024 1:52 PM GMT", "2024-01-25T13:52", "offset"),
+        ("Thu, 25 Jan 2024 08:52:00 ET", "2024-01-25T13:52", "abbreviation"),
         ("2024-01-25T13:52:00Z", "2024-01-25T13:52", "offset"),
         ("2024-01-25 13:52:00 UTC", "2024-01-25T13:52", "offset"),
         ("2024-01-25T08:52:00-05:00", "2024-01-25T13:52", "offset"),
@@ -44,7 +48,8 @@ def test_a_time_of_day_is_read_with_its_zone(said: str, expected: str, zone: str
 
 
 def test_a_time_without_a_zone_is_in_the_zone_of_its_source() -> None:
-    assert times.parse("2024-01-25 08:52", NOW, zone="America/New_York").published == utc("2024-01-25T13:52")
+    for said in ("2024-01-25 08:52", "Thu, 25 Jan 2024 08:52:00", "Jan 25, 2024 08:52"):
+        assert times.parse(said, NOW, zone="America/New_York").published == utc("2024-01-25T13:52")
 
 
 def test_the_hour_that_comes_twice_is_told_apart_by_its_abbreviation() -> None:
@@ -81,7 +86,17 @@ def test_relative_dates_count_from_the_retrieval() -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        *("", "soon", "2024-13-45", "25:99", "January 25, 2024 — 08:52 am XYZ", "1899-01-01", "9" * 13, "2031-01-01T00:10:00Z"),
+        *(
+            "",
+            "soon",
+            "2024-13-45",
+            "25:99",
+            "January 25, 2024 — 08:52 am XYZ",
+            "25 Jan 2024 08:52 HST",
+            "1899-01-01",
+            "9" * 13,
+            "2031-01-01T00:10:00Z",
+        ),
         *("\0", "9999-12-31", "9999-12-31T23:30:00-05:00", "0001-01-01T00:00:00+01:00", "January 1, 0001 12:30 am +0200"),
     ],
 )

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import accumulate, starmap
-from typing import Any
+from typing import Any, NamedTuple
 
 from instar.data.finance import tables
 from instar.data.finance.catalogue import Catalogue, Cell
@@ -15,7 +15,7 @@ from instar.data.finance.duplicates import Copy, Seen, find
 from instar.data.finance.sessions import day_of
 
 CODE = ("dedupe.py", "duplicates.py", "tables.py")
-_LIGHT = ("key", "digest", "title", "url_canonical", "body_hash", "simhash", "known_at_utc")
+_LIGHT = ("key", "digest", "title", "url_canonical", "body_hash", "simhash", "symbols", "known_at_utc")
 _DAY = 24 * 3600 * 1_000_000
 """Microseconds."""
 _OPEN = 8
@@ -32,11 +32,12 @@ def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool
         table = catalogue.read("record", [sha], _LIGHT)
         columns = [table.column(name) for name in _LIGHT]
         columns[-1] = columns[-1].cast("int64")  # microseconds
-        keys, digest, titles, given, bodies, codes, known = (column.to_pylist() for column in columns)
+        keys, digest, titles, given, bodies, codes, symbols, known = (column.to_pylist() for column in columns)
         # Without an address, the same headline at the same time is the same article; without one of those, the same body.
         told = zip(given, [title or body for title, body in zip(titles, bodies, strict=True)], known, strict=True)
         addresses = [url or (f"text:{text}:{when}" if text else "") for url, text, when in told]
-        seen.update(zip(keys, starmap(Seen, zip(keys, addresses, known, bodies, codes, strict=True)), strict=True))
+        named = map(frozenset, symbols)
+        seen.update(zip(keys, starmap(Seen, zip(keys, addresses, known, bodies, codes, named, strict=True)), strict=True))
         where.update(dict.fromkeys(keys, sha))
         digests.update(zip(keys, digest, strict=True))
     stay, copies, same = find(list(seen.values()), urls=urls, near=near)
@@ -44,17 +45,33 @@ def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool
     for key, of in same:
         others[of].append(key)
     ids = _Ids(seen, urls)
-    months: dict[str, tuple[list[list[str]], list[Copy]]] = defaultdict(lambda: ([], []))
+    months: dict[str, tuple[list[_Group], list[Copy]]] = defaultdict(lambda: ([], []))
     for key in stay:
-        months[_month(seen[key].known // _DAY)][0].append([key, *sorted(others[key])] if key in others else [key])
-    for copy in copies:
-        months[_month(seen[copy.key].known // _DAY)][1].append(copy)
+        months[_month(seen[key].known // _DAY)][0].append(_Group([key, *sorted(others.get(key, ()))]))
+    named = {key: set[str]().union(*(seen[one].symbols for one in (key, *others.get(key, ())))) for key in stay}
+    for copy in copies:  # in the order of their times
+        groups, again = months[_month(seen[copy.key].known // _DAY)]
+        again.append(copy)
+        if copy.same_words and (new := seen[copy.key].symbols - named[copy.of]):
+            named[copy.of] |= new
+            groups.append(_Group([copy.key], copy.of, sorted(new)))
     records = _Records(catalogue, where)
     for month, (groups, again) in sorted(months.items()):
-        facts = [[[digests[key] for key in group] for group in groups]]  # of a whole record, which decides its id
+        # Digests are of whole records, which decide the ids.
+        facts = [[[[digests[key] for key in group.told], digests.get(group.of, ""), group.symbols] for group in groups]]
         facts.append([[digests[copy.key], digests[copy.of], copy.rule] for copy in again])
         inputs = tables.digest("dedupe", month, code, urls, facts)
         yield Cell(month, inputs, partial(_made, records, ids, groups, again))
+
+
+class _Group(NamedTuple):
+    """The records that are one article; or a copy listed for further companies, which is an article about those from then on."""
+
+    told: list[str]
+    of: str = ""
+    """The article whose words a copy has."""
+    symbols: Sequence[str] = ()
+    """The further companies."""
 
 
 class _Ids:
@@ -114,21 +131,22 @@ class _Part:
         return found
 
 
-def _made(records: _Records, ids: _Ids, groups: Sequence[Sequence[str]], again: Sequence[Copy]) -> dict[str, Any]:
-    whole = records.read([*(key for group in groups for key in group), *(copy.key for copy in again)])
+def _made(records: _Records, ids: _Ids, groups: Sequence[_Group], again: Sequence[Copy]) -> dict[str, Any]:
+    whole = records.read([*(key for group in groups for key in group.told), *(copy.key for copy in again)])
     rows: dict[str, list[dict[str, Any]]] = {"article": [], "body": [], "hint": [], "duplicate": []}
     for group in groups:
-        found = [whole[key] for key in group]
-        article = ids[group[0]]
+        found = [whole[key] for key in group.told]
+        article = tables.digest(group.told[0])[:32] if group.of else ids[group.told[0]]
         longest = {
             name: max((row[name] for row in found), key=lambda text: (len(text), text)) for name in ("title", "body", "publisher")
         }
         seen_at = min(row["first_seen_at"] for row in found)
-        rows["article"].append({**found[0], **longest, "id": article, "first_seen_at": seen_at})
+        of = ids[group.of] if group.of else ""
+        rows["article"].append({**found[0], **longest, "id": article, "first_seen_at": seen_at, "of": of})
         rows["body"].append({"article": article, "text": longest["body"]})
         hints: dict[str, list[float]] = {}
         for row in found:
-            for symbol in row["symbols"]:
+            for symbol in group.symbols or row["symbols"]:
                 hints.setdefault(symbol, []).extend([] if row["given"] is None else [row["given"]])
         for symbol, given in hints.items():
             rows["hint"].append(

@@ -47,6 +47,8 @@ class Seen(NamedTuple):
     body: str
     """Hash of the words of the body, "" for none."""
     simhash: int | None
+    symbols: frozenset[str] = frozenset()
+    """Those that the source gives."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Copy:
     of: str
     rule: str
     """url, body or near."""
+    same_words: bool
+    """Whether no two bodies differ: a source that lists it for another company then says that of the article, too."""
 
 
 def find(
@@ -67,40 +71,41 @@ def find(
     Articles are read in the order of (known, address, body; without one last), whatever order they are given in, and each is
     compared only with earlier ones: what comes later never changes what an earlier one is. Records of one address and one time
     are one article told twice (lists of several symbols), and no copy. A near-duplicate is compared with articles that stay, of
-    the 7 days before it. Expected O(N): of two codes within 3 bits at least one of four 16-bit blocks is equal.
+    the 7 days before it, and is none where sources give both symbols, and none in common: reports made from one template about
+    several companies differ in few words. Expected O(N): of two codes within 3 bits at least one of four 16-bit blocks is equal.
 
     urls: compare addresses and bodies. near: compare SimHashes.
     """
     stay: list[str] = []
     copies: list[Copy] = []
     same: list[tuple[str, str]] = []
-    by_url: dict[str, tuple[str, int, str]] = {}
+    by_url: dict[str, tuple[Seen, str]] = {}
     by_body: dict[str, str] = {}
     recent = _Recent()
     order = sorted(articles, key=lambda seen: (seen.known, seen.url, not seen.body, seen.body, seen.key))
     for one, code in zip(order, _comparable(order) if near else [None] * len(order), strict=True):
         first = by_url.get(one.url) if urls and one.url else None
         if first is not None:
-            key, known, of = first
-            if known != one.known:
-                copies.append(Copy(one.key, of, "url"))
-            elif key == of:
+            before, of = first
+            if before.known != one.known:
+                copies.append(Copy(one.key, of, "url", len({before.body, one.body} - {""}) < 2))
+            elif before.key == of:
                 same.append((one.key, of))
             continue
         of = by_body.get(one.body, "") if urls and one.body else ""
         rule = "body"
         if not of and code is not None:
-            of, rule = recent.match(code, one.known), "near"
+            of, rule = recent.match(code, one), "near"
         if one.url:
-            by_url[one.url] = one.key, one.known, of or one.key
+            by_url[one.url] = one, of or one.key
         if of:
-            copies.append(Copy(one.key, of, rule))
+            copies.append(Copy(one.key, of, rule, rule == "body"))
             continue
         stay.append(one.key)
         if one.body:
             by_body[one.body] = one.key
         if code is not None:
-            recent.add(code, one.known, one.key)
+            recent.add(code, one)
     return stay, copies, same
 
 
@@ -125,31 +130,34 @@ class _Recent:
     """SimHashes of the window, by their four blocks."""
 
     def __init__(self) -> None:
-        self.queue: deque[tuple[int, int, str]] = deque()
-        self.blocks: dict[int, dict[str, int]] = {}
+        self.queue: deque[tuple[int, Seen]] = deque()
+        self.blocks: dict[int, dict[str, tuple[int, frozenset[str]]]] = {}
 
-    def add(self, code: int, known: int, key: str) -> None:
-        self.queue.append((known, code, key))
+    def add(self, code: int, one: Seen) -> None:
+        self.queue.append((code, one))
         for block in _blocks(code):
             if block in self.blocks:
-                self.blocks[block][key] = code
+                self.blocks[block][one.key] = code, one.symbols
             else:
-                self.blocks[block] = {key: code}
+                self.blocks[block] = {one.key: (code, one.symbols)}
 
-    def match(self, code: int, known: int) -> str:
-        """The earliest of the window within NEAR bits, or ""."""
-        while self.queue and self.queue[0][0] < known - WINDOW:
-            _, old, key = self.queue.popleft()
+    def match(self, code: int, one: Seen) -> str:
+        """The earliest of the window within NEAR bits that is not of other symbols alone, or ""."""
+        while self.queue and self.queue[0][1].known < one.known - WINDOW:
+            old, gone = self.queue.popleft()
             for block in _blocks(old):
                 others = self.blocks[block]
-                del others[key]
+                del others[gone.key]
                 if not others:
                     del self.blocks[block]
         found: set[str] = set()
         for block in _blocks(code):
             if block in self.blocks:  # most are in none: a week's articles fill few of the 65,536 values of a block
-                found |= {key for key, other in self.blocks[block].items() if (code ^ other).bit_count() <= NEAR}
-        return next((key for _, _, key in self.queue if key in found), "") if found else ""
+                for key, (other, symbols) in self.blocks[block].items():
+                    apart = symbols and one.symbols and not symbols & one.symbols
+                    if not apart and (code ^ other).bit_count() <= NEAR:
+                        found.add(key)
+        return next((seen.key for _, seen in self.queue if seen.key in found), "") if found else ""
 
 
 def _blocks(code: int) -> tuple[int, int, int, int]:

@@ -18,7 +18,7 @@ ARMS = ("without", "with", "shuffled", "lagged")
 MODELS = ("ridge", "mlp")
 _TRAIN = 0.85
 _VALID = 0.15
-"""Of the training part, its last sessions: they choose settings."""
+"""Of the training part, its last days: they choose settings."""
 _RECENT = 5
 """Sessions whose sentiment is seen."""
 Floats = NDArray[np.float64]
@@ -96,9 +96,10 @@ def sentiment_effect(
         seeds: of the network and of shuffling; forecasts are averaged.
 
     Arms: without; with; shuffled (the sessions of each symbol in another order, training and test apart: the same values, no
-    knowledge); lagged. The last 15 % of each symbol's sessions are the test, and no target of training reaches into them. One
-    model for all symbols. Persistence says that the price stays (y = 0), drift the mean of training. Losses are averaged over
-    symbols within a session before they are tested: symbols of one day are not independent. Raises DataError, ShapeError.
+    knowledge); lagged. The test is the last days, which hold 15 % of all rows: the same days for every symbol, since symbols of
+    one day move together, and no target of training reaches into them. One model for all symbols. Persistence says that the price
+    stays (y = 0), drift the mean of training. Losses are averaged over symbols within a session before they are tested: symbols
+    of one day are not independent. Raises DataError, ShapeError.
     """
     for name in models:
         if name not in MODELS:
@@ -175,10 +176,11 @@ def _parts(
     """train, valid, test: features [N, F], targets [N] and days [N], all symbols together."""
     found: dict[str, list[tuple[Floats, Floats, NDArray[np.int64]]]] = {"train": [], "valid": [], "test": []}
     first = max(past, lag + _RECENT)
+    days = np.sort(np.concatenate([one.days for one in series]))
+    cuts = days[int(len(days) * _TRAIN * (1 - _VALID))], days[int(len(days) * _TRAIN)]
     for number, one in enumerate(series):
         count = len(one.days)
-        edge = int(count * _TRAIN)
-        middle = int(edge * (1 - _VALID))
+        middle, edge = np.searchsorted(one.days, cuts).tolist()
         said = _arm(one.said, arm, lag, edge, np.random.default_rng([seed, number]))
         for name, start, stop in (
             ("train", first, middle - horizon),

@@ -34,6 +34,9 @@ class Symbol:
     first: date = date.min
     last: date = date.max
 
+    def valid(self, day: date) -> bool:
+        return self.first <= day <= self.last
+
 
 @dataclass(frozen=True)
 class Link:
@@ -87,11 +90,11 @@ class Linker:
 
     def __init__(self, table: Sequence[Symbol]) -> None:
         self.table = {symbol: [row for row in table if row.symbol == symbol] for symbol in {row.symbol for row in table}}
-        self._named: dict[str, set[str]] = {}
+        self._named: dict[str, list[Symbol]] = {}
         for row in table:
             for name in row.names:
                 for written in (name, name.upper()):  # "apple" in a recipe is no company
-                    self._named.setdefault(written, set()).add(row.symbol)
+                    self._named.setdefault(written, []).append(row)
         self._names = _alternatives(self._named)
         self._tickers = _alternatives(symbol for symbol in self.table if len(symbol) > 1 and symbol not in _COMMON)
 
@@ -99,7 +102,7 @@ class Linker:
         """Whether the table knows the symbol on that day; without a table, whatever looks like one."""
         if not self.table:
             return _SYMBOL.fullmatch(symbol) is not None
-        return any(row.first <= day <= row.last for row in self.table.get(symbol, ()))
+        return any(row.valid(day) for row in self.table.get(symbol, ()))
 
     def links(self, title: str, body: str, given: Iterable[str], day: date) -> tuple[list[Link], list[str]]:
         """(links, sorted by symbol, with the rule that says most; symbols that the source gives and the table does not know)."""
@@ -120,8 +123,9 @@ class Linker:
                 for symbol in re.findall(rf"\b{_EXCHANGES}\s*:\s*([A-Z][A-Z.\-]{{0,11}})\b", text):
                     add(symbol.rstrip(".-"), "exchange", share)
                 for name in self._names.findall(text):
-                    for symbol in self._named[name]:
-                        add(symbol, "name", share)
+                    for row in self._named[name]:
+                        if row.valid(day):  # the ticker may be another company's by now
+                            add(row.symbol, "name", share)
                 if not text.isupper():  # in a text all in capitals, capitals say nothing
                     for symbol in self._tickers.findall(text):
                         add(symbol, "ticker", share)

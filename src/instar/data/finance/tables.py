@@ -28,7 +28,7 @@ _COLUMNS: dict[str, dict[str, str]] = {
     "article": {
         "id": "str", "url_canonical": "str", "title": "str", "body_hash": "str", "publisher": "str", "author": "str",
         "published_at_utc": "time", "known_at_utc": "time", "tz_source": "str", "time_precision": "str", "first_seen_at": "time",
-        "source": "str", "raw": "str", "place": "int",
+        "source": "str", "raw": "str", "place": "int", "of": "str",
     },
     "body": {"article": "str", "text": "str"},
     "hint": {"article": "str", "symbol": "str", "given": "float"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from instar.data.finance.config import Config
 from instar.data.finance.scoring import Opinion, Scorer, signed
 from instar.data.finance.summaries import summarise
 from instar.data.finance.symbols import Linker
+from instar.data.finance.times import NEW_YORK
 
 LINK = ("texts.py", "symbols.py", "tables.py")
 SUMMARISE = ("texts.py", "summaries.py", "words.py", "tables.py")
@@ -35,10 +37,15 @@ def _linked(catalogue: Catalogue, linker: Linker, parts: Mapping[str, str]) -> d
         hints.setdefault(row["article"], []).append(row["symbol"])
     found, unknown = [], []
     for row in catalogue.read("article", [parts["article"]]).to_pylist():
-        links, lost = linker.links(row["title"], bodies[row["id"]], hints.get(row["id"], ()), row["published_at_utc"].date())
+        # Of New York, as tickers are; just before it is known, so that a day alone, which is known when it ends, is that day.
+        day = (row["known_at_utc"] - timedelta(microseconds=1)).astimezone(NEW_YORK).date()
+        links, lost = linker.links(row["title"], bodies[row["id"]], hints.get(row["id"], ()), day)
+        if row["of"]:  # listed again for further companies: of those in its words, the first one has told
+            told = {one.symbol for one in linker.links(row["title"], bodies[row["id"]], (), day)[0]}
+            links = [one for one in links if one.symbol not in told]
         found += [{"article": row["id"], "symbol": one.symbol, "relevance": one.relevance, "rule": one.rule} for one in links]
         for symbol in lost:
-            reason = f"{symbol[:20]} is no symbol that the table knows on {row['published_at_utc']:%Y-%m-%d}"
+            reason = f"{symbol[:20]} is no symbol that the table knows on {day:%Y-%m-%d}"
             unknown.append({**{name: row[name] for name in ("source", "raw", "place")}, "stage": "link", "reason": reason})
     return {"article_symbol": tables.table("article_symbol", found), "quarantine": tables.table("quarantine", unknown)}
 

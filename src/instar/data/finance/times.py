@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
-from email.utils import parsedate_to_datetime
 from zoneinfo import ZoneInfo
 
 NEW_YORK = ZoneInfo("America/New_York")
 _ABBREVIATIONS = {"EST": -5, "EDT": -4}
-_OFFSETS = {"GMT": 0, "UTC": 0, "UT": 0, "Z": 0}
+_OFFSETS = {"GMT": 0, "UTC": 0, "UT": 0, "Z": 0, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7}
+"""Of RFC 822. Other names are refused: read as UTC they would date an article hours before it was out."""
+_AROUND = re.compile(r"^[A-Za-z]{3,9},\s*(?=\d)|\s*\([A-Za-z ]*\)$")
+"""A weekday before a date and a comment behind it."""
 _OLDEST = datetime(1900, 1, 1, tzinfo=UTC)
 _AHEAD = timedelta(days=1)
 """A date further ahead of its retrieval is refused: clocks differ by minutes, zones by hours."""
@@ -122,9 +124,10 @@ def _epoch(said: str) -> Instant | None:
 
 
 def _written(said: str, zone: str) -> Instant:
-    moment, source = _rfc822(said) or _iso(said, zone) or _spelled(said, zone) or (None, "")
+    bare = _AROUND.sub("", said)
+    moment, source = _iso(bare, zone) or _spelled(bare, zone) or (None, "")
     if moment is None:
-        day = _date(said)
+        day = _date(bare)
         if day is None:
             raise ValueError(f"'{said[:60]}' is no date that is known here")
         return _whole_day(day, ZoneInfo(zone) if zone != "UTC" else NEW_YORK, "assumed")
@@ -140,21 +143,6 @@ def _whole_day(day: date, zone: object, source: str) -> Instant:
     after = day + timedelta(days=1)
     end = datetime(after.year, after.month, after.day, tzinfo=where)
     return Instant(start.astimezone(UTC), end.astimezone(UTC), source, "day")
-
-
-def _rfc822(said: str) -> tuple[datetime, str] | None:
-    if not re.match(r"(?:[A-Za-z]{3,9},\s*)?\d{1,2}\s+[A-Za-z]{3}\s+\d{4}\s+\d{1,2}:\d{2}", said):
-        return None
-    try:
-        naive = parsedate_to_datetime(said)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    name = said.rsplit(" ", 1)[-1].upper()
-    if name in _ABBREVIATIONS:
-        return _of_new_york(naive.replace(tzinfo=None), name)
-    if naive.tzinfo is None:  # -0000: the sender does not say
-        return naive.replace(tzinfo=UTC), "assumed"
-    return naive, "offset"
 
 
 def _iso(said: str, zone: str) -> tuple[datetime, str] | None:
@@ -188,11 +176,13 @@ def _placed(naive: datetime, name: str, zone: str) -> tuple[datetime, str] | Non
     if name in (*_ABBREVIATIONS, "ET"):
         return _of_new_york(naive, name)
     if name in _OFFSETS:
-        return naive.replace(tzinfo=UTC), "offset"
+        return naive.replace(tzinfo=timezone(timedelta(hours=_OFFSETS[name]))), "offset"
     if name:
         digits = name.replace(":", "")
         if not re.fullmatch(r"[+-]\d{4}", digits):
             return None
+        if digits == "-0000":  # the sender does not say
+            return naive.replace(tzinfo=UTC), "assumed"
         minutes = (int(digits[1:3]) * 60 + int(digits[3:])) * (-1 if digits[0] == "-" else 1)
         return naive.replace(tzinfo=timezone(timedelta(minutes=minutes))), "offset"
     return naive.replace(tzinfo=ZoneInfo(zone)), "assumed"
