@@ -116,3 +116,10 @@ def test_together() -> None:
     assert statistics.together(["holds", "holds"]) == "holds"
     assert statistics.together(["holds", "does not hold here"]) == "partly"
     assert statistics.together(["holds", "undecided"]) == "undecided"
+
+
+def test_one_item_and_no_chance_in_the_methods_give_no_interval() -> None:
+    """The same difference for every seed is one observation; that nothing differs at all needs no interval."""
+    one, other = [Items([2.0], [1.0])] * 3, [Items([3.0], [1.0])] * 3
+    assert statistics.paired(one, other) == Estimate(-1.0, None, None, 3, 1)
+    assert statistics.paired(one, one) == Estimate(0.0, 0.0, 0.0, 3, 1)

@@ -90,6 +90,7 @@ def test_a_stride_scores_every_so_manyth_window(path: Path) -> None:
     found = problem.evaluate(lift(problem, "repeat_last", {}, data, 0), data.test)
     assert data.test.origins == range(240, 295, 5)
     assert sum(found["mse"].weights) == 11 * 6
+    assert len(found["mse"].totals) == data.facts["test_items"] == 6  # two windows begin within six rows
 
 
 def test_losses_are_their_definitions_and_missing_truth_is_not_scored(problem: ForecastProblem, data: Data) -> None:

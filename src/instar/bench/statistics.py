@@ -69,7 +69,8 @@ def value(runs: Sequence[Items], level: float = 0.95) -> Estimate:
 def paired(subject: Sequence[Items], against: Sequence[Items], level: float = 0.95, draws: int = 2000) -> Estimate:
     """Subject minus baseline: lists by seed, in the same order, over the same items.
 
-    Where seeds differ in how many items they have, each drew its own: what those add to chance is in the spread of the seeds.
+    Where seeds differ in how many items they have, each drew its own: what those add to chance is in the spread of the seeds. A
+    difference on one item alone that is the same for all seeds, as of methods without chance, has no interval.
     """
     if len(subject) != len(against) or not subject:
         raise ValueError(f"Paired runs expect equally many seeds, received {len(subject)} and {len(against)}.")
@@ -85,7 +86,8 @@ def paired(subject: Sequence[Items], against: Sequence[Items], level: float = 0.
     by_item = _item_variance(subject, against, draws) if n > 1 and shared else 0.0
     total = by_seed + by_item
     if total == 0.0:
-        return Estimate(mean, mean, mean, seeds, n)
+        known = None if n == 1 and mean else mean
+        return Estimate(mean, known, known, seeds, n)
     freedom = total**2 / (by_seed**2 / (seeds - 1) + (by_item**2 / (n - 1) if n > 1 else 0.0))
     half = _t(level, freedom) * math.sqrt(total)
     return Estimate(mean, mean - half, mean + half, seeds, n)

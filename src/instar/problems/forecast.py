@@ -25,6 +25,7 @@ from instar.problems.kept import digest
 
 LEVELS = tuple(round(0.1 * level, 1) for level in range(1, 10))
 _TIMED = 64
+_PARTS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class ForecastProblem(Problem):
         batch: windows a step. stride: rows between the windows that are scored; 1 is all, more is for methods that are fitted
             anew for each.
 
-    Each series has mean 0 and deviation 1 over the rows of training; errors are in these units. An item is a block of H
-    neighbouring windows, which overlap and tell the same. The pinball loss is the mean over the quantiles 0.1 … 0.9, made in the
-    same way for every method from errors on the span before (see `forecasting.residuals`): for test on validation, which taught
-    nothing; for validation on training, so that it flatters there. Missing truth is not scored. Raises DataError,
-    ShapeError, UnknownNameError.
+    Each series has mean 0 and deviation 1 over the rows of training; errors are in these units. An item is a block of neighbouring
+    windows that begin within H rows of each other: they overlap and tell the same. The pinball loss is the mean over the quantiles
+    0.1 … 0.9, made in the same way for every method from errors on the span before (see `forecasting.residuals`): for test on
+    validation, which taught nothing; for validation on training, so that it flatters there. Missing truth is not scored. Raises
+    DataError, ShapeError, UnknownNameError.
     """
 
     accepts: ClassVar = {Forecaster: "forecaster", Mixer: "encoder"}
@@ -84,6 +85,11 @@ class ForecastProblem(Problem):
         self.stride = stride
         self.tokens_per_step = batch * context
 
+    @property
+    def _block(self) -> int:
+        """Windows of an item."""
+        return -(-self.horizon // self.stride)
+
     def load(self, seed: int) -> Data:
         """The same splits for every seed."""
         found = forecast_set(self.data, time=self.time, target=self.target, covariates=self.covariates or (), season=self.season)
@@ -108,8 +114,8 @@ class ForecastProblem(Problem):
             Span(test, range(found.valid, found.last - H + 1, self.stride), valid, found.train, error),
         )
         facts = {
-            **{"name": found.name, "item": f"block of {H} windows", "series": len(scaled.ids), "rows": len(scaled)},
-            **{"train_items": _blocks(splits[0], H), "valid_items": _blocks(splits[1], H), "test_items": _blocks(splits[2], H)},
+            **{"name": found.name, "item": f"block of {self._block} windows", "series": len(scaled.ids), "rows": len(scaled)},
+            **{f"{part}_items": -(-len(split.origins) // self._block) for part, split in zip(_PARTS, splits, strict=True)},
             **{"test_windows": len(splits[2].origins), "season": found.season, "horizon": H},
             "missing_values": int(np.isnan(scaled.values).sum()),
         }
@@ -158,13 +164,13 @@ class ForecastProblem(Problem):
                     break
 
     def evaluate(self, subject: Forecaster, split: Span) -> dict[str, Items]:
-        """Every window, by blocks of H."""
+        """Every window, by blocks of those that overlap."""
         panel, before = _readable(subject, split.panel), _readable(subject, split.calibration)
         rows = min(len(before) - split.first, len(split.origins) + self.horizon - 1)
         offsets = residuals.quantiles(residuals.errors(subject, before, rows), LEVELS)
         found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ("mse", "mae", "mase", "pinball")}
-        for start in range(0, len(split.origins), self.horizon):
-            chosen = split.origins[start : start + self.horizon]
+        for start in range(0, len(split.origins), self._block):
+            chosen = split.origins[start : start + self._block]
             truth = windows.after(panel.values, np.array(chosen), self.horizon).numpy()
             errors = truth - subject.forecast(panel, chosen)
             for name, (total, weight) in _losses(errors, offsets, split.season_error).items():
@@ -215,10 +221,6 @@ def _losses(errors: NDArray[np.float64], offsets: Values, season_error: Values) 
     absolute = np.abs(errors)
     each = {"mse": errors**2, "mae": absolute, "mase": absolute / season_error, "pinball": pinball(errors, offsets, LEVELS)}
     return {name: (float(np.nansum(loss)), float((~np.isnan(loss)).sum())) for name, loss in each.items()}
-
-
-def _blocks(span: Span, horizon: int) -> int:
-    return -(-len(span.origins) // horizon)
 
 
 def _readable(forecaster: Forecaster, panel: Panel) -> Panel:
