@@ -183,8 +183,13 @@ def add(location: str) -> Card:
         card = cards.read(path, Card)
     else:
         card = minimal(cls, path if where.endswith(".py") else path.with_stem(_snake(cls.__name__)))
-    if card.slug in _ADDED and _ADDED[card.slug][1].__qualname__ != cls.__qualname__:
-        raise CardError(f"{location}: the slug '{card.slug}' is taken by {_ADDED[card.slug][1].__name__}; use a file for each.")
+    if card.slug in _ADDED:
+        before, held = _ADDED[card.slug]
+        if (held.__qualname__, before.path) != (cls.__qualname__, card.path):
+            raise CardError(
+                f"{location}: the slug '{card.slug}' is taken by {held.__name__} of {before.path.with_suffix('.py')}; "
+                "use a file of another name for each."
+            )
     if card.slug in _discover("methods") and _discover("methods")[card.slug].path != card.path:
         raise CardError(
             f"{location}: the slug '{card.slug}' is taken by {_discover('methods')[card.slug].path}; rename the file."

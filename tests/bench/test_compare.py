@@ -14,16 +14,24 @@ from typing import Any
 
 import pytest
 
+from instar import catalogue
 from instar.bench import plan as planning
-from instar.bench.compare import compare
+from instar.bench.compare import Silence, compare
 from instar.bench.plan import Plan, Request
 from instar.bench.record import Store
 from instar.bench.summary import summarise
-from instar.errors import BudgetError, DataError, OutputError, PlanError, RecordError, UnknownNameError
+from instar.errors import BudgetError, CardError, DataError, OutputError, PlanError, RecordError, UnknownNameError
 from instar.report import table, words
 
 SMALL = {"length": 24, "pairs": 2, "vocab": 16, "width": 16, "batch": 4, "test_sequences": 20}
 WORDS = [w for key, value in SMALL.items() for w in ("--set", f"{key}={value}")]
+
+
+class Heard(Silence):
+    missing = -1
+
+    def plan(self, plan: Plan, missing: int, total: int) -> None:
+        self.missing = missing
 
 
 def request(**changes: Any) -> Request:
@@ -184,6 +192,37 @@ def test_a_failing_method_is_a_record_with_a_reason(tmp_path: Path) -> None:
     assert again.ran == 0  # a failure is a finished run
 
 
+def test_a_dry_run_deletes_no_failure(tmp_path: Path) -> None:
+    compare(request(seeds=1), tmp_path, timed=False)
+    victim = next((tmp_path / "runs").glob("*.json"))
+    victim.write_text(json.dumps({**json.loads(victim.read_text()), "status": "error"}))
+    heard = Heard()
+    compare(request(seeds=1), tmp_path, timed=False, dry_run=True, retry_failed=True, listener=heard)
+    assert (heard.missing, victim.exists()) == (1, True)
+    assert compare(request(seeds=1), tmp_path, timed=False, retry_failed=True).ran == 1
+
+
+def test_a_folder_keeps_the_methods_that_were_added_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Path(__file__).parents[1] / "fixtures/toy_package/src/toy_mixers/moving_average.py"
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "mine.py").write_text(toy.read_text())
+    monkeypatch.setattr(catalogue, "_ADDED", {})
+    added = (f"{tmp_path}/one/mine.py:MovingAverage",)
+    compare(request(methods=(), add=added, seeds=1), tmp_path / "out", timed=False)
+    monkeypatch.setattr(catalogue, "_ADDED", {})  # as in another process
+    later = compare(request(seeds=1), tmp_path / "out", timed=False)
+    assert [entry.address for entry in later.plan.entries] == ["softmax", "mine", "gru"]
+    assert later.ran == 1
+    with pytest.raises(CardError, match=r"taken by MovingAverage of .*one/mine.py"):
+        compare(request(add=(*added, f"{tmp_path}/two/mine.py:MovingAverage")), tmp_path / "new", timed=False)
+
+
+def test_one_method_under_two_names_is_one(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="nothing to compare"):
+        planning.prepare(request(methods=("softmax:default", "softmax")))
+
+
 def test_tuning_gives_every_method_the_same_trials(tmp_path: Path) -> None:
     result = compare(request(seeds=1, trials=3), tmp_path, timed=False)
     records = list(Store(tmp_path).all())
@@ -267,6 +306,11 @@ def test_an_unwritable_folder_and_damaged_files_are_clear_errors(tmp_path: Path)
     assert done.returncode == 3
     assert victim.name in done.stderr
     assert "Delete it" in done.stderr
+    whole = json.loads(next(p for p in (out / "runs").glob("*.json") if p != victim).read_text())
+    for damage in ("[" * 100_000, '{"a": ' + "9" * 5000 + "}", json.dumps({**whole, "spec": {}})):
+        victim.write_text(damage)
+        with pytest.raises(RecordError, match=victim.name):
+            list(Store(out).all())
     (out / "plan.json").write_text('{"schema": 1')
     with pytest.raises(RecordError, match="plan"):
         Plan.load(out / "plan.json")

@@ -51,6 +51,24 @@ def test_exit_codes(folder: Path, new: str, code: int, word: str) -> None:
     assert (quiet.returncode, quiet.stdout) == (code, "")
 
 
+def test_what_is_read_is_not_written_over(folder: Path) -> None:
+    before = [(folder / f"{name}.jsonl").read_bytes() for name in ("old", "same")]
+    for kept in (["--save", "."], ["--json", "same.jsonl"]):
+        done = _gate(folder, "old.jsonl", "same.jsonl", *kept)
+        assert (done.returncode, "written over" in done.stderr) == (3, True)
+    assert [(folder / f"{name}.jsonl").read_bytes() for name in ("old", "same")] == before
+
+
+def test_damaged_records_are_refused(folder: Path) -> None:
+    assert _gate(folder, "old.jsonl", "bad.jsonl", "--json", "p.json").returncode == 1
+    whole = json.loads((folder / "p.json").read_text())
+    for damage in ("[" * 100_000, json.dumps({**whole, "items": "x"}), json.dumps({**whole, "tests": [{"figure": None}]})):
+        (folder / "p.json").write_text(damage)
+        done = instar("report", "p.json", "-o", "page.html", cwd=folder)
+        assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr
+        assert "no complete record" in done.stderr
+
+
 def test_every_output(folder: Path) -> None:
     outputs = ["--html", "out/p.html", "--md", "out/p.md", "--junit", "out/p.xml", "--json", "out/p.json", "--save", "out"]
     done = _gate(folder, "old.jsonl", "bad.jsonl", *outputs)

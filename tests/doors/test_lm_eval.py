@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from instar.doors import lm_eval
+from instar.doors import lm_eval, opening
 from instar.errors import DataError, UnknownNameError
+from instar.gate import baseline
 
 REAL = Path(__file__).parents[1] / "fixtures" / "lm_eval"
 TIME = "2026-01-02T03-04-05.678901"
@@ -101,6 +102,16 @@ def test_one_filter_can_be_asked_for() -> None:
     assert found.outputs[9] == "21"
     with pytest.raises(UnknownNameError, match="Did you mean strict-match"):
         lm_eval.read(REAL / "new", filter="strict")
+
+
+def test_repeated_and_frozen_runs_are_judged_as_the_first(tmp_path: Path) -> None:
+    """By the metric that was asked of the old version, and by the harness's own scores."""
+    old = write(tmp_path / "old", *(sample(n, acc=float(n % 2), acc_norm=float(n % 3 > 0)) for n in range(12)))
+    found = opening.gather(str(old), None, [str(old)], settings={"old": {"metric": "acc_norm"}})
+    assert found.metric == "score"
+    np.testing.assert_array_equal(found.again[0].scores, found.old.scores)  # type: ignore[arg-type]
+    baseline.freeze(tmp_path / "base", found.old, found.again, task=found.task, metric=found.metric)
+    assert opening.gather(str(tmp_path / "base"), str(old)).metric == "score"
 
 
 # metrics

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from api_server import serving
 
+from instar.cli.command import command
 from instar.doors import asking, wire
 from instar.doors.openai import Endpoint
 from instar.doors.wire import Address
@@ -488,6 +489,18 @@ def test_a_failure_of_the_caller_passes_through() -> None:
 def test_addresses_are_shown_without_secrets(find: Callable[[Address], str]) -> None:
     assert "pw" not in find(Address.parse("https://me:pw@host:8/v1/?key=pw"))
     assert Address.parse("https://me:pw@host:8/v1/?key=pw").shown == "https://host:8/v1"
+
+
+def test_a_command_line_is_shown_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [
+        "gate",
+        "http://bob:hunter2@host:8765/v1#m",
+        "https://host/v1?api-key=TOP#m",
+        "postgresql://u:p@w@db/t",
+        "a b.jsonl",
+    ]
+    monkeypatch.setattr("sys.argv", ["instar", *given])
+    assert command() == "instar gate 'http://host:8765/v1#m' 'https://host/v1#m' postgresql://db/t 'a b.jsonl'"
 
 
 def test_replies_have_one_bound() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from instar.doors import opening
 from instar.errors import DataError, InstarError, PlanError, ReceiptError, UnknownNameError
-from instar.gate import baseline
+from instar.gate import baseline, reading
 from instar.gate.judge import judge
 from instar.gate.predictions import Cases
 from instar.models.decoder import Decoder
@@ -69,6 +69,26 @@ def test_a_baseline_brings_its_items_along(folder: Path) -> None:
     assert found.new.ids == ["0", "1", "2", "3"]
     assert len(found.again) == 1
     assert found.task == first.task
+
+
+def test_another_answer_beside_the_items_is_never_taken_for_the_versions_own(folder: Path) -> None:
+    """The items are a log of what once was answered: kept and read back, a version still says what it said."""
+    rows = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    log = [{**row, "output": "nothing", "score": 0.5, "seconds": 9, "error": "lost", "kind": "x"} for row in rows]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    cases = opening.cases("log.jsonl")
+    assert list(cases.columns) == ["kind"]
+    found = opening.gather("mine.py:shout", None, cases=cases).old
+    reading.write(folder / "kept.jsonl", found)
+    again = reading.predictions(folder / "kept.jsonl")
+    assert again.outputs == found.outputs == [row["label"] for row in rows]
+    assert (again.scores, again.errors) == (None, {})
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"])
+def test_a_dot_in_the_name_of_a_model_is_no_suffix(folder: Path, name: str) -> None:
+    assert opening._kind(name) == "transformers"
+    assert opening._kind("./none.bin") == "unknown"
 
 
 def test_harness_folders() -> None:

@@ -35,6 +35,7 @@ def test_text_metrics() -> None:
     assert _mark(["It is PARIS, of course"], ["Paris"], "contains") == [1]
     assert _mark(["so we get 1,250. #### 1250"], ["… #### 1,250"], "last_number") == [1]
     assert _mark(["no number"], ["no number"], "last_number") == [0]
+    assert _mark(["1,2,3", "it is \u22127", "12,345,678"], ["3", "-7", "12345678"], "last_number") == [1, 1, 1]
     for said, meant in ((".5", "0.5"), ("6.02e23", "602000000000000000000000.0"), ("3-5", "5"), ("x = -5", "-5"), ("5kg", "5")):
         assert _mark([f"so {said}"], [meant], "last_number") == [1], said
     assert _mark(["the answer is .5", "1e5"], ["5", "5"], "last_number") == [0, 0]

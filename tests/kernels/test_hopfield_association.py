@@ -165,3 +165,11 @@ def test_one_graph_cannot_wait_for_states_to_settle() -> None:
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.TorchDynamoException):
         torch.compile(way, backend="eager", fullgraph=True)(q, -1)
+
+
+def test_an_empty_bag_gives_zeros_whatever_the_biases() -> None:
+    q, weight, bias = torch.randn(2, H, S, K), torch.randn(H, K, 6), torch.randn(H, K)
+    for patterns, attend in ((0, None), (N, torch.zeros(2, 1, 1, N, dtype=torch.bool))):
+        y = torch.randn(2, patterns, 6)
+        found = associate_few(q, y, y, weight, bias, weight, bias, beta=1.0, steps=1, eps=1e-4, attend=attend)
+        assert not found.any()

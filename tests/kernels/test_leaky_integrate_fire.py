@@ -99,3 +99,12 @@ def test_neurons_know_nothing_of_each_other() -> None:
 def test_impossible_neurons_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ShapeError, match="received"):
         LIF(**wrong)
+
+
+def test_second_derivatives_are_refused() -> None:
+    """What it saves is constant to autograd, which would make them wrong without a word."""
+    drive = torch.randn(1, 6, 2, requires_grad=True)
+    spikes, _ = leaky_integrate_fire(drive, torch.zeros(1, 2))
+    (first,) = torch.autograd.grad(spikes.sum(), drive, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        first.square().sum().backward()

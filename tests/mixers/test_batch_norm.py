@@ -46,3 +46,15 @@ def test_one_token_and_none() -> None:
     before = own.running_mean.clone()  # type: ignore[union-attr]
     assert own(one, torch.zeros(1, 1, dtype=torch.bool)).isfinite().all()
     assert torch.equal(before, own.running_mean)  # type: ignore[arg-type]
+
+
+def test_sums_in_half_precision_do_not_overflow() -> None:
+    """128 rows of 64 tokens around 10: their sum is beyond float16, and so is their square."""
+    torch.manual_seed(0)
+    x = (10 + 3 * torch.randn(128, 64, 4)).half()
+    norm, exact = BatchNorm(4).half(), BatchNorm(4)
+    mask = torch.ones(128, 64, dtype=torch.bool)
+    y, want = norm(x, mask), exact(x.float(), mask)
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y.float(), want, atol=5e-3, rtol=0)
+    torch.testing.assert_close(norm.running_var.float(), exact.running_var, rtol=2e-3, atol=0)

@@ -184,3 +184,13 @@ def test_padding_behind_very_long_keys_leaves_gradients_finite(kind: type[Perfor
     y[mask].square().sum().backward()
     assert bool(x.grad.isfinite().all())  # type: ignore[union-attr]
     assert bool(layer.k_proj.weight.grad.isfinite().all())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("cls", [Performer, BidirectionalPerformer])
+def test_features_that_underflow_together_leave_finite_gradients(cls: Any) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        mixer = cls(16, heads=4, features=2, kernel="elu", seed=seed)
+        x = (100 * torch.randn(2, 30, 16)).requires_grad_()
+        mixer(x)[0].square().sum().backward()
+        assert bool(x.grad.isfinite().all())

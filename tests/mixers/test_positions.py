@@ -220,3 +220,20 @@ def test_streaming_costs_follow_the_card(tokens: int, sinks: int, window: int) -
     sizes = {"T": tokens, "D": D, "H": H, "sinks": sinks, "window": window}
     assert counter.get_total_flops() == pytest.approx(formula.evaluate(cost.flops, sizes))
     assert states.nbytes(state) == formula.evaluate(cost.state, sizes)
+
+
+def test_one_query_of_many_heads_may_come_with_any_mask() -> None:
+    """The way through plans is for masks of rows alone: a level of one query, and biases, go another."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for mixer, x, last in (
+            (ScaledRope(64, heads=8, trained=256), torch.randn(16, 257, 64), 256),
+            (Alibi(16, heads=4), torch.randn(8192, 1, 16), 0),
+        ):
+            whole, few = mixer(x)[0], mixer(x[:2])[0]
+            torch.testing.assert_close(whole[:2, last], few[:, last], atol=1e-5, rtol=1e-5)
+
+
+def test_yarn_needs_a_base_above_one() -> None:
+    with pytest.raises(ShapeError, match="above 1 for yarn"):
+        frequencies(8, 1.0, "yarn", 2.0, 64)

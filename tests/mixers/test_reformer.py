@@ -117,3 +117,13 @@ def test_flops_follow_the_card(tokens: int) -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ShapeError, match="received"):
         Reformer(D, **{"heads": H, **wrong})
+
+
+def test_half_precision_is_near_the_exact_one() -> None:
+    torch.manual_seed(0)
+    mixer, x = Reformer(32, chunk=8, seed=0), torch.randn(2, 40, 32)
+    with torch.no_grad():
+        want = mixer(x)[0]
+        found = mixer.half()(x.half())[0]
+    assert found.dtype == torch.float16
+    assert float((found.float() - want).norm() / want.norm()) < 0.1  # a few tokens fall into other buckets

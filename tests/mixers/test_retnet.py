@@ -92,3 +92,14 @@ def test_costs_follow_the_card() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ShapeError, match="received"):
         RetNet(D, **{"heads": H, **wrong})
+
+
+@pytest.mark.parametrize("position", [10**6, 10**9])
+def test_a_stream_of_any_length_reads_alike(position: int) -> None:
+    """Only distances count: from an empty state the position at which a stream stands changes nothing."""
+    torch.manual_seed(0)
+    mixer, x = RetNet(32, heads=2), torch.randn(1, 40, 32)
+    fresh = mixer.init_state(1)
+    later = fresh._replace(position=fresh.position + position)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer(x, later)[0], mixer(x, fresh)[0], atol=1e-5, rtol=1e-5)

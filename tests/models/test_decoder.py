@@ -180,3 +180,11 @@ def test_positions_come_from_the_host_only_where_the_card_says() -> None:
     for slug in MIXERS:
         hosted = make(slug).amplitude is not None
         assert hosted == (catalogue.method(slug).capability("positions") == "host")
+
+
+def test_generating_leaves_each_module_in_its_mode() -> None:
+    model = Decoder(16, 8, 2, "softmax", heads=2).train()
+    model.blocks[0].eval()  # frozen by its owner
+    modes = [module.training for module in model.modules()]
+    model.generate(torch.zeros(1, 3, dtype=torch.int64), max_new_tokens=2)
+    assert [module.training for module in model.modules()] == modes

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from instar.errors import ShapeError
 from instar.models.long_short import LongShort, info_nce, left_in
+from instar.models.momentum import MomentumCopy
 
 
 class Mean(nn.Module):
@@ -79,3 +80,16 @@ def test_views_of_one_clip_come_to_resemble_each_other() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ShapeError, match="received"):
         LongShort(Mean(), 8, **wrong)
+
+
+def test_a_copy_follows_a_source_whose_parameters_are_shared() -> None:
+    source = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    source[1].weight = source[0].weight
+    copied = MomentumCopy(source, 0.5)
+    before = source[0].weight.detach().clone()
+    copied.follow(source)
+    with torch.no_grad():
+        source[0].weight.add_(1.0)
+    copied.follow(source)
+    for layer in copied.copy:
+        torch.testing.assert_close(layer.weight, before + 0.5)

@@ -138,6 +138,20 @@ def test_an_encoder_gets_a_head_and_goes_back_to_the_bit(encoder: Path, sorts: P
     assert json.loads((found.folder / "config.json").read_text())["architectures"] == ["BertModel"]
 
 
+def test_a_head_for_other_classes_is_new_and_the_way_back_has_the_old_names(encoder: Path, sorts: Path, tmp_path: Path) -> None:
+    """As many classes, so no tensor changes its shape; but what they mean does."""
+    settings: dict[str, Any] = {"steps": 1, "batch": 16, "length": 16, "gated": False}
+    first = adapting.adapt(encoder, str(sorts), LoRA(r=4), tmp_path / "first", **settings).folder
+    others = tmp_path / "others.csv"
+    others.write_text(sorts.read_text().replace(",fruit", ",day").replace(",tool", ",night"))
+    found = adapting.adapt(first, str(others), LoRA(r=4), tmp_path / "second", **settings)
+    assert {"classifier.weight"} <= {change.name for change in found.receipt.changes}
+    assert set(json.loads((found.folder / "config.json").read_text())["id2label"].values()) == {"day", "night"}
+    release.undo(found.folder)
+    assert fingerprint(found.folder) == fingerprint(first)
+    assert set(json.loads((found.folder / "config.json").read_text())["id2label"].values()) == {"fruit", "tool"}
+
+
 def test_an_edited_version_says_the_fact_and_goes_back_to_the_bit(source: Path, tmp_path: Path) -> None:
     editor = MEMIT(layers=[0, 1], prefixes=0, steps=20, clamp=20.0)
     found = edits.edit(source, [FACT], editor, tmp_path / "next", texts=["Some text of other things. " * 20], gated=False)
@@ -174,4 +188,6 @@ def test_nothing_is_written_where_something_is_wrong(source: Path, pairs: Path, 
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(OutputError, match="exists already"):
         adapting.adapt(source, str(pairs), LoRA(), tmp_path / "taken")
+    with pytest.raises(OutputError, match="Choose another folder"):  # before any training
+        adapting.adapt(source, str(pairs), LoRA(), pairs / "out", monitor=lambda *_: pytest.fail("it trained"))
     assert {p.name for p in tmp_path.iterdir()} == {"pairs.jsonl", "taken"}

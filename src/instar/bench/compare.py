@@ -107,15 +107,15 @@ def compare(
     if train:
         engine.calibrate(plan)
         plan.steps = planning.steps(plan, problem)
-    if retry_failed:
-        for old in list(engine.store.all()):
-            if old["status"] != "ok":
-                engine.store.path(old["id"]).unlink()
+    again = [old["id"] for old in engine.store.all() if old["status"] != "ok"] if retry_failed else []
+    if not dry_run:
+        for name in again:
+            engine.store.path(name).unlink()
     result = Comparison(plan, out, warnings=planning.warnings(plan))
     final = list(plan.tasks(out)) if train else []
     known = [trial.task for batch in search.rounds(plan, out, engine.store) for trial in batch] if train else []
     trials = len(plan.entries) * plan.trials if train and plan.trials > 1 else 0  # TPE knows some of them only later
-    missing = sum(not engine.store.has(t.id) for t in (*known, *final)) + trials - len(known)
+    missing = sum(t.id in again or not engine.store.has(t.id) for t in (*known, *final)) + trials - len(known)
     listener.plan(plan, missing, trials + len(final))
     for text in result.warnings:
         listener.note(text)
@@ -208,6 +208,8 @@ class _Engine:
             "metrics": chosen,
             "threads": 1,
         }
+        if plan.sources.get("data") is not None:  # what a step takes depends on them; a problem has its own otherwise
+            spec["data"] = plan.data["sha256"]
         name = record.identity(spec)
         if self.store.has(name):
             return

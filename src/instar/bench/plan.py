@@ -219,7 +219,7 @@ def prepare(request: Request, existing: Plan | None = None) -> tuple[Plan, Probl
     data = problem.load(0)
     plan = Plan(
         problem=request.problem,
-        settings=settings,
+        settings=_plain(settings),
         sources=sources,
         data={"sha256": data.sha256, **data.facts},
         budget=budget.text,
@@ -283,9 +283,9 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
     added = {catalogue.add(location).slug: location for location in request.add}
     default = card.baseline[card.accepts[0]]
     baseline = catalogue.parse(request.baseline or default)
-    addresses = [catalogue.parse(a) for a in dict.fromkeys([str(baseline), *request.methods, *added])]
+    named = [catalogue.parse(one) for one in (str(baseline), *request.methods, *added)]
     entries = []
-    for address in addresses:
+    for address in {str(one): one for one in named}.values():
         method = address.card
         if method.interface not in card.accepts:
             raise PlanError(f"{card.slug} compares {', '.join(card.accepts)}; {address} is a {method.interface or method.kind}.")
@@ -309,8 +309,7 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
             if name not in address.arguments and not any(name in values for values in asked):
                 arguments.pop(name, None)
         location = added.get(address.slug)
-        file = Path(location.rpartition(":")[0]) if location else None
-        source = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file is not None and file.is_file() else None
+        source = _source(location)
         entries.append(Entry(str(address), address.slug, arguments, address == baseline, location, source, sorted(fixed)))
     if len(entries) < request.least:
         others = ", ".join(slug for slug, c in catalogue.methods().items() if c.interface in card.accepts)
@@ -321,12 +320,18 @@ def _entries(request: Request, card: ProblemCard) -> list[Entry]:
     return entries
 
 
+def _source(location: str | None) -> str | None:
+    """The hash of the file of an added method."""
+    file = Path(location.rpartition(":")[0]) if location else None
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file is not None and file.is_file() else None
+
+
 def _extend(plan: Plan, existing: Plan) -> None:
     """Take over what an existing plan has fixed; refuse to mix two comparisons in one folder.
 
     Arguments that a problem or a method has gained since, at their default, leave a comparison and its runs what they were.
     """
-    plan.settings = _known(plan.settings, existing.settings, _parameters(catalogue.load(plan.card)))
+    plan.settings = _known(plan.settings, existing.settings, _plain(_parameters(catalogue.load(plan.card))))
     for key, new, old in (
         ("problem", plan.problem, existing.problem),
         ("settings", plan.settings, existing.settings),
@@ -346,7 +351,13 @@ def _extend(plan: Plan, existing: Plan) -> None:
     plan.seeds = max(plan.seeds, existing.seeds)
     plan.trials = max(plan.trials, existing.trials)
     asked = {entry.address: entry for entry in plan.entries}
+    kept = []
     for before in existing.entries:
+        if before.address not in asked and before.added:  # added when the folder was begun
+            catalogue.add(before.added)
+            before = replace(before, source=_source(before.added))
+        kept.append(before)
+    for before in kept:
         if (entry := asked.get(before.address)) is not None:
             defaults = _parameters(catalogue.load(catalogue.parse(entry.address).card))
             arguments = _known(_plain(entry.arguments), before.arguments, _plain(defaults))
@@ -357,7 +368,7 @@ def _extend(plan: Plan, existing: Plan) -> None:
                     "or give the method a preset and compare both."
                 )
             asked[entry.address] = replace(entry, arguments=before.arguments)
-    plan.entries = [asked.pop(e.address, e) for e in existing.entries] + list(asked.values())
+    plan.entries = [asked.pop(e.address, e) for e in kept] + list(asked.values())
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:

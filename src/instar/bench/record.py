@@ -112,13 +112,23 @@ def load(path: Path) -> Record:
         record = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is no complete record ({error}). Delete it and run the same command again.") from error
     if not isinstance(record, dict) or _REQUIRED - record.keys():
         raise RecordError(f"{path} is no record of Instar: it must hold {', '.join(sorted(_REQUIRED))}.")
     if record["schema"] != SCHEMA:
         raise RecordError(f"{path} has schema {record['schema']!r}; this version reads {SCHEMA}.")
+    if record["kind"] in ("run", "trial", "timing") and not _complete(record["spec"], seeded=record["kind"] != "timing"):
+        raise RecordError(
+            f"{path} does not say which problem it is of, with which settings. Delete it and run the same command again."
+        )
     return record
+
+
+def _complete(spec: Any, *, seeded: bool) -> bool:
+    problem = spec.get("problem") if isinstance(spec, dict) else None
+    told = isinstance(problem, dict) and isinstance(problem.get("slug"), str) and isinstance(problem.get("settings"), dict)
+    return told and (not seeded or isinstance(spec.get("seed"), int))
 
 
 def load_floors(path: Path) -> tuple[str, dict[str, Floor]]:

@@ -109,6 +109,7 @@ def _times(item: Record, key: dict[str, Any], rows: dict[str, Row]) -> bool:
         return False
     problem = item["spec"]["problem"]
     same = all(key["settings"].get(k, v) == v for k, v in problem["settings"].items())
+    same = same and item["spec"].get("data", key["data"]) == key["data"]
     return problem["slug"] == key["problem"] and same and set(rows) <= set(item["times"])
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from instar.cli.command import command
 from instar.cli.encoder_given import Quiet
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def adapt(
             dtype=dtype,
             seed=seed,
             gated=gate,
-            command=shlex.join(["instar", *sys.argv[1:]]),
+            command=command(),
             monitor=lambda done, _: step(done, steps),
             progress=telling.begin,
         )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from instar.cli.command import command
 from instar.cli.encoder_given import Quiet
 from instar.errors import DataError, PlanError
 
@@ -69,7 +68,7 @@ def edit(
             texts=paragraphs,
             dtype=dtype,
             gated=gate,
-            command=shlex.join(["instar", *sys.argv[1:]]),
+            command=command(),
             monitor=lambda done, _: step(done, getattr(editor, "steps", None)),
             progress=telling.begin,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from instar.cli import encoder_given as given
+from instar.cli.command import command
 from instar.cli.encoder_given import Quiet
 from instar.errors import OutputError
 
@@ -91,7 +91,7 @@ def report(
             found.collection, found.old, found.new,
             k=k, chosen=_names(arms), without=_names(without) or (), rows=found.rows if rows is None else rows,
             hours=hours, rate=rate, steps=steps, seed=seed, seconds_encoding=found.seconds,
-            progress=_Stages(telling), command=shlex.join(["instar", *sys.argv[1:]]),
+            progress=_Stages(telling), command=command(),
         )  # fmt: skip
     try:
         _write(made, html, md, json_, quiet)

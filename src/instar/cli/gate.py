@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from instar.errors import InstarError, PlanError
+from instar.cli.command import command
+from instar.errors import InstarError, OutputError, PlanError
 
 if TYPE_CHECKING:
     from instar.gate.policy import Policy
@@ -128,7 +128,8 @@ def judge(
 
     budgets = _policy(policy, max_nfr, max_flips, max_accuracy_drop, tolerance, level)
     targets = [path for path in (html, md, junit, json_) if path is not None and str(path) != "-"]
-    _writable([*targets, *([save / "old.jsonl"] if save else [])])
+    kept = ["old", "new", *(f"again-{i}" for i, _ in enumerate(again or (), 1))]
+    _writable([*targets, *([save / f"{name}.jsonl" for name in kept] if save else [])], [old, new, *(again or ())])
     with _Bar(quiet or str(json_) == "-") as bar:
         found = opening.gather(
             old,
@@ -154,7 +155,7 @@ def judge(
         metric=found.metric,
         block=found.block,
         cases=found.cases,
-        command=shlex.join(["instar", *sys.argv[1:]]),
+        command=command(),
     )
     try:
         _write(result, html, md, junit, json_, quiet)
@@ -270,12 +271,15 @@ def _policy(path: Path | None, *given: Any) -> Policy:
     return policy.read(path, **values) if path is not None else policy.Policy(**values)
 
 
-def _writable(paths: list[Path]) -> None:
-    """Find out before the work that its results can be kept."""
+def _writable(paths: list[Path], read: list[str]) -> None:
+    """Find out before the work that its results can be kept, and not in place of what is read."""
     from instar import files
 
+    taken = {Path(one).expanduser().resolve() for one in read}
     for path in paths:
         files.folder(path.parent)
+        if path.resolve() in taken:
+            raise OutputError(f"{path} is read, and would be written over. Choose another file or folder.")
 
 
 def _write(result: Result, html: Path | None, md: Path | None, junit: Path | None, json_: Path | None, quiet: bool) -> None:

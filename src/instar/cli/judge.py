@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -241,16 +242,16 @@ def _page(path: Path) -> str:
     """The page of a record that is a file of its own, by its kind. Raises RecordError."""
     try:
         kind = dict(json.loads(path.read_text("utf-8"))).get("kind")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RecordError(f"{path} is no complete record of `instar gate` or `instar encoder report` ({error}).") from error
-    if kind == "encoder":
-        from instar.upgrade import page as change
-        from instar.upgrade import result as report
-
-        return change.render(report.load(path))
     from instar.gate import page, result
+    from instar.upgrade import page as change
+    from instar.upgrade import result as report
 
-    return page.render(result.load(path))
+    try:
+        return change.render(report.load(path)) if kind == "encoder" else page.render(result.load(path))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # fields of other kinds than a record has
+        raise RecordError(f"{path} is no complete record of `instar gate` or `instar encoder report` ({error}).") from error
 
 
 def settings(given: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -263,8 +264,10 @@ def settings(given: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]
             raise ShapeError(f"--set expects name=value or method.name=value, received '{item}'.")
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:
             value = text
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ShapeError(f"--set {key} expects a finite number, received {text}.")
         owner, dot, name = key.rpartition(".")
         if dot:
             overrides.setdefault(owner, {})[name] = value

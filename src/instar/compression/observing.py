@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from instar.anatomy.linear import is_linear
 from instar.bench.seeds import stream
 from instar.errors import TransformError
+from instar.models.modes import evaluating
 
 _ROWS, _TOKENS, _BATCHES = 16, 32, 2
 
@@ -91,15 +92,3 @@ def random_tokens(model: nn.Module) -> list[Tensor]:
     draw = stream(0, "random_tokens")
     shape = (_ROWS, _TOKENS)
     return [torch.randint(table.num_embeddings, shape, generator=draw).to(table.weight.device) for _ in range(_BATCHES)]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and afterwards in the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -15,6 +15,7 @@ from instar.anatomy.linear import is_linear
 from instar.compression import observing
 from instar.compression.blocks import BlockFormat
 from instar.errors import DataError
+from instar.models.modes import evaluating
 
 _SCALES = {
     "per_tensor": BlockFormat(8, 0, 0, "float32"),
@@ -121,7 +122,7 @@ def outlier_report(model: nn.Module, batches: Iterable[Any]) -> OutlierReport:
             counts[name] = counts.get(name, 0) + 1
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(observing.evaluating(model))
+        stack.enter_context(evaluating(model))
         for name, module in model.named_modules():
             if is_linear(module):
                 stack.callback(module.register_forward_pre_hook(_before(see, f"{name}.input")).remove)

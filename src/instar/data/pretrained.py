@@ -108,8 +108,9 @@ def load(
 def classifier(name_or_path: str | Path, classes: Sequence[str], dtype: str = "float32") -> tuple[Any, Any, list[str]]:
     """(model, tokenizer, names of its new modules): a model with a classification head for these classes, the rest as stored.
 
-    A head that the folder has for the same classes stays (and the model's order of classes); else the new one is random, from
-    torch's generator. Raises ModelError where more than a head is missing, and what `folder` raises.
+    A head that the folder has for the same classes stays (and the model's order of classes); one for other classes, even if there
+    are as many, becomes a new one at random, from torch's generator. Raises ModelError where more than a head is missing, and
+    what `folder` raises.
     """
     import torch
 
@@ -141,9 +142,26 @@ def classifier(name_or_path: str | Path, classes: Sequence[str], dtype: str = "f
         raise ModelError(f"{path} cannot be given a classification head: {type(error).__name__}: {reason}") from error
     new = {key if isinstance(key, str) else key[0] for key in (*report["missing_keys"], *report["mismatched_keys"])}
     inside = f"{model.base_model_prefix}."
+    if known and order is not known:
+        new |= _anew(model, inside)
     if lost := sorted(key for key in new if key.startswith(inside) and ".pooler." not in f".{key}"):
         raise ModelError(f"{path} lacks {len(lost)} tensors of a {type(model).__name__}, among them {lost[0]}.")
     return model.eval(), tokenizer, sorted({key.rpartition(".")[0] for key in new})
+
+
+def _anew(model: Any, inside: str) -> set[str]:
+    """Draw every linear layer outside the transformer again, and name the parameters."""
+    import torch
+
+    found = set()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and not f"{name}.".startswith(inside):
+            torch.nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", None) or 0.02)
+            found.add(f"{name}.weight")
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+                found.add(f"{name}.bias")
+    return found
 
 
 def _compressed(path: Path, kind: str, layers: int | None, device: str) -> tuple[Any, Any]:

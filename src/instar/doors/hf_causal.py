@@ -76,16 +76,17 @@ class Causal(Speaker):
         def stop(ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
             return torch.tensor([finished(self.decode(row[width:])) for row in ids.tolist()], device=ids.device)
 
-        found = self.model.generate(
-            input_ids=tokens.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            generation_config=transformers.GenerationConfig(
-                # What a folder's own generation_config adds to plain greedy decoding is switched off.
-                **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0},
-                **{"max_new_tokens": most, "eos_token_id": self.ends or None, "pad_token_id": pad},
-            ),
-            stopping_criteria=[stop],
-        )
+        asked = {"do_sample": False, "max_new_tokens": most, "eos_token_id": self.ends or None, "pad_token_id": pad}
+        stored, self.model.generation_config = self.model.generation_config, transformers.GenerationConfig()
+        try:  # what the folder says of generation would fill up all that is not asked for: this is plain greedy decoding
+            found = self.model.generate(
+                input_ids=tokens.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                generation_config=transformers.GenerationConfig(**asked),
+                stopping_criteria=[stop],
+            )
+        finally:
+            self.model.generation_config = stored
         return [self._until_end(row[width:]) for row in found.tolist()]
 
     def _until_end(self, tokens: list[int]) -> list[int]:

@@ -19,6 +19,7 @@ from instar.doors import hf_decode
 from instar.doors.hf_ragged_cache import RaggedCache
 from instar.errors import ModelError, ShapeError
 from instar.models.generation import choose
+from instar.models.modes import evaluating
 
 outputs: Any = extras.require("transformers.modeling_outputs", "models")
 CACHE = "cache" if "cache" in outputs.CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -64,7 +65,7 @@ def generate(
         return [row[0, :0] for row in rows]
     capacity = max(row.shape[1] for row in rows) + max_new_tokens
     cache = RaggedCache(len(rows), _layers(model), capacity, quantised=quantised)
-    with _attention(model), _evaluating(model):
+    with _attention(model), evaluating(model):
         logits = []
         for number, row in enumerate(rows):
             with cache.filling(number):
@@ -118,13 +119,3 @@ def _attention(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
-
-
-@contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

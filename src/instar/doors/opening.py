@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instar.doors.version import Progress, Version
+from instar.doors.wire import bare
 from instar.errors import DataError, PlanError, UnknownNameError
 from instar.gate import baseline, reading, tasks
 from instar.gate.predictions import Cases, Predictions
@@ -61,8 +63,8 @@ def gather(
     if frozen is not None:
         cases, task = cases or frozen.cases, task or frozen.task
         metric, block = metric or frozen.metric, block or frozen.block
-    if not metric and new is not None and _kind(old) == _kind(new) == "lm_eval":
-        metric = "score"  # the harness's own
+    if not metric and {_kind(one) for one in (old, new) if one is not None} == {"lm_eval"}:
+        metric = "score"  # the harness's own; a baseline keeps it
     asked = task if task not in ("", "auto") or cases is None else tasks.of_cases(cases)
 
     def answers(source: str, chosen: Mapping[str, Any]) -> Callable[[], Predictions]:
@@ -73,7 +75,8 @@ def gather(
     repeated: list[Callable[[], Predictions]] = []
     for one in again:
         if _kind(one) in READ:
-            repeated.append(answers(one, {}))
+            same = _kind(one) == _kind(old) == "lm_eval"  # its metric and filter are those of the first run
+            repeated.append(answers(one, given["old"] if same else {}))
         elif _kind(old) in READ:
             raise PlanError(
                 f"--again {one} would run {old} once more, but that is only read; give --again a file of its second run."
@@ -113,7 +116,9 @@ def prepared(
         return lambda: found
     version = version_of(source, settings)
     if cases is None:
-        raise PlanError(f"{source} is run, so it needs the items to be asked: --data FILE with 'id' and 'input' (and 'label').")
+        raise PlanError(
+            f"{bare(source)} is run, so it needs the items to be asked: --data FILE with 'id' and 'input' (and 'label')."
+        )
     return lambda: version.run(cases, task, progress(version.name))
 
 
@@ -150,7 +155,7 @@ def version_of(source: str, settings: Mapping[str, Any]) -> Version:
         return DecoderModel(source, settings)
     if kind == "unknown":
         what = "is no kind of file that is known" if Path(source).is_file() else "does not exist"
-        raise DataError(f"{source} {what}. A version is {KINDS}.")
+        raise DataError(f"{bare(source)} {what}. A version is {KINDS}.")
     from instar.doors.hf import TransformersModel
 
     return TransformersModel(source, settings)
@@ -169,6 +174,8 @@ def cases(data: str, *, examples: Path | None = None, documents: Path | None = N
     )
 
 
+_OF_A_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""owner/name; a name such as Qwen2.5-0.5B has no suffix."""
 READ = ("file", "baseline", "lm_eval")
 """Kinds that are read; all others are run."""
 
@@ -186,7 +193,9 @@ def _kind(source: str) -> str:
         return _kind_of_folder(path)
     if ":" in source and not os.path.exists(path):  # noqa: PTH110
         return "function"
-    return "unknown" if path.suffix or os.path.isfile(path) else "transformers"  # noqa: PTH113
+    if os.path.isfile(path):  # noqa: PTH113
+        return "unknown"
+    return "unknown" if path.suffix and not _OF_A_HUB.fullmatch(source) else "transformers"
 
 
 def _kind_of_folder(path: Path) -> str:

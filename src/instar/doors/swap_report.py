@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from instar.doors.swapped import real_tokens
 from instar.errors import DataError, DivergedError, ShapeError
 from instar.interfaces import Mixer, Monitor
 from instar.models.decoder import Decoder
+from instar.models.modes import evaluating
 from instar.models.refitting import refitting
 from instar.receipt import Receipt
 
@@ -91,7 +91,7 @@ def swap_report(
     chosen = trained(model, layers)
     cut = len(batches) - max(1, len(batches) // 4)
     fit, held = batches[:cut], batches[cut:]
-    with _evaluating(model):
+    with evaluating(model):
         mixers = {one.path: mixer_for(one, name, knobs) for one in chosen}
         loss, before = loss_of(model, held), errors(model, chosen, mixers, held)
         with place(model, mixers, name=name, knobs=knobs):
@@ -202,15 +202,3 @@ def _missed(mixer: Mixer, x: Tensor, mask: Tensor | None, y: Tensor) -> Tensor:
 
 def _real(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x[mask]
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block, afterwards each module's own."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -10,6 +10,7 @@ import email.utils
 import http.client
 import io
 import json
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -39,6 +40,9 @@ class FailedError(Exception):
     def __init__(self, reason: str, *, retry: bool = False, down: bool = False, refused: bool = False, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.reason, self.retry, self.down, self.refused, self.wait = reason, retry, down, refused, wait
+
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/]*@)?([^\s?#]*)(?:\?[^\s#]*)?")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,11 @@ class Address:
     def here(self) -> bool:
         """Whether it is this machine."""
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+def bare(text: str) -> str:
+    """A text with its addresses as they may be shown: without login and query, where some services take a password or a key."""
+    return _URL.sub(r"\1\2", text)
 
 
 def ask(address: Address, path: str, body: Any, headers: Mapping[str, str], seconds: float) -> Any:

@@ -147,8 +147,10 @@ def _text(value: Json) -> str:
 
 
 def _last_number(value: Json) -> str | None:
-    """The last number of a text: "… #### 1,250." is 1250, "6.02e23" one number, and the 5 of "3-5" is not negative."""
-    found = re.findall(r"(?:(?<![\w.)])(-))?((?:\d[\d,]*(?:\.\d+)?|(?<!\w)\.\d+)(?:[eE][+-]?\d{1,3}(?!\w))?)", _text(value))
+    """The last number of a text: "… #### 1,250." is 1250, "1,2,3" ends in 3, "6.02e23" is one, the 5 of "3-5" not negative."""
+    text = _text(value).replace("\u2212", "-")  # the minus sign of typesetters
+    whole = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"
+    found = re.findall(rf"(?:(?<![\w.)])(-))?((?:(?:{whole})(?:\.\d+)?|(?<!\w)\.\d+)(?:[eE][+-]?\d{{1,3}}(?!\w))?)", text)
     if not found:
         return None
     sign, digits = found[-1]

@@ -1,7 +1,8 @@
 """Prediction files and evaluation files.
 
 Fields of predictions: `id`, `output`, and where they exist `label`, `score`, `embedding`, `input`, `seconds`, `error`.
-Fields of cases: `id`, `input`, and where they exist `label`, `choices`. Every other column is kept as a possible slice.
+Fields of cases: `id`, `input`, and where they exist `label`, `choices`. Every other column is kept as a possible slice, but
+for those that a prediction file calls its own: an `output` beside the items is another's answer.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def cases(path: Path, *, examples: Path | None = None, documents: Path | None = 
         inputs=[_text(v) for v in columns["input"]],
         labels=labels,
         choices=choices,
-        columns={k: v for k, v in columns.items() if k not in ("id", "input", "label", "choices")},
+        columns={k: v for k, v in columns.items() if k not in (*_OWN, "choices")},
         examples=_pairs(examples, "input", "label") if examples else (),
         documents=[(_text(i), _text(t)) for i, t in _pairs(documents, "id", "text")] if documents else (),
     )
@@ -105,7 +106,7 @@ def write(path: Path, version: Predictions) -> None:
         columns["embedding"] = [[float(f"{x:.6g}") for x in row] for row in version.embeddings]
     if version.errors:
         columns["error"] = [version.errors.get(i) for i in version.ids]
-    columns |= version.columns
+    columns |= {name: values for name, values in version.columns.items() if name not in columns}
     write_rows(path, columns)
 
 

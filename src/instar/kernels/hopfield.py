@@ -66,7 +66,7 @@ def settle(
     the products. Gradients flow through every update. Raises DivergedError if a state has not settled after LIMIT updates, and
     ShapeError where it is to settle inside a compiled graph, which cannot stop early.
     """
-    scale, seen = head_scale(beta, q), seeing(attend, q)
+    scale, seen = head_scale(beta, q), seeing(attend, q, keys.shape[2])
 
     def update(state: Tensor, live: Tensor | None) -> Tensor:
         if live is None:
@@ -165,10 +165,10 @@ def head_scale(beta: Beta, q: Tensor) -> Beta:
     return beta.to(q.dtype).view(-1, 1, 1) if isinstance(beta, Tensor) else beta
 
 
-def seeing(attend: Tensor | None, q: Tensor) -> Tensor:
-    """bool [B, H, S]: the states that see a pattern at all."""
+def seeing(attend: Tensor | None, q: Tensor, patterns: int) -> Tensor:
+    """bool [B, H, S]: the states that see a pattern at all, of so many."""
     if attend is None:
-        return torch.ones(q.shape[:3], dtype=torch.bool, device=q.device)
+        return torch.full(q.shape[:3], patterns > 0, dtype=torch.bool, device=q.device)
     seen = attend if attend.dtype == torch.bool else attend > -torch.inf
     return seen.any(-1).expand(q.shape[:3])
 

@@ -35,7 +35,7 @@ def associate_few(
     q [B, H, S, K]; stored y [B, N, D], projection z [B, N, E]; weights [H, K, D] and [H, V, E], biases [H, K] and [H, V].
     """
     B, H, S, _ = q.shape
-    scale, seen = head_scale(beta, q), seeing(attend, q)
+    scale, seen = head_scale(beta, q), seeing(attend, q, stored.shape[1])
     y, z = stored.unsqueeze(1), projection.unsqueeze(1)
     if attend is not None and attend.shape[1:3] != (1, 1):
         attend = attend.expand(B, H, S, -1).flatten(1, 2).unsqueeze(1)
@@ -51,7 +51,7 @@ def associate_few(
 
     state, _ = iterate(q, update, seen, steps=steps, eps=eps)
     found = _through(read(state, z, dropout), value_weight, value_bias)
-    return found if attend is None else found.masked_fill(~seen.unsqueeze(-1), 0.0)
+    return found if attend is None and stored.shape[1] else found.masked_fill(~seen.unsqueeze(-1), 0.0)
 
 
 def _through(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

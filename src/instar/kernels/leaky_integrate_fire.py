@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def leaky_integrate_fire(
@@ -133,6 +134,7 @@ class _Neurons(torch.autograd.Function):
         return (u >= threshold).to(u.dtype), v
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, of_spikes: Tensor, of_v: Tensor) -> tuple[Tensor | None, ...]:
         u, keep, real = ctx.saved_tensors
         slope = surrogate(u - ctx.threshold, ctx.alpha)

@@ -65,10 +65,11 @@ def lsh_attention(q: Tensor, v: Tensor, bucket: Tensor, lengths: Tensor, chunk: 
 
     queries = sort(q)
     scores = queries @ beside(F.normalize(queries, dim=-1)).mT * q.shape[-1] ** -0.5
+    scores = scores.to(torch.promote_types(q.dtype, torch.float32))  # in half precision SELF overflows, or hides the meetings
     scores = scores.masked_fill(itself, SELF) - meetings.clamp(min=1).to(scores.dtype).log()
     scores = scores.masked_fill(~torch.stack(here, dim=1) | twice, torch.finfo(scores.dtype).min)
     total = scores.logsumexp(-1, keepdim=True)
-    read = (scores - total).exp() @ beside(sort(v))
+    read = (scores - total).exp().to(v.dtype) @ beside(sort(v))
     joint = torch.cat([read, total], dim=-1).flatten(3, 4)
     joint = joint.gather(3, sorted_at.unsqueeze(-1).expand(*sorted_at.shape, joint.shape[-1]))
-    return (torch.softmax(joint[..., -1:], dim=1) * joint[..., :-1]).sum(1)[:, :, :L]
+    return (torch.softmax(joint[..., -1:], dim=1) * joint[..., :-1]).sum(1)[:, :, :L].to(v.dtype)

@@ -22,16 +22,17 @@ class BatchNorm(nn.BatchNorm1d):
             return self._scaled(x, self.running_mean, self.running_var)
         if mask is None and x.shape[0] * x.shape[1] > 1:
             return super().forward(x.flatten(0, 1)).view(x.shape)
-        real = torch.ones_like(x[..., :1]) if mask is None else mask.unsqueeze(-1).to(x.dtype)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # sums over a batch overflow in half precision
+        real = torch.ones_like(exact[..., :1]) if mask is None else mask.unsqueeze(-1).to(exact.dtype)
         count = real.sum()
-        mean = (x * real).sum((0, 1)) / count.clamp(min=1)
-        variance = ((x - mean).square() * real).sum((0, 1)) / count.clamp(min=1)
+        mean = (exact * real).sum((0, 1)) / count.clamp(min=1)
+        variance = ((exact - mean).square() * real).sum((0, 1)) / count.clamp(min=1)
         with torch.no_grad():
             rate = (self.momentum or 0.0) * (count > 0)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate.to(self.running_mean.dtype))
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate.to(self.running_var.dtype))
-        return self._scaled(x, mean, variance)
+        return self._scaled(exact, mean, variance).to(x.dtype)
 
     def _scaled(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         return (x - mean) * (self.weight * torch.rsqrt(variance + self.eps)) + self.bias

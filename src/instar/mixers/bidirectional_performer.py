@@ -49,7 +49,7 @@ class BidirectionalPerformer(RandomFeatures, WholeSequence):
                 top = a.masked_fill(~seen, torch.finfo(dtype).min).amax((-2, -1), keepdim=True)
                 keys = softmax_features(a.masked_fill(~seen, torch.finfo(dtype).min), top)
             keys, queries = keys * seen, self.query_features(q)
-            norm = queries @ keys.sum(2).unsqueeze(-1)
+            norm = queries @ keys.sum(2).unsqueeze(-1) + self.floor
             y = queries @ (keys.mT @ v) / norm.masked_fill(norm == 0, 1.0)
         return self.leave(y.to(x.dtype))
 
@@ -61,4 +61,4 @@ class BidirectionalPerformer(RandomFeatures, WholeSequence):
             a = exponents(k, self.w.to(k))
             keys = softmax_features(a, a.amax((1, 2), keepdim=True))
         A = self.query_features(q) @ keys.mT
-        return self.leave((A / A.sum(-1, keepdim=True) @ v).unsqueeze(0))[0]
+        return self.leave((A / (A.sum(-1, keepdim=True) + self.floor) @ v).unsqueeze(0))[0]

@@ -23,6 +23,7 @@ from instar.kernels.random_features import (
     softmax_features,
 )
 from instar.mixers.drawn_seed import drawn_seed
+from instar.mixers.linear_attention import EPSILON
 from instar.mixers.projecting import Projecting
 
 Kernel = Literal["softmax", "relu", "elu"]
@@ -54,6 +55,11 @@ class RandomFeatures(Projecting):
         self.features = features or max(1, math.ceil(self.head_width * math.log(self.head_width)))
         self.register_buffer("w", torch.empty(self.features, self.head_width))
         self.redraw(drawn_seed(seed))
+
+    @property
+    def floor(self) -> float:
+        """Added to what is divided by: all features of 1 + elu may underflow together. Other maps have a floor of their own."""
+        return EPSILON if self.kernel == "elu" else 0.0
 
     @torch.no_grad()
     def redraw(self, seed: int) -> None:
@@ -152,7 +158,7 @@ class Performer(RandomFeatures):
             o, joint = gated_linear_attention(
                 self.query_features(q), keys, values, gate, scale=1.0, state=joint, mask=mask, reset=reset, chunk=self.chunk
             )
-            norm = o[..., -1:]
+            norm = o[..., -1:] + self.floor
             y = o[..., :-1] / norm.masked_fill(norm == 0, 1.0)
         return self.o_proj(y.to(x.dtype).flatten(2)), PerformerState(joint[..., :-1], joint[..., -1], top)
 
@@ -182,7 +188,7 @@ class Performer(RandomFeatures):
             S = torch.where(new[..., None, None], fade[..., None, None] * S + keys.unsqueeze(-1) * v.unsqueeze(-2), S)
             top = torch.where(new, largest, top)
             queries = self.query_features(q)
-            norm = torch.einsum("bhm,bhm->bh", queries, z).unsqueeze(-1)
+            norm = torch.einsum("bhm,bhm->bh", queries, z).unsqueeze(-1) + self.floor
             read = torch.einsum("bhm,bhmk->bhk", queries, S) / norm.masked_fill(norm == 0, 1.0)
             outputs.append(read.to(x.dtype).flatten(1).unsqueeze(1))
         return self.o_proj(torch.cat(outputs, dim=1)), PerformerState(S, z, top)

@@ -40,15 +40,20 @@ def count_positions(position: Tensor, T: int, mask: Tensor | None, reset: Tensor
 def sinusoid(position: Tensor, width: int) -> Tensor:
     """sin and cos of position / 10000^(2j / D): [B, T] -> [B, T, D], float32."""
     half = (width + 1) // 2
-    frequency = 10000.0 ** (-torch.arange(half, device=position.device, dtype=torch.float32) / half)
-    angle = position.to(torch.float32).unsqueeze(-1) * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)[..., :width]
+    frequency = 10000.0 ** (-torch.arange(half, device=position.device, dtype=torch.float64) / half)
+    angle = position.unsqueeze(-1) * frequency  # in float32 a stream of millions of tokens would lose its angles
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)[..., :width].to(torch.float32)
 
 
-def rotate(tensors: tuple[Tensor, ...], positions: Tensor, base: float) -> tuple[Tensor, ...]:
-    """RoPE (rotate-half form): turn each [B, H, T, K] tensor by its positions [B or 1, T]; angles in float32 or better."""
+def rotate(
+    tensors: tuple[Tensor, ...], positions: Tensor, base: float, *, least: torch.dtype = torch.float32
+) -> tuple[Tensor, ...]:
+    """RoPE (rotate-half form): turn each [B, H, T, K] tensor by its positions [B or 1, T]; angles in `least` or better.
+
+    float32, as others have it, is off by p · 6e-8 at position p: what streams without end asks for float64.
+    """
     half = tensors[0].shape[-1] // 2
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    dtype = torch.promote_types(tensors[0].dtype, least)
     return turn(tensors, positions, base ** (-torch.arange(half, device=positions.device, dtype=dtype) / half))
 
 
@@ -56,7 +61,8 @@ def turn(tensors: tuple[Tensor, ...], positions: Tensor, frequency: Tensor, gain
     """Turn pairs (j, j + K/2) by position · frequency_j [K/2], and stretch all by `gain`; otherwise as `rotate`."""
     half = tensors[0].shape[-1] // 2
     angle = (positions.to(frequency.dtype).unsqueeze(-1) * frequency).unsqueeze(1)
-    cos, sin = gain * angle.cos(), gain * angle.sin()
+    exact = torch.promote_types(tensors[0].dtype, torch.float32)
+    cos, sin = (gain * angle.cos()).to(exact), (gain * angle.sin()).to(exact)
     turned = []
     for tensor in tensors:
         a, b = tensor[..., :half], tensor[..., half:]
@@ -76,10 +82,10 @@ def frequencies(
     """
     if scaling not in SCALINGS:
         raise ShapeError(f"scaling must be one of {', '.join(map(repr, SCALINGS))}; received {scaling!r}.")
-    if width % 2 or scale < 1 or base <= 0 or trained < 1 or (scaling == "ntk" and width < 4):
+    if width % 2 or scale < 1 or base <= (scaling == "yarn") or trained < 1 or (scaling == "ntk" and width < 4):
         raise ShapeError(
-            "Scaled RoPE expects an even head width (4 or more for ntk), scale ≥ 1, and a positive base and trained length; "
-            f"received {width}, {scale}, {base} and {trained}."
+            "Scaled RoPE expects an even head width (4 or more for ntk), scale ≥ 1, a positive base (above 1 for yarn) and a "
+            f"positive trained length; received {width}, {scale}, {base} and {trained}."
         )
     if scaling == "ntk":
         base = base * scale ** (width / (width - 2))

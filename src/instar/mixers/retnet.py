@@ -113,7 +113,7 @@ class RetNet(Mixer):
     def _project(self, x: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys [B, T, H, K], values [B, T, H, V]."""
         q, k = (p(x).unflatten(-1, (self.heads, self.key_width)).transpose(1, 2) for p in (self.q_proj, self.k_proj))
-        q, k = (part.transpose(1, 2) for part in rotate((q, k), where, self.rope_base))
+        q, k = (part.transpose(1, 2) for part in rotate((q, k), where, self.rope_base, least=torch.float64))
         return q, k, self.v_proj(x).unflatten(-1, (self.heads, self.value_width))
 
     def _output(self, o: Tensor, x: Tensor) -> Tensor:

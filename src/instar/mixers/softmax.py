@@ -178,7 +178,8 @@ class Softmax(Mixer):
 
         attend: bool [B, 1, T, C], the columns that each may see; None for all, or with `causal` (C = T) those up to its own.
         """
-        if q.shape[2] == 1 and attend is not None and keys.shape[:3].numel() >= MANY and not torch.compiler.is_compiling():
+        rows = attend is not None and attend.dtype == torch.bool and attend.shape[:-1] == (len(q), 1, 1)  # not all who call have
+        if attend is not None and rows and keys.shape[:3].numel() >= MANY and not torch.compiler.is_compiling():
             plan = plan_of_mask(attend[:, 0, 0], self.kv_heads)
             if plan is not None:
                 return decode(plan, q, keys, values)[0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from instar.errors import ShapeError
+from instar.models.modes import evaluating
 from instar.state import State
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ def stream(
         last = torch.where(mask, torch.arange(prompts.shape[1], device=prompts.device), 0).amax(1)
         if bool(mask.all()):
             mask = None
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         logits, state = _read(model, prompts, mask, last)
         finished = torch.zeros_like(last, dtype=torch.bool)
         for number in range(max_new_tokens):
@@ -71,8 +70,6 @@ def stream(
                 return
             logits, state = model(token.unsqueeze(1), state)
             logits = logits[:, -1]
-    finally:
-        model.train(training)
 
 
 def _read(model: Decoder, prompts: Tensor, mask: Tensor | None, last: Tensor) -> tuple[Tensor, State]:

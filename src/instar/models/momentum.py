@@ -47,7 +47,8 @@ class MomentumCopy(nn.Module):
             if self._seen is not None and all(map(_same, now, self._seen)):
                 return
             self._seen = [tensor.clone() for tensor in now]
-        theirs = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+        # Parameters that two modules share have two names, and are two buffers of the copy.
+        theirs = dict(source.named_parameters(remove_duplicate=False)) | dict(source.named_buffers(remove_duplicate=False))
         for name, mine in self.copy.named_buffers():
             if mine.is_floating_point():
                 mine.lerp_(theirs[name].to(mine.dtype), 1 - self.momentum)

@@ -53,11 +53,11 @@ class ForecastProblem(Problem):
         batch: windows a step. stride: rows between the windows that are scored; 1 is all, more is for methods that are fitted
             anew for each.
 
-    Each series has mean 0 and deviation 1 over the rows of training; errors are in these units. An item is a block of neighbouring
-    windows that begin within H rows of each other: they overlap and tell the same. The pinball loss is the mean over the quantiles
-    0.1 … 0.9, made in the same way for every method from errors on the span before (see `forecasting.residuals`): for test on
-    validation, which taught nothing; for validation on training, so that it flatters there. Missing truth is not scored. Raises
-    DataError, ShapeError, UnknownNameError.
+    Each series has mean 0 and deviation 1 over the rows of training; errors are in these units. An item is a block of
+    neighbouring windows that begin within H rows of each other: they overlap and tell the same. The pinball loss is the mean over
+    the quantiles 0.1 … 0.9, made in the same way for every method from errors on the span before (see `forecasting.residuals`):
+    for test on validation, which taught nothing; for validation on training, so that it flatters there. Missing truth is not
+    scored. Raises DataError, ShapeError, UnknownNameError.
     """
 
     accepts: ClassVar = {Forecaster: "forecaster", Mixer: "encoder"}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from instar.catalogue import Build
+from instar.models import modes
 from instar.models.decoder import Decoder
 
 
@@ -40,11 +41,6 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards the model is in the mode that it was in."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+    """Eval mode without gradients; afterwards each module is in the mode that it was in."""
+    with modes.evaluating(model), torch.no_grad():
+        yield

@@ -47,8 +47,7 @@ def record(source: Path, folder: Path, *, method: str, title: str, settings: Map
         moved=moved,
     )
     path = store.record(said, {n: old[n] for n in said.lines("before")}, {n: new[n] for n in said.lines("after")}, folder)
-    if said.structural:
-        shutil.copyfile(source / CONFIG, path / CONFIG)
+    shutil.copyfile(source / CONFIG, path / CONFIG)  # names of classes change where no tensor does
     return said
 
 

@@ -74,8 +74,7 @@ def fill(model: Any, folder: Path, *, source: str | Path, receipts: Sequence[Rec
     weights(model, folder)
     for receipt in receipts:
         recorded = receipt.record(folder)
-        if receipt.facts.structural:
-            shutil.copyfile(Path(source) / CONFIG, recorded / CONFIG)  # with other shapes, the way back needs it
+        shutil.copyfile(Path(source) / CONFIG, recorded / CONFIG)  # the way back needs it: shapes, names of classes
     _same(folder, receipts)
 
 
@@ -83,6 +82,7 @@ def vacant(out: Path) -> None:
     """Raise OutputError unless a folder may be written here, before any work is done."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} exists already. A version is written to a new folder: name another one, or move it away.")
+    files.folder(out.absolute().parent)
 
 
 def accompany(source: Path, folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from instar.compression.pruning.layout import Layout
 from instar.errors import DataError, TransformError, UnknownNameError
+from instar.models import modes
 
 Batch = Mapping[str, Any]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -184,16 +185,13 @@ def _replaced(module: nn.Module, replacement: Replacement) -> Iterator[list[Any]
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Without dropout, and without a cache of keys and values."""
-    modes = {module: module.training for module in model.modules()}
     config = getattr(model, "config", None)
     caches = getattr(config, "use_cache", None)
-    model.eval()
     if caches:
         config.use_cache = False  # type: ignore[union-attr]
     try:
-        yield
+        with modes.evaluating(model):
+            yield
     finally:
         if caches:
             config.use_cache = caches  # type: ignore[union-attr]
-        for module, mode in modes.items():
-            module.training = mode
