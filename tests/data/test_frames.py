@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from instar.data import cells, frames, time_grid
+from instar.data.time_grid import Grid
 from instar.errors import DataError
 
 
@@ -156,3 +160,62 @@ def test_what_a_table_cannot_be(change: dict[str, Any], words: list[str]) -> Non
         frames.panel({"ds": [1, 2, 3, 4], "y": [1.0, 2.0, 3.0, 4.0], **change})
     for word in words:
         assert word in str(caught.value)
+
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    ("days", "kind", "season"),
+    [
+        ([datetime(2024, 3, 20) + timedelta(days=i) for i in range(24)], "microseconds", 7),  # the clock changes on the 31st
+        ([datetime(2024 + i // 12, i % 12 + 1, 1) for i in range(15)], "months", 12),
+        ([d for d in (datetime(2024, 3, 1) + timedelta(days=i) for i in range(60)) if d.weekday() < 5], "weekdays", 5),
+    ],
+)
+def test_days_of_a_zone_are_its_days(days: list[datetime], kind: str, season: int) -> None:
+    """Local midnights are none of UTC: the grid, its season and what comes next are those of the zone."""
+    zoned = [day.replace(tzinfo=BERLIN) for day in days]
+    past = len(days) - 3
+    panel = frames.panel({"ds": np.array(zoned[:past], dtype=object), "y": np.arange(past), "x": np.ones(past)}, known=["x"])
+    assert (panel.grid.kind, panel.grid.season, len(panel)) == (kind, season, past)
+    told = panel.grid.stamps(np.arange(len(days)))
+    assert told.tolist() == zoned
+    later = frames.extended(panel, {"ds": np.array(zoned[-3:], dtype=object), "x": np.full(3, 2.0)}, 3)
+    assert later.covariates[-3:, 0].tolist() == [2.0] * 3
+    assert Grid(**json.loads(json.dumps(dataclasses.asdict(panel.grid)))) == panel.grid
+
+
+def test_midnights_of_a_zone_without_a_name() -> None:
+    given = [f"2024-03-{20 + i}T00:00:00+01:00" for i in range(9)]
+    panel = frames.panel({"ds": given, "y": np.arange(9.0)})
+    assert panel.grid.stamps(np.array([9])).tolist() == [datetime.fromisoformat("2024-03-29T00:00:00+01:00")]
+    with pytest.raises(DataError, match=r"offsets alone.*Europe/Berlin"):
+        frames.panel({"ds": [*given[:8], "2024-04-01T00:00:00+02:00"], "y": np.arange(9.0)})
+
+
+def test_rounded_times_lie_on_their_grid() -> None:
+    """Seconds since 1970 at tenths, with gaps: distances are off by a millionth, and the future is found all the same."""
+    at = np.delete(np.arange(2000), [5, 600, 601])
+    grid, rows = time_grid.place(1.7e9 + 0.1 * at)
+    assert rows.tolist() == at.tolist()
+    assert grid.find(1.7e9 + 0.1 * np.array([1999, 2003, 2004, 2003.5]), 1999, 2004) == [1999, 2003, None, None]
+    ds = 0.1 * np.arange(200)
+    panel = frames.panel({"ds": ds, "y": ds, "x": ds}, known=["x"])
+    later = frames.extended(panel, {"ds": 0.1 * np.arange(195, 210), "x": np.arange(15.0)}, 10)
+    assert later.covariates[200:, 0].tolist() == list(range(5, 15))
+
+
+def test_whole_numbers_that_are_days_are_days() -> None:
+    written = np.array([20240228, 20240229, 20240301, 20240302])
+    for column in (written, [str(one) for one in written]):
+        panel = frames.panel({"ds": column, "y": np.arange(4.0)})
+        assert (panel.grid.kind, len(panel), panel.grid.season) == ("microseconds", 4, 7)
+    assert frames.panel({"ds": written + 100000, "y": np.arange(4.0)}).grid.kind == "number"  # no February 29th in 2034
+
+
+def test_pandas_own_missing_name_is_told() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"unique_id": pandas.array(["a", None], dtype="string"), "ds": [1, 2], "y": [1.0, 2.0]})
+    with pytest.raises(DataError, match="unique_id is missing in row 1"):
+        frames.panel(frame)

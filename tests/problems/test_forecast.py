@@ -191,3 +191,14 @@ def test_what_it_refuses(path: Path, tmp_path: Path) -> None:
     text.write_text("date,a,note\n2026-01-01,1,good\n2026-01-02,2,bad\n", "utf-8")
     with pytest.raises(DataError, match="note is 'good'"):
         forecast_set(str(text))
+
+
+def test_row_numbers_of_pandas_are_no_series_and_true_is_one(tmp_path: Path) -> None:
+    lines = [f"{row},2024-01-{row % 28 + 1:02d},{row},{str(row % 2 > 0).lower()}" for row in range(28)]
+    (tmp_path / "own.csv").write_text("\n".join([",date,a,open", *lines]))
+    found = forecast_set(str(tmp_path / "own.csv"), covariates=["open"]).panel
+    assert (found.ids, found.names) == (("a",), ("open",))
+    assert found.covariates[:4, 0].tolist() == [0, 1, 0, 1]
+    (tmp_path / "own.csv").write_text("\n".join([",date,a,open", *(f"9{line}" for line in lines)]))
+    with pytest.raises(DataError, match=r"Column 1 of .* has no name"):
+        forecast_set(str(tmp_path / "own.csv"), covariates=["open"])

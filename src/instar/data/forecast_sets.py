@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def _eeg() -> Panel:
 
 
 def _table(path: Path, time: str | None, target: str | Sequence[str] | None, covariates: Sequence[str]) -> Panel:
-    given = rows.columns(path)
+    given = _named(rows.columns(path), path)
     if not given or not next(iter(given.values())):
         raise DataError(f"{path} holds no row below its header.")
     chosen = next((name for name in given if name.lower() in _TIMES), None) if time is None else time
@@ -103,6 +104,15 @@ def _table(path: Path, time: str | None, target: str | Sequence[str] | None, cov
     return frames.panel({**kept, **{name: given[name] for name in covariates}})
 
 
+def _named(given: dict[str, list[Any]], path: Path) -> dict[str, list[Any]]:
+    """Without the row numbers that pandas writes first, in a column without a name. Raises DataError for another such column."""
+    for name in [name for name in given if not name.strip() or re.fullmatch(r"Unnamed: \d+", name)]:
+        if [str(value) for value in given[name]] != [str(row) for row in range(len(given[name]))]:
+            raise DataError(f"Column {list(given).index(name) + 1} of {path} has no name. Name it, or take it out.")
+        given = {key: values for key, values in given.items() if key != name}
+    return given
+
+
 def _wide(
     given: dict[str, list[Any]], where: str, time: str | None, target: Sequence[str] | None, covariates: Sequence[str]
 ) -> Panel:
@@ -116,8 +126,7 @@ def _wide(
     count = len(values)
     grid, ordered = of_array(values).grid, np.arange(count)
     if time is not None:
-        stamps, aware = times(_cells(given[time]), time)
-        grid, ordered = place(stamps, aware)
+        grid, ordered = place(*times(_cells(given[time]), time))
         if len(twice := np.flatnonzero(np.bincount(ordered) > 1)):
             raise DataError(f"{where} has two rows at {grid.stamps(twice[:1])[0]}. Times of a wide table appear once.")
     T = int(ordered.max()) + 1

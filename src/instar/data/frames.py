@@ -38,9 +38,9 @@ def panel(frame: Any, known: Sequence[str] = ()) -> Panel:
     if not len(given[TIME]):
         raise DataError("The table has no row.")
     ids, series = _series(given)
-    stamps, aware = times(given[TIME], TIME)
-    grid, rows = time_grid.place(stamps, aware)
-    _once(rows, series, ids, stamps)
+    said = times(given[TIME], TIME)
+    grid, rows = time_grid.place(*said)
+    _once(rows, series, ids, said.stamps)
     T, N = int(rows.max()) + 1, len(ids)
     if T * N > _MOST:
         raise DataError(f"The table spans {T} times of {N} series, of which it has {len(rows)} rows. Is a time far off?")
@@ -79,13 +79,11 @@ def extended(before: Panel, future: Any, horizon: int) -> Panel:
     source = sources(before)
     if lacking := [name for name in dict.fromkeys((TIME, *source.values())) if name not in given]:
         raise DataError(f"The table of the future lacks {', '.join(lacking)}; it has {', '.join(given) or 'no column'}.")
-    stamps, aware = times(given[TIME], TIME)
-    if aware != before.grid.aware:
+    said = times(given[TIME], TIME)
+    if said.aware != before.grid.aware:
         raise DataError("Times of the future and of the past must both have a time zone, or neither.")
     first, T = min(before.ends), len(before)  # a series that ends earlier is told its future from there on
-    ahead = np.arange(first, T + horizon)
-    row_of = dict(zip(dataclasses.replace(before.grid, aware=False).stamps(ahead).tolist(), ahead.tolist(), strict=True))
-    rows = [row_of.get(stamp) for stamp in stamps.tolist()]
+    rows = before.grid.find(said.stamps, first, T + horizon)
     ids = [_plain(one) for one in given[ID]] if ID in given else [None] * len(rows)
     covariates = np.full((T + horizon, len(before.names)), np.nan)
     covariates[: len(before.covariates)] = before.covariates[: T + horizon]
@@ -113,7 +111,7 @@ def _series(given: Columns) -> tuple[tuple[Id, ...], NDArray[np.int64]]:
         return ("series",), np.zeros(len(given[TIME]), dtype=np.int64)
     places: dict[Id, int] = {}
     found = np.array([places.setdefault(_plain(name), len(places)) for name in given[ID]])
-    if missing := [name for name in places if name is None or name != name]:
+    if missing := [name for name in places if _lacks(name)]:
         row = int((found == places[missing[0]]).argmax())
         raise DataError(f"{ID} is missing in row {row}; each row says which series it belongs to.")
     return tuple(places), found
@@ -146,6 +144,11 @@ def _covariates(
         flags += [name in known] * (1 if shared else len(ids))
     joined = np.concatenate(parts, axis=1) if parts else np.zeros((0, 0))
     return joined, tuple(names), tuple(flags)
+
+
+def _lacks(name: Any) -> bool:
+    """None, NaN, and pandas.NA, which says nothing even of being itself."""
+    return name is None or type(name).__name__ == "NAType" or name != name
 
 
 def _plain(value: Any) -> Any:

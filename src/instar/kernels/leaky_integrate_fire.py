@@ -134,7 +134,7 @@ class _Neurons(torch.autograd.Function):
         return (u >= threshold).to(u.dtype), v
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, of_spikes: Tensor, of_v: Tensor) -> tuple[Tensor | None, ...]:
         u, keep, real = ctx.saved_tensors
         slope = surrogate(u - ctx.threshold, ctx.alpha)

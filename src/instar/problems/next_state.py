@@ -86,11 +86,11 @@ class NextStateProblem(Problem):
         return Data(train, valid, test, found.sha256, facts)
 
     def _windows(self, part: Sequences) -> Windows:
-        length, found, series = self.context + 1, [], []
+        length, found, series = self.context + 1, [], list[int]()
         for number, row in enumerate(part.rows):
             for phase in range(self.stride):
-                states = np.asarray(row, dtype=np.float32)[phase :: self.stride]
-                cut = [states[at : at + length] for at in range(0, len(states) - length + 1, length)]
+                seen = np.asarray(row, dtype=np.float32)[phase :: self.stride]
+                cut = [seen[at : at + length] for at in range(0, len(seen) - length + 1, length)]
                 found += cut
                 series += [number] * len(cut)
         states = torch.from_numpy(np.stack(found)) if found else torch.zeros(0, length, 1)

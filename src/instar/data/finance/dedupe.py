@@ -48,12 +48,12 @@ def cells(catalogue: Catalogue, build: str, code: str, *, urls: bool, near: bool
     months: dict[str, tuple[list[_Group], list[Copy]]] = defaultdict(lambda: ([], []))
     for key in stay:
         months[_month(seen[key].known // _DAY)][0].append(_Group([key, *sorted(others.get(key, ()))]))
-    named = {key: set[str]().union(*(seen[one].symbols for one in (key, *others.get(key, ())))) for key in stay}
+    listed = {key: set[str]().union(*(seen[one].symbols for one in (key, *others.get(key, ())))) for key in stay}
     for copy in copies:  # in the order of their times
         groups, again = months[_month(seen[copy.key].known // _DAY)]
         again.append(copy)
-        if copy.same_words and (new := seen[copy.key].symbols - named[copy.of]):
-            named[copy.of] |= new
+        if copy.same_words and (new := seen[copy.key].symbols - listed[copy.of]):
+            listed[copy.of] |= new
             groups.append(_Group([copy.key], copy.of, sorted(new)))
     records = _Records(catalogue, where)
     for month, (groups, again) in sorted(months.items()):

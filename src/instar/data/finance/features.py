@@ -51,7 +51,7 @@ def daily(
     come oldest first: the newest that has a session gives its bar, and the newest that has two sessions that follow each other
     gives the return between them, so that a later split never looks like a fall. O(articles + sessions).
     """
-    days, values, returns = _joined([_within(one, sessions) for one in bars])
+    days, values, returns = _joined([_within(one, sessions) for one in bars], sessions)
     if len(days):
         span = sessions[(sessions >= days[0]) & (sessions <= days[-1])]
     else:
@@ -155,14 +155,15 @@ def _within(bars: Bars, sessions: Days) -> Bars:
     return Bars(bars.days[keep], bars.values[keep])
 
 
-def _joined(bars: Sequence[Bars]) -> tuple[Days, Numbers, Numbers]:
+def _joined(bars: Sequence[Bars], sessions: Days) -> tuple[Days, Numbers, Numbers]:
     """Days [N] of all retrievals, the newest bar of each, the newest return into it."""
     days = np.unique(np.concatenate([one.days for one in bars])) if bars else np.empty(0, np.int64)
     values, returns = np.full((len(days), len(PRICES)), np.nan), np.full(len(days), np.nan)
     for one in bars:
         at = np.searchsorted(days, one.days)
         values[at] = one.values
-        follows = np.flatnonzero(np.diff(at) == 1) + 1  # a session that this retrieval lacks has no return into or out of it
+        # A session that this retrieval lacks, or every one, has no return into or out of it.
+        follows = np.flatnonzero(np.diff(np.searchsorted(sessions, one.days)) == 1) + 1
         adjusted = one.values[:, PRICES.index("adj_close")]
         with np.errstate(divide="ignore", invalid="ignore"):
             step = np.log(adjusted[follows] / adjusted[follows - 1])

@@ -59,6 +59,8 @@ def _parts(catalogue: Catalogue, build: str, symbols: Sequence[str] | None) -> I
 
 def _day(edge: date | str) -> date:
     try:
+        if isinstance(edge, datetime):  # which is a date, but compares with none
+            return edge.date()
         return edge if isinstance(edge, date) else date.fromisoformat(edge)
     except ValueError as error:
         raise DataError(f"'{edge}' is no day: expected as in 2024-01-31.") from error
