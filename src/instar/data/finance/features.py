@@ -44,14 +44,14 @@ def daily(
 
         mean_s = average of the scores of session s              decayed_s = mean_s, and without a score
         decayed_s = 3 + (decayed_l − 3) · exp(−rate · (s − l))   l: the last session with a score, in calendar days
-        log_return_s = ln(adj_s / adj_{s−1})                     volume_z_s from the `window` sessions before s
+        log_return_s = ln(adj_s / adj of the last session with a price)    volume_z_s from the `window` sessions before s
 
     Before the first score decayed is missing, never neutral. A row depends on articles and prices up to its session alone.
     Open, high and low are adjusted by adj_close / close of their own row, beside adj_close; close is as it was paid. Retrievals
     come oldest first: the newest that has a session gives its bar, and the newest that has two sessions that follow each other
     gives the return between them, so that a later split never looks like a fall. O(articles + sessions).
     """
-    days, values, returns = _joined([_within(one, sessions) for one in bars], sessions)
+    days, values, returns = _joined([_within(one, sessions) for one in bars])
     if len(days):
         span = sessions[(sessions >= days[0]) & (sessions <= days[-1])]
     else:
@@ -155,15 +155,14 @@ def _within(bars: Bars, sessions: Days) -> Bars:
     return Bars(bars.days[keep], bars.values[keep])
 
 
-def _joined(bars: Sequence[Bars], sessions: Days) -> tuple[Days, Numbers, Numbers]:
+def _joined(bars: Sequence[Bars]) -> tuple[Days, Numbers, Numbers]:
     """Days [N] of all retrievals, the newest bar of each, the newest return into it."""
     days = np.unique(np.concatenate([one.days for one in bars])) if bars else np.empty(0, np.int64)
     values, returns = np.full((len(days), len(PRICES)), np.nan), np.full(len(days), np.nan)
     for one in bars:
         at = np.searchsorted(days, one.days)
         values[at] = one.values
-        # A session that this retrieval lacks, or every one, has no return into or out of it.
-        follows = np.flatnonzero(np.diff(np.searchsorted(sessions, one.days)) == 1) + 1
+        follows = np.flatnonzero(np.diff(at) == 1) + 1  # a session that this retrieval alone lacks has no return into or out of it
         adjusted = one.values[:, PRICES.index("adj_close")]
         with np.errstate(divide="ignore", invalid="ignore"):
             step = np.log(adjusted[follows] / adjusted[follows - 1])
