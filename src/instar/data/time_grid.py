@@ -117,7 +117,7 @@ def place(times: NDArray[Any], aware: bool = False, zone: str = "") -> tuple[Gri
         raise DataError(f"There is one time only ({different[0]}); two at least are needed to know how far apart times are.")
     if different.dtype.kind != "M":
         return _stepped("number", different, times, {})
-    further = {"aware": aware, "zone": zone}
+    further: dict[str, Any] = {"aware": aware, "zone": zone}
     days = different.astype("datetime64[D]")
     midnight = bool((different == days).all())
     if midnight and (found := _monthly(days, times, further)):

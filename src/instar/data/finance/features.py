@@ -162,7 +162,7 @@ def _joined(bars: Sequence[Bars]) -> tuple[Days, Numbers, Numbers]:
     for one in bars:
         at = np.searchsorted(days, one.days)
         values[at] = one.values
-        follows = np.flatnonzero(np.diff(at) == 1) + 1  # a session that this retrieval alone lacks has no return into or out of it
+        follows = np.flatnonzero(np.diff(at) == 1) + 1  # a session that only this retrieval lacks has no return
         adjusted = one.values[:, PRICES.index("adj_close")]
         with np.errstate(divide="ignore", invalid="ignore"):
             step = np.log(adjusted[follows] / adjusted[follows - 1])
