@@ -85,7 +85,9 @@ class Layer:
         weight, bias = self.weight, self.bias
         assert weight.grad is not None
         columns = self.matrix(weight).shape[1]
-        self.matrix(weight.grad).copy_(gradient[:, :columns].view_as(self.matrix(weight.grad)))
+        made = self.matrix(gradient[:, :columns]) if self.transposed else gradient[:, :columns]
+        # Into the gradient itself: as a matrix, one in channels_last is a copy.
+        weight.grad.copy_(made.reshape(weight.grad.shape))
         if bias is not None and bias.grad is not None:
             bias.grad.copy_(gradient[:, columns])
 
