@@ -197,8 +197,8 @@ class OffloadedAdamW(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """A further group; the state is cut anew.
 
-        Raises StoreError where a store with a name holds the old cut, and BudgetError and ShapeError as at the start; nothing has
-        changed then.
+        Raises StoreError where a store with a name holds the old cut or a disk has no room for the new one, and BudgetError and
+        ShapeError as at the start; nothing has changed then.
         """
         if self._engine is None:  # the base class, while it is made
             super().add_param_group(param_group)
@@ -214,8 +214,15 @@ class OffloadedAdamW(Optimizer):
         except InstarError:
             self.param_groups.pop()
             raise
+        before = self.engine.division
         self.close()
-        self._build(division).load(kept["state"])
+        try:
+            self._build(division).load(kept["state"])
+        except BaseException:
+            self.close()
+            self.param_groups.pop()
+            self._build(before).load(kept["state"])
+            raise
 
     def close(self) -> None:
         """End the threads and release the store and the memory. What is not committed is lost."""
