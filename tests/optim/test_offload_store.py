@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import resource
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 from offload_runs import FINE, network, same, train
 from torch import nn
 
-from instar.errors import OutputError, StoreError
+from instar.errors import CheckpointError, OutputError, StoreError
 from instar.optim.offload.store import StoreSpec
 from instar.optim.offloaded_adamw import OffloadedAdamW
 
@@ -165,6 +166,11 @@ def test_a_store_with_a_name_takes_no_further_group(tmp_path: Path) -> None:
     ours.close()
     with pytest.raises(StoreError, match="store with a name"):
         OffloadedAdamW(model).commit()
+
+
+def test_a_copy_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="cannot be copied or pickled"):
+        copy.deepcopy(OffloadedAdamW(network()))
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5])

@@ -6,14 +6,14 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from instar.errors import CheckpointError, InstarError, ShapeError, StoreError
 from instar.interfaces import Optimizer
-from instar.optim.first_order import decayed, dense_and_finite
+from instar.optim.first_order import decayed, dense_and_finite, refuse_copy
 from instar.optim.offload import exporting
 from instar.optim.offload.engine import Engine, device_of
 from instar.optim.offload.layout import checked
@@ -112,6 +112,9 @@ class OffloadedAdamW(Optimizer):
         self._hooks: list[Any] = []
         self._build(self._divided())
         self._restore()
+
+    def __getstate__(self) -> NoReturn:
+        refuse_copy(self, "its state lies in a store that it alone holds")
 
     @property
     def engine(self) -> Engine:
