@@ -143,6 +143,24 @@ def test_new_rows_count_their_own_steps_and_old_rows_keep_theirs() -> None:
     assert {count for name, count in counts.items() if name not in old} == {2.0}
 
 
+def test_an_optimiser_that_knows_names_knows_those_of_the_grown_model() -> None:
+    model = made()
+    optimiser = torch.optim.AdamW(model.named_parameters(), lr=1e-3)
+    before = list(optimiser.param_groups[0]["param_names"])
+
+    def named() -> bool:
+        group, names = optimiser.param_groups[0], dict(model.named_parameters())
+        return all(names[name] is p for name, p in zip(group["param_names"], group["params"], strict=True))
+
+    grown = grow(model, optimiser, {"n": "2x"})
+    assert named()
+    torch.optim.AdamW(model.named_parameters(), lr=1e-3).load_state_dict(optimiser.state_dict())
+    shrink(model, {"blocks.0.feed": range(40)}, optimizer=optimiser).undo()
+    assert named()
+    grown.undo()
+    assert optimiser.param_groups[0]["param_names"] == before
+
+
 def step(model: TokenFormer, optimiser: torch.optim.Optimizer, steps: int) -> None:
     ids = tokens()
     for _ in range(steps):
