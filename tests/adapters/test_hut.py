@@ -219,3 +219,15 @@ def test_one_that_is_merged_is_not_merged_again() -> None:
     unmerge(model)
     merge(model, "one")
     assert torch.equal(model(x), before)
+
+
+def test_a_model_that_is_cast_while_merged_is_of_one_type_afterwards() -> None:
+    model = made()
+    weight = model[0].weight.detach().clone()
+    HUT(r=4).attach(model, "0")
+    learn(model, 0.1)
+    merge(model)
+    model.bfloat16()
+    unmerge(model)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(model[0].base_layer.weight, weight.bfloat16())

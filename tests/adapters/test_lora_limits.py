@@ -279,6 +279,34 @@ def test_models_without_known_parts_are_refused() -> None:
         diagnose(torch.nn.Linear(2, 2), [])
 
 
+@pytest.mark.parametrize(
+    ("family", "settings", "words"),
+    [
+        ("Qwen3", {"num_key_value_heads": 2, "head_dim": 8}, "q_norm"),
+        ("Phi3", {"num_key_value_heads": 2, "pad_token_id": 0}, "fewer keys"),
+        ("Granite", {"attention_multiplier": 1.0}, "multiplied by 1"),
+    ],
+)
+def test_scores_that_are_made_otherwise_are_refused(family: str, settings: dict[str, int | float], words: str) -> None:
+    import transformers
+
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = getattr(transformers, f"{family}Config")(**sizes, **settings)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    with pytest.raises(ModelError, match=words):
+        diagnose(model, [torch.randint(50, (1, 9))])
+
+
+def test_a_diagnosis_leaves_every_module_in_its_mode() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=8)).train()
+    model.transformer.h[0].eval()
+    before = [module.training for module in model.modules()]
+    diagnose(model, [torch.randint(50, (1, 9))])
+    assert [module.training for module in model.modules()] == before
+
+
 def test_a_transformers_model_trains_through_it() -> None:
     """Gradients of a whole model, grouped heads and rotary positions included, are those of SDPA."""
     from transformers import LlamaConfig, LlamaForCausalLM

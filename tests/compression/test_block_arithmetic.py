@@ -156,6 +156,23 @@ def test_norms(centred: bool, width: int) -> None:
         assert float((plainest(x).mean(1) - 0.5).abs().max()) < 0.05
 
 
+@pytest.mark.parametrize("eps", [1e-5, 1e-12])
+@pytest.mark.parametrize("centred", [True, False])
+def test_small_rows_are_not_made_large(centred: bool, eps: float) -> None:
+    """Far below √ε a norm hardly scales any more: what is nearly 0 stays so."""
+    torch.manual_seed(0)
+    plain: Any = nn.LayerNorm(384, eps=eps) if centred else nn.RMSNorm(384, eps=eps)
+    x = torch.randn(8, 384) * torch.tensor([1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-30])[:, None]
+    given = whole.norm_of(plain)
+    assert given is not None
+    parts = whole.BlockNorm.parts_of(given[0], given[1], 64)
+    found = [whole.BlockNorm(parts, 384, eps, centred, BlockFormat(8, 1, 64), backend)(x) for backend in BACKENDS]
+    assert torch.equal(*found)
+    exact = plain(x).detach()
+    rounding = 384**0.5 * 2**-13  # of a normalised value, which has 12 bits after the point
+    assert bool(((found[0] - exact).norm(dim=1) <= exact.norm(dim=1) / 50 + rounding).all())
+
+
 def test_attention_is_that_of_torch() -> None:
     draw = torch.Generator().manual_seed(6)
     q, k, v = (torch.randn(2, 3, 18, 16, generator=draw) for _ in range(3))

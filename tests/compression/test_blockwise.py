@@ -257,14 +257,33 @@ def test_norms_are_told_by_what_they_do() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.weight, self.variance_epsilon = nn.Parameter(torch.ones(4)), 1e-6
+            self.weight, self.variance_epsilon = nn.Parameter(torch.rand(8)), 1e-6
 
-    class Qwen3NextRMSNorm(T5LayerNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.weight * nn.functional.rms_norm(x, (8,), eps=self.variance_epsilon)
+
+    class SomeRMSNorm(T5LayerNorm):
         """Multiplies by 1 + weight."""
 
-    assert whole.norm_of(nn.LayerNorm(4, bias=False))[3] is True  # type: ignore[index]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.rms_norm(x, (8,), eps=self.variance_epsilon) + super().forward(x)
+
+    class CenteredLayerNorm(T5LayerNorm):
+        """Takes the mean away, and has no shift that would tell."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x - x.mean(-1, keepdim=True))
+
+    class ChannelsFirstLayerNorm(nn.LayerNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    assert whole.norm_of(nn.LayerNorm(8, bias=False))[3] is True  # type: ignore[index]
+    assert whole.norm_of(nn.LayerNorm(8, dtype=torch.bfloat16)) is not None
     assert whole.norm_of(T5LayerNorm())[3] is False  # type: ignore[index]
-    assert whole.norm_of(Qwen3NextRMSNorm()) is None
+    for other in (SomeRMSNorm(), CenteredLayerNorm(), ChannelsFirstLayerNorm(8)):
+        assert whole.norm_of(other) is None
+        assert not Blockwise(activations="all").takes(other)
 
 
 @pytest.mark.parametrize("change", ["softcap", "s_aux", "position_bias"])

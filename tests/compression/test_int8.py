@@ -143,6 +143,19 @@ def test_other_precisions_come_back_as_they_came() -> None:
         assert torch.allclose(half.float(), made(x), rtol=0.05, atol=0.3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("columns", [(), (3,)])
+def test_a_layer_that_is_cast_goes_on(dtype: torch.dtype, columns: tuple[int, ...]) -> None:
+    made, _ = layer(columns=columns)
+    x = torch.randn(4, 40)
+    with torch.no_grad():
+        before = made(x)
+        found = made.to(dtype)(x.to(dtype))
+    assert found.dtype == dtype
+    assert {made.scale.dtype, made.exact.dtype} == {torch.float32}
+    torch.testing.assert_close(found.float(), before, rtol=0.02, atol=0.2 if dtype == torch.bfloat16 else 0.05)
+
+
 def test_a_machine_that_saturates_gets_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch._int_mm
 

@@ -211,6 +211,9 @@ def test_shrinking_is_the_layer_without_those_pairs() -> None:
     other.grow(3)
     other.shrink([10, 11, 12])  # the way back
     assert other.counts == [10]
+    for mask in (torch.ones(10) > 0, [True, False]):
+        with pytest.raises(ShapeError, match="received a mask"):
+            other.shrink(mask)
 
 
 def test_only_the_newest_pairs_are_trained_once_the_old_are_frozen() -> None:

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instar import files
 from instar.errors import CheckpointError, ShapeError, TransformError
 from instar.growth import TokenFormer, freeze_old, grow, merge, shrink, weakest
 from instar.growth.tokenformer import TokenFormerGrowth
 from instar.growth.tokenformer_decoder import KINDS
+from instar.models import checkpoint
 from instar.receipt import fingerprint
 
 V = 31
@@ -143,6 +145,24 @@ def test_new_rows_count_their_own_steps_and_old_rows_keep_theirs() -> None:
     assert {count for name, count in counts.items() if name not in old} == {2.0}
 
 
+def test_an_optimiser_that_knows_names_knows_those_of_the_grown_model() -> None:
+    model = made()
+    optimiser = torch.optim.AdamW(model.named_parameters(), lr=1e-3)
+    before = list(optimiser.param_groups[0]["param_names"])
+
+    def named() -> bool:
+        group, names = optimiser.param_groups[0], dict(model.named_parameters())
+        return all(names[name] is p for name, p in zip(group["param_names"], group["params"], strict=True))
+
+    grown = grow(model, optimiser, {"n": "2x"})
+    assert named()
+    torch.optim.AdamW(model.named_parameters(), lr=1e-3).load_state_dict(optimiser.state_dict())
+    shrink(model, {"blocks.0.feed": range(40)}, optimizer=optimiser).undo()
+    assert named()
+    grown.undo()
+    assert optimiser.param_groups[0]["param_names"] == before
+
+
 def step(model: TokenFormer, optimiser: torch.optim.Optimizer, steps: int) -> None:
     ids = tokens()
     for _ in range(steps):
@@ -257,6 +277,21 @@ def test_files_say_pairs_and_tau_of_each_layer(tmp_path: Path) -> None:
     assert torch.equal(loaded(tokens())[0], model(tokens())[0])
 
 
+def test_whoever_is_killed_between_the_files_leaves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(torch.float32)
+    model.save_pretrained(tmp_path)
+    grow(model, plan={"n": "2x"})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        model.save_pretrained(tmp_path)
+    assert fingerprint(TokenFormer.from_pretrained(tmp_path)) == fingerprint(model)
+
+
+@pytest.mark.parametrize("older", [True, False])
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -271,10 +306,13 @@ def test_files_say_pairs_and_tau_of_each_layer(tmp_path: Path) -> None:
         ({"layers": [{kind: [10**9] for kind in KINDS}] * 2}, "pairs"),
     ],
 )
-def test_a_folder_that_does_not_fit_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
-    made(torch.float32).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+def test_a_folder_that_does_not_fit_is_refused(change: dict[str, Any], words: str, older: bool, tmp_path: Path) -> None:
+    """In older ones the weights do not say the config."""
+    model = made(torch.float32)
+    model.save_pretrained(tmp_path)
+    changed = json.dumps({**json.loads((tmp_path / "config.json").read_text()), **change})
+    (tmp_path / "config.json").write_text(changed)
+    checkpoint.write(tmp_path / "model.safetensors", model.state_dict(), None if older else {"config": changed})
     with pytest.raises(CheckpointError, match=words):
         TokenFormer.from_pretrained(tmp_path)
 

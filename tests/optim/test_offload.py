@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import random
+import resource
 import threading
 import time
 import warnings
@@ -93,6 +94,21 @@ def test_other_types_of_parameters(dtype: torch.dtype) -> None:
     assert same(model, other)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_half_precision_is_equal_to_torch_to_the_bit(decay: float) -> None:
+    """With an ε that float16 holds: below it both divide by zero."""
+    whole, cut = (nn.Parameter(torch.linspace(-1, 1, 1001).half()) for _ in range(2))
+    plain = torch.optim.AdamW([whole], 1e-2, eps=1e-4, weight_decay=decay, foreach=True)
+    ours = OffloadedAdamW([cut], lr=1e-2, eps=1e-4, weight_decay=decay, subgroup=37, ratio=0.5)
+    for seed in range(5):
+        whole.grad = torch.randn(1001, generator=torch.Generator().manual_seed(seed)).half()
+        cut.grad = whole.grad.clone()
+        plain.step()
+        ours.step()
+    assert bool(whole.isfinite().all())
+    assert torch.equal(whole, cut)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_timing_of_transfers_changes_nothing(seed: int) -> None:
     model, plain, other, ours = pair(subgroup=500, buffers=3, ratio=0.6)
@@ -119,7 +135,8 @@ def test_clipping_and_accumulation_are_exact() -> None:
             for net in (model, other):
                 x, y = batch(3 * step + part)
                 F.mse_loss(net(x), y).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        # In the order of the groups, which is that of the sum under the norm.
+        nn.utils.clip_grad_norm_([p for group in plain.param_groups for p in group["params"]], 0.05)
         for optimiser in (plain, ours):
             optimiser.step()
             optimiser.zero_grad()
@@ -181,6 +198,26 @@ def test_a_group_that_does_not_fit_changes_nothing(group: list[nn.Parameter], er
     train(other, ours, 2)
     with pytest.raises(error):
         ours.add_param_group({"params": group})
+    assert len(ours.param_groups) == 1
+    train(model, plain, 3, 2)
+    train(other, ours, 3, 2)
+    assert same(model, other)
+
+
+def test_a_group_for_which_the_disk_has_no_room_changes_nothing(tmp_path: Path) -> None:
+    model = network()
+    other = copy.deepcopy(model)
+    plain = torch.optim.AdamW(model.parameters(), foreach=True, weight_decay=0.0)
+    ours = OffloadedAdamW(other.parameters(), weight_decay=0.0, store=tmp_path, **FINE)
+    train(model, plain, 2)
+    train(other, ours, 2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="no room"):
+            ours.add_param_group({"params": [nn.Parameter(torch.zeros(300, 300))]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(ours.param_groups) == 1
     train(model, plain, 3, 2)
     train(other, ours, 3, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import resource
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 from offload_runs import FINE, network, same, train
 from torch import nn
 
-from instar.errors import StoreError
+from instar.errors import CheckpointError, OutputError, StoreError
 from instar.optim.offload.store import StoreSpec
 from instar.optim.offloaded_adamw import OffloadedAdamW
 
@@ -165,3 +166,49 @@ def test_a_store_with_a_name_takes_no_further_group(tmp_path: Path) -> None:
     ours.close()
     with pytest.raises(StoreError, match="store with a name"):
         OffloadedAdamW(model).commit()
+
+
+def test_a_copy_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="cannot be copied or pickled"):
+        copy.deepcopy(OffloadedAdamW(network()))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_a_commit_that_is_cut_off_at_its_end_is_the_last_thing_that_is_written(ratio: float, tmp_path: Path) -> None:
+    model, ours = opened(tmp_path / "state", ratio=ratio)
+    train(model, ours, 2)
+    ours.commit({"epoch": 1})
+    train(model, ours, 1, 2)
+    medium, syncs = ours.engine.store.medium, iter((False, True))
+    durable = medium.sync
+
+    def interrupted() -> None:
+        durable()
+        if next(syncs):  # the record is on the disk, and nobody is told
+            raise KeyboardInterrupt
+
+    medium.sync = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        ours.commit({"epoch": 2})
+    weights = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(StoreError, match="nothing is written any more"):
+        train(model, ours, 1, 3)
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+    ours.save(tmp_path / "now.safetensors")
+    ours.close()
+    fresh, again = opened(tmp_path / "state", ratio=ratio)
+    assert again.payload == {"epoch": 2}
+    assert same(model, fresh)
+
+
+def test_an_export_onto_a_disk_that_fills_up_leaves_the_old_file(small_files: int, tmp_path: Path) -> None:
+    """The limit cuts the last write in two: it takes a part of what it is given, and does not fail."""
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(b"old")
+    weight = nn.Parameter(torch.zeros(small_files // 4, dtype=torch.bfloat16))
+    ours = OffloadedAdamW([weight], store=StoreSpec(mode="throttled"), ratio=0.0, subgroup=small_files)
+    weight.grad = torch.ones_like(weight)
+    ours.step()
+    with pytest.raises(OutputError, match="unchanged"):
+        ours.save(path)
+    assert path.read_bytes() == b"old"

@@ -66,8 +66,8 @@ def unmerge(model: nn.Module) -> Receipt:
 def _restore(base: nn.Module, path: str, tensor: Tensor | None) -> None:
     owner, key = _owner(base, path)
     table: dict[str, Any] = owner._buffers if key in owner._buffers else owner._parameters
-    if tensor is not None and tensor.device != table[key].device:  # the model has gone elsewhere meanwhile
-        tensor.data = tensor.data.to(table[key].device)
+    if tensor is not None:  # the model may have gone elsewhere meanwhile, or to another type
+        tensor.data = tensor.data.to(table[key].device, table[key].dtype)
     table[key] = tensor
 
 

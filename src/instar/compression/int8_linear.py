@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -78,6 +78,15 @@ class Int8Linear(Stored):
             flat = through(flat, held.index_copy(1, self.columns, flat.detach()[:, self.columns]))
         bias = None if self.bias is None else self.bias.float()
         return F.linear(flat, self.weight, bias).to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        """Elsewhere with the model; its scales stay in float32 where it is cast, which is the type of the products."""
+        kept = {name: getattr(self, name) for name in ("scale", "exact")}
+        super()._apply(fn, recurse)
+        for name, tensor in kept.items():
+            if (moved := getattr(self, name)).dtype != tensor.dtype:
+                setattr(self, name, tensor.to(moved.device))
+        return self
 
     def spec(self) -> dict[str, Any]:
         """What `blank` needs."""

@@ -6,6 +6,7 @@ of the residual stream stay in float32, since one token's values of 25,000 would
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from instar.errors import UnknownNameError
 
 _FRACTION = 12
 """Bits after the point of a normalised value."""
+_SAME = 0.02
+"""How far apart two norms may be that are one, relative: more than what bfloat16 rounds."""
 FUNCTIONS = {
     "gelu": nn.GELU(),
     "gelu_tanh": nn.GELU(approximate="tanh"),
@@ -140,6 +143,8 @@ class BlockNorm(nn.Module):
         for name, tensor in parts.items():
             self.register_buffer(name, tensor)
         self.rows = BlockFormat(min(16, (53 - 2 * (width - 1).bit_length()) // 2), 1, 0)
+        self.finest = min(127, math.floor((52 - math.log2(eps * width**2)) / 2)) if eps > 0 else 127
+        """The largest exponent of a row at which ε, in the unit of V, is below 2^52 still."""
 
     @staticmethod
     def parts_of(weight: Tensor, bias: Tensor | None, block: int) -> dict[str, Tensor]:
@@ -156,13 +161,16 @@ class BlockNorm(nn.Module):
             return x
         how = arithmetic.of(self.backend)
         made = self.rows.quantise(flat)
-        q, e, N = how.number(made.q), made.scale.long(), self.width
+        # Small rows are rounded coarser than they could be: with a smaller ε than it is they would come out too large.
+        e, N = made.scale.long().clamp(max=self.finest), self.width
+        coarse = torch.round(flat.detach() * power_of_two(e, torch.float32))
+        q = how.number(torch.where(e < made.scale, coarse, made.q))
         if self.centred:
             total = q.sum(1, keepdim=True)
             c, V = N * q - total, N * (q * q).sum(1, keepdim=True) - total * total
         else:
             c, V = N * q, N * (q * q).sum(1, keepdim=True)
-        small = torch.round(self.eps * N * N * power_of_two((2 * e).clamp(max=300))).clamp(max=2.0**52)
+        small = torch.round(self.eps * N * N * power_of_two(2 * e))
         s = how.root(V + how.number(small)).clamp(min=1)
         z = how.divide(c * 2**_FRACTION, s)
         gamma, eg = self._vector("weight")
@@ -245,17 +253,29 @@ def function_of(module: nn.Module) -> str | None:
 
 
 def norm_of(module: nn.Module) -> tuple[Tensor, Tensor | None, float, bool] | None:
-    """(γ, β, ε, centred) of a LayerNorm or RMSNorm over one axis; None for other modules and norms without γ."""
+    """(γ, β, ε, centred) of a LayerNorm or RMSNorm over one axis; None for other modules and for norms that do something else."""
     weight = getattr(module, "weight", None)
-    name = type(module).__name__
-    if (
-        not isinstance(weight, Tensor)
-        or weight.dim() != 1
-        or not name.endswith(("LayerNorm", "RMSNorm"))
-        or name.startswith(("Gemma", "Qwen3Next", "Qwen3_5"))
-    ):
-        return None  # these keep γ − 1
-    bias = getattr(module, "bias", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or not type(module).__name__.endswith(("LayerNorm", "RMSNorm")):
+        return None
+    given = getattr(module, "bias", None)
+    bias = given if isinstance(given, Tensor) else None
     eps = next((v for key in ("eps", "variance_epsilon") if isinstance(v := getattr(module, key, None), float)), 1e-6)
     # T5's "LayerNorm" takes no mean away; it has no shift either.
-    return weight, bias if isinstance(bias, Tensor) else None, eps, isinstance(module, nn.LayerNorm) or isinstance(bias, Tensor)
+    centred = isinstance(module, nn.LayerNorm) or bias is not None
+    return (weight, bias, eps, centred) if _does(module, weight, bias, eps, centred) else None
+
+
+@torch.no_grad()
+def _does(module: nn.Module, weight: Tensor, bias: Tensor | None, eps: float, centred: bool) -> bool:
+    """Whether a norm is what its attributes say: some multiply by 1 + weight, take a mean away, or have channels elsewhere."""
+    if weight.is_meta or not bool(torch.isfinite(weight).all()):
+        return True  # nothing can be seen; who encodes it says what is wrong
+    x = (2 + torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0))).to(weight)
+    try:
+        found = module.forward(x)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False  # it is called otherwise
+    rows = x.double()
+    rows = rows - rows.mean(1, keepdim=True) if centred else rows
+    exact = rows * (rows.square().mean(1, keepdim=True) + eps).rsqrt() * weight.double() + (0 if bias is None else bias.double())
+    return isinstance(found, Tensor) and found.shape == x.shape and bool((found - exact).norm() <= _SAME * exact.norm())

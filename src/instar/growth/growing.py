@@ -54,6 +54,7 @@ def growing(
     try:
         with updating(model, method=method, settings=settings, changes=()) as update, torch.no_grad():
             yield work
+            work.kept.rename(model)
         work._grown = Grown(update.receipt, work.kept)
     except BaseException:
         work.kept.restore()

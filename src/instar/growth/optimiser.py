@@ -33,6 +33,7 @@ class Kept:
                 "one for the other model."
             )
         self._groups = [list(group["params"]) for group in optimiser.param_groups]
+        self._named = [list(group.get("param_names", ())) for group in optimiser.param_groups]
         self._states = [dict(state) for state in _states(optimiser)]
         self._names = {id(p): name for name, p in model.named_parameters()}
         if foreign := sum(id(p) not in self._names for group in self._groups for p in group):
@@ -107,12 +108,23 @@ class Kept:
             "be trained. Give it one of those parameters, or leave it out and make a new one for the larger model."
         )
 
+    def rename(self, model: nn.Module) -> None:
+        """Groups that say what their parameters are called say it of those of now."""
+        if self.optimiser is None:
+            return
+        names = {id(p): name for name, p in model.named_parameters()}
+        for group in self.optimiser.param_groups:
+            if "param_names" in group:
+                group["param_names"] = [names[id(p)] for p in group["params"]]
+
     def restore(self) -> None:
         """As it was at the start."""
         if self.optimiser is None:
             return
-        for group, params in zip(self.optimiser.param_groups, self._groups, strict=True):
+        for group, params, names in zip(self.optimiser.param_groups, self._groups, self._named, strict=True):
             group["params"][:] = params
+            if "param_names" in group:
+                group["param_names"] = names
         for state, before in zip(_states(self.optimiser), self._states, strict=True):
             state.clear()
             state.update(before)

@@ -221,10 +221,13 @@ class Pattention(nn.Module):
     def shrink(self, idx: Tensor | Sequence[int]) -> list[tuple[nn.Parameter, nn.Parameter | None, Tensor]]:
         """Take the pairs `idx` out, in place; τ stays. What changed: (old parameter, new one or None, rows kept of it).
 
-        The output changes, but for pairs of which no token makes use. Raises ShapeError for pairs that are not there, and where
-        none would be left.
+        The output changes, but for pairs of which no token makes use. Raises ShapeError for pairs that are not there, for a mask,
+        and where none would be left.
         """
-        gone = torch.as_tensor(idx, dtype=torch.int64).reshape(-1).cpu()
+        given = torch.as_tensor(idx).reshape(-1).cpu()
+        if given.dtype == torch.bool:
+            raise ShapeError(f"shrink expects numbers of pairs; received a mask of {len(given)}. Give mask.nonzero().")
+        gone = given.to(torch.int64)
         if len(gone) and (int(gone.min()) < 0 or int(gone.max()) >= self.n):
             raise ShapeError(f"shrink expects numbers of pairs from 0 to {self.n - 1}; received {gone.tolist()[:8]}.")
         stays = torch.ones(self.n, dtype=torch.bool)

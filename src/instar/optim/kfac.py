@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from instar.errors import CheckpointError, ShapeError
-from instar.interfaces import Optimizer
-from instar.optim.first_order import decayed, dense_and_finite, tensor_bytes
-from instar.optim.layers import Layer, preconditionable, skipping
+from instar.optim.first_order import Whole, decayed, refuse_copy, tensor_bytes
+from instar.optim.layers import Layer, averaged, preconditionable, skipping
 
 
-class KFAC(Optimizer):
+class KFAC(Whole):
     r"""D = (B + δ I)⁻¹ G (A + δ I)⁻¹, ν D for SGD with momentum, ν = min(1, √(κ / Σ η² |⟨G, D⟩|)).
 
     A ← ρ A + (1-ρ) E[a aᵀ], B ← ρ B + (1-ρ) E[g gᵀ], from I; a and g are samples as in `instar.optim.layers`.
@@ -27,6 +26,7 @@ class KFAC(Optimizer):
         damping: δ. decay: ρ. kl_clip: κ; 0 is no clip, and then D gets the norm of G where `rescale` is set, as in MKOR.
         clip, accumulation, skip, widest: as of `MKOR`, and so is the attribute loss_scale.
 
+    Processes of `torch.distributed` average their covariances, in one call every f steps, over the default group.
     Per layer: covariances O(N (in² + out²)) and inversions O(in³ + out³) every f steps; 2 (in² + out²) numbers.
     Differs from the paper: positions of an image are averaged before the covariance, those of a sequence are samples; one δ for
     both factors.
@@ -70,6 +70,9 @@ class KFAC(Optimizer):
                 lambda rows: rows.T @ rows / len(rows),
             )  # fmt: skip
 
+    def __getstate__(self) -> NoReturn:
+        refuse_copy(self, "it watches the layers of its own model")
+
     @property
     def keeps(self) -> str:  # type: ignore[override]
         return "statistics of layers" if self.layers else ""
@@ -81,7 +84,7 @@ class KFAC(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if dense_and_finite(self):
+        if self.ready():
             if self.steps % self.f == 0:
                 self._refresh()
             self._precondition()
@@ -123,10 +126,7 @@ class KFAC(Optimizer):
                 mine[name] = pair[0].to(outputs.device, copy=True), pair[1].to(inputs.device, copy=True)
 
     def _refresh(self) -> None:
-        for layer in self.layers:
-            a, g = layer.inputs.mean(), layer.outputs.mean()
-            if a is None or g is None:
-                continue
+        for layer, a, g in averaged(self.layers, 2, None):
             kept = [
                 self.decay * old + (1 - self.decay) * new for old, new in zip(self.covariances[layer.name], (g, a), strict=True)
             ]
@@ -139,7 +139,8 @@ class KFAC(Optimizer):
             gradient = layer.gradient()
             outputs, inputs = self.inverses[layer.name]
             if gradient is not None and gradient.shape[1] == len(inputs):
-                found.append((layer, gradient, outputs @ gradient @ inputs))
+                with layer.full_precision():
+                    found.append((layer, gradient, outputs @ gradient @ inputs))
         rates = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
         products: dict[float, float] = {}
         for layer, gradient, made in found:
@@ -164,7 +165,12 @@ class KFAC(Optimizer):
 
 
 def _inverse(covariance: Tensor, damping: float) -> Tensor:
-    """(C + δ I)⁻¹ of a symmetric, positive C, by Cholesky."""
+    """(C + δ I)⁻¹ of a symmetric C without negative eigenvalues, by Cholesky; δ is doubled as long as rounding made one."""
     damped = covariance.clone()
     damped.diagonal().add_(damping)
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    while bool(failed) and math.isfinite(damping):
+        damped.diagonal().add_(damping)
+        damping *= 2
+        factor, failed = torch.linalg.cholesky_ex(damped)
+    return torch.cholesky_inverse(factor)

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from instar.errors import ShapeError
-from instar.interfaces import Optimizer
-from instar.optim.first_order import decayed, dense_and_finite, tensor_bytes
+from instar.optim.first_order import Whole, decayed, tensor_bytes
 
 
-class LAMB(Optimizer):
+class LAMB(Whole):
     r"""θ ← θ - η · min(‖θ‖, 10) / ‖r‖ · r, r = m / (√v + ε) + λ θ.
 
     You et al. 2020, "Large Batch Optimization for Deep Learning" (arXiv 1904.00962), without the correction of m and v for their
@@ -50,7 +49,7 @@ class LAMB(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not dense_and_finite(self):
+        if not self.ready():
             return loss
         for group in self.param_groups:
             beta1, beta2 = group["betas"]

@@ -5,11 +5,13 @@ A sample of the inputs is [x, 1] with a bias, one of the outputs N · ∂L/∂y 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -44,6 +46,12 @@ class Layer:
     inputs: Sum = field(default_factory=Sum)
     outputs: Sum = field(default_factory=Sum)
     hook: RemovableHandle | None = None
+    biased: bool = field(init=False)
+    """Whether there is a bias that is trained; decided once, since the sides of the factors follow from it."""
+
+    def __post_init__(self) -> None:
+        bias = getattr(self.module, "bias", None)
+        self.biased = isinstance(bias, nn.Parameter) and bias.requires_grad
 
     @property
     def weight(self) -> nn.Parameter:
@@ -53,8 +61,11 @@ class Layer:
 
     @property
     def bias(self) -> nn.Parameter | None:
-        found = getattr(self.module, "bias", None)
-        return found if isinstance(found, nn.Parameter) and found.requires_grad else None
+        if not self.biased:
+            return None
+        found = self.module.bias
+        assert isinstance(found, nn.Parameter)
+        return found
 
     @property
     def transposed(self) -> bool:
@@ -65,7 +76,7 @@ class Layer:
     def sizes(self) -> tuple[int, int]:
         """(outputs, inputs with the constant of a bias): the sides of the two factors."""
         rows, columns = self.matrix(self.weight).shape
-        return rows, columns + (self.bias is not None)
+        return rows, columns + self.biased
 
     def matrix(self, of: Tensor) -> Tensor:
         """A weight or its gradient as [out, in]."""
@@ -85,7 +96,9 @@ class Layer:
         weight, bias = self.weight, self.bias
         assert weight.grad is not None
         columns = self.matrix(weight).shape[1]
-        self.matrix(weight.grad).copy_(gradient[:, :columns].view_as(self.matrix(weight.grad)))
+        made = self.matrix(gradient[:, :columns]) if self.transposed else gradient[:, :columns]
+        # Into the gradient itself: as a matrix, one in channels_last is a copy.
+        weight.grad.copy_(made.reshape(weight.grad.shape))
         if bias is not None and bias.grad is not None:
             bias.grad.copy_(gradient[:, columns])
 
@@ -97,21 +110,29 @@ class Layer:
         scale: what makes a gradient that of a mean loss, asked at each backward pass. clip: bound of each entry of a sample.
         """
 
-        def seen(module: nn.Module, args: Any, output: Any) -> None:
+        def seen(module: nn.Module, args: Any, named: dict[str, Any], output: Any) -> None:
+            if module is not self.module:
+                return  # a copy of the model, which took the hook along
             if not (due() and isinstance(output, Tensor) and output.requires_grad):
                 return  # no gradient will come: eval, or the first pass of a checkpoint
-            with torch.no_grad():
-                rows = self._inputs(args[0].detach()).clamp(-clip, clip)
-                inputs = summary(F.pad(rows, (0, 1), value=1.0) if self.bias is not None else rows)
+            x = (*args, *named.values())[0]
+            with torch.no_grad(), self.full_precision():
+                rows = self._inputs(x.detach()).clamp(-clip, clip)
+                inputs = summary(F.pad(rows, (0, 1), value=1.0) if self.biased else rows)
 
             def told(g: Tensor) -> None:
                 # Both here, so that what is forgotten between a forward pass and its backward pass is neither of them.
                 self.inputs.add(inputs)
-                self.outputs.add(summary(self._outputs(g, scale()).clamp(-clip, clip)))
+                with self.full_precision():
+                    self.outputs.add(summary(self._outputs(g, scale()).clamp(-clip, clip)))
 
             output.register_hook(told)
 
-        self.hook = self.module.register_forward_hook(seen)
+        self.hook = self.module.register_forward_hook(seen, with_kwargs=True)
+
+    def full_precision(self) -> torch.autocast:
+        """Without autocast, whose products of statistics would be no covariances, and those of factors no inverses."""
+        return torch.autocast(self.weight.device.type, enabled=False)
 
     def forget(self) -> None:
         """Statistics of the step that was made, or that is not to be made."""
@@ -138,6 +159,32 @@ class Layer:
         """Samples [N, out] of N · ∂L/∂y."""
         rows = g.float().mean((2, 3)) if isinstance(self.module, nn.Conv2d) else g.reshape(-1, g.shape[-1]).float()
         return rows * (scale * len(rows))
+
+
+def averaged(layers: Sequence[Layer], axes: int, group: Any) -> list[tuple[Layer, Tensor, Tensor]]:
+    """Layers that were used since the last step, here or in another process of the group, with their statistics' means.
+
+    axes: of a statistic, 1 or 2, each as long as the side of its factor. One call sends all of them and who has any: every
+    process has to send as much, and a layer that it did not use is zeros. (The average that only NCCL has is a sum, divided.)
+    """
+    found = [(layer, layer.inputs.mean(), layer.outputs.mean()) for layer in layers]
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1 or not found:
+        return [(layer, a, g) for layer, a, g in found if a is not None and g is not None]
+    device, shapes, parts = layers[0].weight.device, [], []
+    for layer, a, g in found:
+        shapes += [(side,) * axes for side in reversed(layer.sizes)]
+        for kept, shape in zip((a, g), shapes[-2:], strict=True):
+            parts.append(torch.zeros(shape, device=device) if kept is None or a is None or g is None else kept)
+    counts = torch.tensor([float(a is not None and g is not None) for _, a, g in found], device=device)
+    flat = torch.cat([*(part.flatten() for part in parts), counts])
+    dist.all_reduce(flat, group=group)
+    sums = flat[: -len(found)].split([math.prod(shape) for shape in shapes])
+    means: list[tuple[Layer, Tensor, Tensor]] = []
+    for number, (layer, count) in enumerate(zip(layers, flat[-len(found) :].tolist(), strict=True)):
+        if count:
+            a, g = (sums[2 * number + i].view(shapes[2 * number + i]) / count for i in (0, 1))
+            means.append((layer, a, g))
+    return means
 
 
 def skipping(skip: Sequence[str] | Callable[[str, nn.Module], bool]) -> Callable[[str, nn.Module], bool]:

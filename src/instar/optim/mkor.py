@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from instar.errors import CheckpointError, ShapeError, UnknownNameError
 from instar.interfaces import Optimizer
 from instar.optim.adamw import AdamW
-from instar.optim.first_order import dense_and_finite, tensor_bytes
+from instar.optim.first_order import dense_and_finite, refuse_copy, tensor_bytes
 from instar.optim.hybrid import HybridPolicy
 from instar.optim.inverse import RULES, Rule, stabilised, updated
 from instar.optim.lamb import LAMB
-from instar.optim.layers import Layer, preconditionable, skipping
+from instar.optim.layers import Layer, averaged, preconditionable, skipping
 from instar.optim.sgd import SGD
 
 Inner = torch.optim.Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -46,7 +45,8 @@ class MKOR(Optimizer):
         clip: bound of each entry of the statistics. accumulation: micro-batches a step, whose losses are divided by it.
         skip: names of layers, or a function of (name, module). widest: side of the largest factor.
         hybrid: MKOR-H: when to go on with the inner optimiser alone; tell it the loss by a closure or by `observe`.
-        process_group: over which the vectors are averaged, 2 · (in + 1 + out) numbers a layer; None is the default group.
+        process_group: over which the vectors are averaged, in + 1 + out numbers a layer and one that says whether it was used;
+            None is the default group.
 
     A `torch.optim.Optimizer` that shares parameter groups and state with the inner one, so that schedulers and clipping see one
     optimiser. A step whose gradients are not all finite, or sparse, is skipped whole; `skipped` counts them. A step that the
@@ -116,6 +116,9 @@ class MKOR(Optimizer):
         self.switched: int | None = None
         for layer in self.layers:
             layer.watch(self._due, lambda: accumulation / self.loss_scale, clip, lambda rows: rows.mean(0))
+
+    def __getstate__(self) -> NoReturn:
+        refuse_copy(self, "it watches the layers of its own model")
 
     @property
     def keeps(self) -> str:  # type: ignore[override]
@@ -189,6 +192,7 @@ class MKOR(Optimizer):
         """That of the inner optimiser, with "mkor" beside "state" and "param_groups"."""
         hybrid = self.hybrid.state_dict() if self.hybrid is not None else None
         own = {
+            "inner": type(self.inner).__name__,
             "steps": self.steps,
             "skipped": self.skipped,
             "stabilised": self.stabilised,
@@ -217,6 +221,7 @@ class MKOR(Optimizer):
                 )
         if (own["hybrid"] is None) != (self.hybrid is None):
             raise CheckpointError("Of state and optimiser one is MKOR-H and the other is not.")
+        self._require_inner(own.get("inner"), state_dict["param_groups"])
         if self.hybrid is not None:
             self.hybrid.load_state_dict(own["hybrid"])
         self.inner.load_state_dict({k: v for k, v in state_dict.items() if k != "mkor"})
@@ -234,6 +239,16 @@ class MKOR(Optimizer):
                 pair["inputs"].to(device, self.factor_dtype, copy=True),
             )
             layer.forget()
+
+    def _require_inner(self, name: str | None, groups: list[dict[str, Any]]) -> None:
+        """Raise CheckpointError where the state of the inner optimiser is that of another; early states do not name it."""
+        mine = type(self.inner).__name__
+        if name not in (None, mine) or any(self.inner.defaults.keys() - group.keys() for group in groups if name is None):
+            raise CheckpointError(
+                f"The optimiser inside is {mine}, and the state is of {name or 'another one'}. Make MKOR around that one."
+            )
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self.param_groups]:
+            raise CheckpointError("This state is of other parameter groups, or of a model with other parameters.")
 
     def _share(self) -> None:
         """One list of groups and one state: the inner optimiser's."""
@@ -264,13 +279,11 @@ class MKOR(Optimizer):
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """One rank-one update of both factors of each layer that was used."""
-        means = [(layer, layer.inputs.mean(), layer.outputs.mean()) for layer in self.layers]
-        used = [(layer, a, g) for layer, a, g in means if a is not None and g is not None]
-        vectors = self._averaged([v for _, a, g in used for v in (a, g)])
-        for number, (layer, _, _) in enumerate(used):
+        """One rank-one update of both factors of each layer that was used, here or in another process of the group."""
+        for layer, a, g in averaged(self.layers, 1, self.group):
             outputs, inputs = self.factors[layer.name]
-            self.factors[layer.name] = self._next(outputs, vectors[2 * number + 1]), self._next(inputs, vectors[2 * number])
+            with layer.full_precision():
+                self.factors[layer.name] = self._next(outputs, g), self._next(inputs, a)
 
     def _next(self, kept: Tensor, v: Tensor) -> Tensor:
         inverse = kept.float()
@@ -284,14 +297,6 @@ class MKOR(Optimizer):
             self.stabilised += 1
         return found.to(self.factor_dtype)
 
-    def _averaged(self, vectors: list[Tensor]) -> list[Tensor]:
-        """Over the processes of the group, in one call. (The average that only NCCL has is a sum, divided.)"""
-        if not (dist.is_available() and dist.is_initialized()) or not vectors:
-            return vectors
-        flat = torch.cat(vectors)
-        dist.all_reduce(flat, group=self.group)
-        return list((flat / dist.get_world_size(self.group)).split([len(v) for v in vectors]))
-
     @torch.no_grad()
     def _precondition(self) -> None:
         for layer in self.layers:
@@ -301,7 +306,8 @@ class MKOR(Optimizer):
             outputs, inputs = (factor.float() for factor in self.factors[layer.name])
             if gradient.shape[1] != len(inputs):
                 continue  # a bias without a gradient in this step
-            found = outputs @ gradient @ inputs
+            with layer.full_precision():
+                found = outputs @ gradient @ inputs
             if self.rescale:
                 ratio = _size(gradient, layer) / _size(found, layer)
                 if not math.isfinite(ratio):

@@ -11,11 +11,10 @@ from torch import nn
 
 from instar.anatomy.linear import Linear, linears
 from instar.errors import CheckpointError
-from instar.interfaces import Optimizer
-from instar.optim.first_order import dense_and_finite, parameters, tensor_bytes
+from instar.optim.first_order import Whole, parameters, tensor_bytes
 
 
-class Muon(Optimizer):
+class Muon(Whole):
     r"""W ← W - η · √max(1, out / in) · NewtonSchulz(momentum) for hidden matrices; AdamW for all else.
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, by `torch.optim.Muon`.
@@ -55,13 +54,17 @@ class Muon(Optimizer):
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._share()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With both of its parts, which a copy shares groups with as this one does."""
+        return {**super().__getstate__(), "parts": self.parts}
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; nothing changes where a gradient is not finite. With a closure, the loss is its value."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if dense_and_finite(self):
+        if self.ready():
             for part in self.parts:
                 part.step()
         return loss

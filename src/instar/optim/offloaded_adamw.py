@@ -6,14 +6,14 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from instar.errors import CheckpointError, InstarError, ShapeError, StoreError
 from instar.interfaces import Optimizer
-from instar.optim.first_order import decayed, dense_and_finite
+from instar.optim.first_order import decayed, dense_and_finite, refuse_copy
 from instar.optim.offload import exporting
 from instar.optim.offload.engine import Engine, device_of
 from instar.optim.offload.layout import checked
@@ -113,6 +113,9 @@ class OffloadedAdamW(Optimizer):
         self._build(self._divided())
         self._restore()
 
+    def __getstate__(self) -> NoReturn:
+        refuse_copy(self, "its state lies in a store that it alone holds")
+
     @property
     def engine(self) -> Engine:
         """What moves and updates the state. Raises StoreError after `close`."""
@@ -197,8 +200,8 @@ class OffloadedAdamW(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """A further group; the state is cut anew.
 
-        Raises StoreError where a store with a name holds the old cut, and BudgetError and ShapeError as at the start; nothing has
-        changed then.
+        Raises StoreError where a store with a name holds the old cut or a disk has no room for the new one, and BudgetError and
+        ShapeError as at the start; nothing has changed then.
         """
         if self._engine is None:  # the base class, while it is made
             super().add_param_group(param_group)
@@ -214,8 +217,15 @@ class OffloadedAdamW(Optimizer):
         except InstarError:
             self.param_groups.pop()
             raise
+        before = self.engine.division
         self.close()
-        self._build(division).load(kept["state"])
+        try:
+            self._build(division).load(kept["state"])
+        except BaseException:
+            self.close()
+            self.param_groups.pop()
+            self._build(before).load(kept["state"])
+            raise
 
     def close(self) -> None:
         """End the threads and release the store and the memory. What is not committed is lost."""

@@ -17,3 +17,8 @@ class SGD(FirstOrder, torch.optim.SGD):
 
     def __init__(self, model: nn.Module, *, lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
         torch.optim.SGD.__init__(self, decayed(model, weight_decay), lr=lr, momentum=momentum)
+
+    @property
+    def sparse(self) -> bool:
+        """torch has such a step, but none that decays weights."""
+        return not any(group["weight_decay"] for group in self.param_groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,12 @@ from torch import Tensor, nn
 from instar.adapters.layer import Adapted
 from instar.adapters.limits.attention import choose_for
 from instar.anatomy.find import role
-from instar.anatomy.linear import is_linear
+from instar.anatomy.linear import Linear, is_linear
+from instar.compression.observing import evaluating
 from instar.errors import ModelError
+
+_NORM = re.compile(r"^(q|k|qk|query|key)_?(layer_?)?(norm|ln)$|norm_(q|k|query|key)$")
+"""Names of what normalises queries and keys."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +60,23 @@ def diagnose(model: nn.Module, batches: Sequence[Any], *, tolerance: float = 0.0
     model: attention with one linear layer each for query and key, or one for query, key and value, as `instar.anatomy` names
         them, and a `config` with the number of heads. batches: keyword arguments of `model`, or tensors.
 
-    Raises ModelError where no such layer is found, or for queries that are not finite.
+    Raises ModelError where no such layer is found, where scores are more than q·k/√d of what these layers give (queries or keys
+    that are normalised, another scale), for fused layers with fewer keys than queries, and for queries that are not finite.
     """
     config = getattr(model, "config", None)
     heads = next((getattr(config, n) for n in ("num_attention_heads", "n_head", "num_heads") if getattr(config, n, None)), None)
     if heads is None:
         raise ModelError(f"{type(model).__name__} does not say in its config how many attention heads it has.")
     watched = _watched(model)
+    for path, (part, module) in watched.items():
+        _require_plain(model, path, part, module, heads, config)
     seen: dict[tuple[str, str], _Largest] = {}
     handles = [module.register_forward_hook(_watch(seen, path, part, heads, config)) for path, (part, module) in watched.items()]
-    was_training = model.training
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in batches:
                 model(**batch) if isinstance(batch, dict) else model(batch)
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     layers = list(dict.fromkeys(path for path, _ in seen))
@@ -150,6 +155,24 @@ def _watched(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
             "c_attn, …); see instar.anatomy."
         )
     return found
+
+
+def _require_plain(model: nn.Module, path: str, part: str, module: nn.Module, heads: int, config: Any) -> None:
+    """Raise ModelError where scores are made of something else than what the watched layers give, over √d."""
+    attention = model.get_submodule(path.rpartition(".")[0])
+    normed = [name for name, child in attention.named_children() if _NORM.search(name) and not isinstance(child, nn.Identity)]
+    if normed:
+        raise ModelError(f"{path}: {normed[0]} changes queries or keys after that layer, which is not read here.")
+    if part == "key":
+        return
+    shared = (getattr(config, "num_key_value_heads", None) or heads) != heads or getattr(config, "multi_query", False)
+    if part == "fused" and shared:
+        raise ModelError(f"{path} gives fewer keys than queries in one layer, which is not read here.")
+    outputs = Linear(path, module.base_layer if isinstance(module, Adapted) else module).outputs
+    width = outputs // (3 * heads if part == "fused" else heads)
+    scaling = getattr(attention, "scaling", None)
+    if isinstance(scaling, float) and not math.isclose(scaling, width**-0.5, rel_tol=1e-4):
+        raise ModelError(f"{path}: scores are multiplied by {scaling:.4g} and not by 1/√{width}, which is not read here.")
 
 
 def _watch(

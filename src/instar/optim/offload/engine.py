@@ -55,6 +55,7 @@ class Engine:
         """Update every parameter that has a gradient; whether there was one. Raises StoreError."""
         if self._broken:
             raise StoreError(self._broken)
+        self.store.require_sure()
         self._begun = False
         moving = [p.grad is not None for p in self.params]
         if not any(moving):

@@ -55,17 +55,17 @@ def export(
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb", buffering=0) as file:
-            file.write(struct.pack("<Q", len(text)) + text)
+            _put(file.fileno(), memoryview(struct.pack("<Q", len(text)) + text), 0)
             for number, subgroup in enumerate(layout.subgroups):
                 pieces = [piece for piece in subgroup.pieces if steps[piece.index]]
                 planes = layout.moments(extent(number), number) if pieces else ()
                 for name, plane in zip(MOMENTS, planes, strict=False):
                     for piece in pieces:
                         at = start + places[piece.index, name] + piece.start * plane.element_size()
-                        os.pwrite(file.fileno(), _bytes(plane[piece.offset : piece.offset + piece.length]), at)
+                        _put(file.fileno(), _bytes(plane[piece.offset : piece.offset + piece.length]), at)
             for n, step in enumerate(steps):
                 if step:
-                    os.pwrite(file.fileno(), struct.pack("<f", step), start + places[n, "step"])
+                    _put(file.fileno(), memoryview(struct.pack("<f", step)), start + places[n, "step"])
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes private files
         os.replace(temporary, path)  # noqa: PTH105
@@ -114,6 +114,13 @@ def _entries(params: Sequence[Tensor], steps: Sequence[int]) -> list[tuple[int, 
     known = [n for n, step in enumerate(steps) if step]
     found = [(n, name, params[n].dtype) for n in known for name in MOMENTS] + [(n, "step", torch.float32) for n in known]
     return sorted(found, key=lambda entry: -entry[2].itemsize)
+
+
+def _put(descriptor: int, data: memoryview, at: int) -> None:
+    """All of it: one pwrite takes less on a disk that is nearly full, and never more than 2 GiB."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], at + done)
 
 
 def _bytes(plane: Tensor) -> memoryview:

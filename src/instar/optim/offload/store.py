@@ -88,6 +88,8 @@ class Store:
         self._weights_slot = [-1] * self.count
         self.facts: dict[str, Any] | None = None
         """What the last commit says; None before the first."""
+        self._unsure = False
+        """Whether a commit failed when its record may have been written: nobody knows then which of two extents is valid."""
         if spec.recoverable and not self.medium.new:
             try:
                 self._recover()
@@ -107,6 +109,7 @@ class Store:
 
     def write(self, number: int, buffer: Tensor, step: int) -> None:
         """Moments as they are after `step`. What the last commit holds stays. Raises StoreError."""
+        self.require_sure()
         slot, committed = self._slot[number], self._committed[number]
         if slot < 0 or slot == committed:
             slot = 1 if committed == 0 and self.slots == 2 else 0
@@ -116,6 +119,14 @@ class Store:
         self.medium.write(self._place(number, slot), buffer)
         self._slot[number], self._stamps[number] = slot, stamp
 
+    def require_sure(self) -> None:
+        """Raise StoreError where a commit failed so late that nobody knows whether it stands."""
+        if self._unsure:
+            raise StoreError(
+                "A commit failed at its end, so that it may be on the disk or not, and nothing is written any more. Make a new "
+                "optimiser on the same file: it goes back to the last commit that is there. save() still gives the state of now."
+            )
+
     def forget(self, number: int) -> None:
         """Take the moments of a subgroup as 0 again."""
         self._slot[number] = -1
@@ -124,8 +135,10 @@ class Store:
     def committing(self, buffer: Tensor, facts: dict[str, Any], step: int) -> Iterator[Any]:
         """Give a function (number) that stores the weights which were put into `buffer`; then make all of it the last commit.
 
-        Everything that `write` stored before is part of it. An exception leaves the commit before as it was. Raises StoreError.
+        Everything that `write` stored before is part of it. An exception leaves the commit before as it was; where it comes so
+        late that this one may be on the disk already, nothing can be written any more. Raises StoreError.
         """
+        self.require_sure()
         text = json.dumps(facts)
         if len(text) > self._record_bytes - 96 * self.count - _PAYLOAD:
             raise StoreError(
@@ -150,6 +163,7 @@ class Store:
         self.medium.sync()
         self.sequence += 1
         self._committed, self._weights_slot, self.facts = list(self._slot), slots, facts
+        self._unsure = False
 
     def read_weights(self, number: int, buffer: Tensor, step: int) -> None:
         """The committed parameters of a subgroup, into a buffer of `layout.weights_extent` bytes. Raises StoreError."""
@@ -189,6 +203,8 @@ class Store:
         view = buffer.numpy().data
         view[: len(head)] = head
         view[len(head) : len(head) + len(text)] = text
+        # From here on this record may be the durable one. Who went on after a failure would write over what it stands for.
+        self._unsure = True
         self.medium.write(sequence % 2 * self._record_bytes, buffer)
 
     def _read_record(self, which: int) -> tuple[int, dict[str, Any]] | None:

@@ -29,9 +29,10 @@ def adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: int, group: dict[str
         block = slice(start, start + BLOCK)
         theta, grad, first, second = p[block], g[block], m[block], v[block]
         if decay != 0:
-            theta.mul_(1 - lr * decay)
+            torch._foreach_mul_([theta], 1 - lr * decay)
         first.lerp_(grad, 1 - beta1)
-        second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        torch._foreach_mul_([second], beta2)  # in float16 it rounds the factor otherwise than `mul_` does
+        second.addcmul_(grad, grad, value=1 - beta2)
         denominator = torch.sqrt(second, out=workspace[: len(theta)])
         denominator.div_(root).add_(eps)
         theta.addcdiv_(first, denominator, value=step_size)
