@@ -15,8 +15,8 @@ from instar.adapters.layer import Adapted
 from instar.adapters.limits.attention import choose_for
 from instar.anatomy.find import role
 from instar.anatomy.linear import Linear, is_linear
-from instar.compression.observing import evaluating
 from instar.errors import ModelError
+from instar.models.modes import evaluating
 
 _NORM = re.compile(r"^(q|k|qk|query|key)_?(layer_?)?(norm|ln)$|norm_(q|k|query|key)$")
 """Names of what normalises queries and keys."""
