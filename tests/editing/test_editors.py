@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -234,6 +235,20 @@ def test_any_module_with_three_callables(method: Any) -> None:
     wrong = Parts(3, lambda m, i: m.steps[i], lambda m, i: m.steps[i], lambda m, i: m.steps[i].narrow)
     with pytest.raises(ModelError, match="expected a Linear or Conv1D"):
         method(layers=[1], parts=wrong).edit(model, TOKENIZER, FACTS)
+
+
+@pytest.mark.parametrize("method", [PMET, FineTune])
+def test_modules_keep_a_forward_of_their_own(method: Any) -> None:
+    """As hooks of accelerate put it on blocks and on activations."""
+    model = tiny("gpt2")
+    block, activation = model.get_submodule("transformer.h.0"), model.get_submodule("transformer.h.0.mlp.act")
+    own = {module: functools.partial(type(module).forward, module) for module in (block, activation)}
+    for module, forward in own.items():
+        module.forward = forward  # type: ignore[method-assign]
+    more = {} if method is FineTune else {"texts": TEXTS}
+    method(layers=[1], steps=2, **more).edit(model, TOKENIZER, FACTS[:1])
+    assert all(vars(module).get("forward") is forward for module, forward in own.items())
+    assert "forward" not in vars(model.get_submodule("transformer.h.1.mlp.act"))
 
 
 def test_bfloat16_weights_keep_their_type() -> None:
