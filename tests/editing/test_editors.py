@@ -168,6 +168,24 @@ def test_statistics_that_were_gathered_once_serve_edits_in_sequence() -> None:
     assert fingerprint(model) == fingerprint(tiny("gpt2"))
 
 
+@pytest.mark.parametrize("method", [MEMIT, ROME])
+def test_statistics_are_brought_to_where_the_model_is(method: Any) -> None:
+    """What was kept on disk is read to the CPU, wherever the model is."""
+
+    class Elsewhere:
+        def __init__(self, held: Tensor) -> None:
+            self.held = held
+
+        def to(self, device: torch.device) -> Tensor:
+            assert device == next(model.parameters()).device
+            return self.held
+
+    model, editor = tiny("gpt2"), method(layers=[1], steps=2, prefixes=1)
+    editor.fit_statistics(model, TOKENIZER, TEXTS)
+    editor.moments = {key: Elsewhere(held) for key, held in editor.moments.items()}
+    assert len(editor.edit(model, TOKENIZER, FACTS[:1]).changes) == 1
+
+
 def test_deltas_on_disk(tmp_path: Path) -> None:
     model = tiny("llama")
     base, edited = fingerprint(model), tiny("llama")

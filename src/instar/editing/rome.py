@@ -78,7 +78,8 @@ class ROME(Located):
             value = (found.before["ffn"] + found.shift["ffn"])[0].double()
             subjects = writing.Subjects(model, where, tokenizer, [fact], before, layer.index)
             (key,), _ = subjects.read([layer.ffn], layer, [])
-            writing.add(layer.ffn, rank_one(layer.ffn.weight, layer.ffn.bias, moments[layer.index, "ffn"], key[:, 0], value))
+            C = moments[layer.index, "ffn"].to(key.device)  # from disk it comes to the CPU
+            writing.add(layer.ffn, rank_one(layer.ffn.weight, layer.ffn.bias, C, key[:, 0], value))
 
 
 def rank_one(W: Tensor, b: Tensor | None, C: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def on_input(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> It
 
 @contextlib.contextmanager
 def in_place_of(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """The modules do this; afterwards they do what they did, also where that is a `forward` of their own (as accelerate gives)."""
+    """The modules do this; then again what they did, also where that is a `forward` of their own (as accelerate gives them)."""
     missing = object()
     before = [vars(module).get("forward", missing) for module in modules]
     try:
