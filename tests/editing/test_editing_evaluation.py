@@ -133,6 +133,20 @@ def test_tracing_finds_the_layer_that_holds_what_is_said() -> None:
     assert len(found.reachable) == 4
 
 
+def test_layers_are_traced_in_the_type_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "_known", lambda model, where, tokenizer, facts: list(facts))
+    found = tracing.trace(tiny("gpt2", dtype=torch.bfloat16), TOKENIZER, FACTS)
+    assert len(found.removed) == len(found.restored) == 4
+    assert all(math.isfinite(value) for value in found.removed + found.restored + found.reachable)
+
+
+def test_traced_layers_without_facts() -> None:
+    model = tiny("gpt2")
+    assert len(MEMIT(layers="traced").edit(model, TOKENIZER, []).changes) == 0
+    with pytest.raises(EditError, match="chooses its layers by its own facts"):
+        MEMIT(layers="traced").fit_statistics(model, TOKENIZER)
+
+
 def test_layers_end_where_another_answer_is_in_reach() -> None:
     falls = Trace(9, [0.1, 2.0, 1.5, 0.2, 0.1, 0.0], [0.1, 1.0, 1.0, 0.1, 0.0, 0.0], [0.5, 0.5, 0.55, 1.5, 2.5, 4.0])
     assert falls.layers() == [0, 1, 2]
