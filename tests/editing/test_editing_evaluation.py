@@ -19,7 +19,7 @@ from instar.editing.ft import FineTune
 from instar.editing.memit import MEMIT
 from instar.editing.reporting import before_and_after
 from instar.editing.tracing import Trace
-from instar.errors import DataError, EditError
+from instar.errors import DataError, EditError, ModelError
 from instar.receipt import fingerprint
 
 FACTS = [
@@ -117,6 +117,13 @@ def test_fluency_falls_where_the_model_repeats_itself() -> None:
         model.transformer.ln_f.weight.fill_(0.0)  # type: ignore[union-attr]
         model.lm_head.weight[word] *= 9  # type: ignore[union-attr]
     assert drift.fluency(model, TOKENIZER, ["Rome is", "A lemon is"], length=60) < 0.5 * varied
+
+
+def test_fluency_stays_within_the_positions_of_the_model() -> None:
+    model = tiny("gpt2")
+    assert drift.fluency(model, TOKENIZER, ["Rome is"], length=500) > 0
+    with pytest.raises(ModelError, match="128 positions"):
+        drift.fluency(model, TOKENIZER, ["Rome is " * 100])
 
 
 def test_tracing_finds_the_layer_that_holds_what_is_said() -> None:
