@@ -20,7 +20,7 @@ from instar.editing import deltas, prefixes, statistics, targets
 from instar.editing.above import Above
 from instar.editing.ft import FineTune
 from instar.editing.ft_l import ConstrainedFineTune
-from instar.editing.layout import Parts, layout
+from instar.editing.layout import _PUBLISHED, Layout, Parts, layout
 from instar.editing.memit import MEMIT
 from instar.editing.pmet import PMET
 from instar.editing.rome import ROME
@@ -274,6 +274,23 @@ def test_bfloat16_weights_keep_their_type() -> None:
     receipt = MEMIT(layers=[1], **FEW).edit(model, TOKENIZER, FACTS)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert len(receipt.changes) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth", "layers"),
+    [
+        *(("gptj", 28, range(3, 9)), ("gpt_neox", 44, range(6, 11)), ("llama", 32, range(4, 9)), ("gpt2", 48, range(13, 18))),
+        *(("gpt2", 12, range(4)), ("llama", 30, range(4, 9)), ("", 28, range(3, 8))),
+    ],
+)
+def test_auto_takes_the_layers_that_were_published(kind: str, depth: int, layers: range) -> None:
+    assert Layout([layout(tiny("gpt2")).layers[0]] * depth, None).usual(kind) == list(layers)
+
+
+def test_auto_knows_the_kind_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_PUBLISHED, ("gptj", 4), (2, 3))
+    receipt = PMET(**FEW).edit(tiny("gptj"), TOKENIZER, FACTS[:1])
+    assert receipt.facts.settings["edited_layers"] == [2, 3]
 
 
 @pytest.mark.parametrize("layers", [[], [4], [-1], [1, 1], ["1"]])

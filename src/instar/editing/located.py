@@ -80,7 +80,7 @@ class Located(Editor):
     def chosen(self, model: nn.Module, tokenizer: Any, where: Layout, facts: Sequence[Fact]) -> list[Layer]:
         """The layers that are written, ascending."""
         if self.layers == "auto":
-            return where.chosen(where.usual())
+            return where.chosen(where.usual(getattr(getattr(model, "config", None), "model_type", "")))
         if self.layers == "traced":
             # Without facts nothing is written, and there is nothing to trace.
             return where.chosen(tracing.trace(model, tokenizer, facts, parts=self.parts).layers()) if facts else []

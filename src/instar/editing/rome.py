@@ -31,7 +31,7 @@ class ROME(Located):
     that of the model before the first. Many facts in one matrix undo each other: that is what MEMIT is for.
 
     Args:
-        layers: one number, or "auto" (at 30 % of the depth) or "traced".
+        layers: one number, or "auto" (the last of MEMIT's) or "traced".
         prefixes, lr, steps, clamp, kl, decay, seed, texts, parts: as of `PMET`.
 
     Shapes: v* [D], k*, u [F]. Cost: as of `PMET` with one layer, without a batch.
