@@ -82,6 +82,14 @@ def test_public_sets_have_three_parts_that_share_no_sentence(name: str) -> None:
     assert len(found.classes) == {"trec": 6, "clinc150": 150}.get(name, 2)
 
 
+def test_separators_of_lines_within_a_prompt_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "asked.jsonl"
+    rows = [{"prompt": f"q{i}\u2028more", "target": f"a\u2029{i}"} for i in range(40)]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    found = prompts(str(path))
+    assert {one.prompt for part in (found.train, found.valid, found.test) for one in part} == {row["prompt"] for row in rows}
+
+
 def test_e2e_is_split_by_what_is_to_be_said() -> None:
     available("e2e")
     found = prompts("e2e")

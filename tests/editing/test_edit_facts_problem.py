@@ -56,6 +56,15 @@ def test_facts_are_false_answers_with_real_neighbours(problem: EditFactsProblem)
     assert problem.load(3).sha256 == data.sha256 == other.sha256  # records of several seeds are of one set of facts
 
 
+def test_no_neighbour_is_rewritten_by_the_same_edit(problem: EditFactsProblem) -> None:
+    """Or an editor that does all that it is asked for could not reach a specificity of 1."""
+    for seed in range(5):
+        for split in (EditFactsProblem(edits=30).load(seed).test, problem.load(seed).valid):
+            rewritten = {fact.prompt for fact in split.facts}
+            assert not [prompt for fact in split.facts for prompt in fact.neighbours if prompt in rewritten]
+            assert all(fact.neighbours for fact in split.facts)
+
+
 def test_an_edit_is_judged_and_undone(problem: EditFactsProblem) -> None:
     data = problem.load(0)
     subject = lift(problem, "memit", {"steps": 15, "clamp": 10.0}, data, 0)

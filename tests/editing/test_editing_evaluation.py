@@ -19,7 +19,7 @@ from instar.editing.ft import FineTune
 from instar.editing.memit import MEMIT
 from instar.editing.reporting import before_and_after
 from instar.editing.tracing import Trace
-from instar.errors import DataError, EditError
+from instar.errors import DataError, EditError, ModelError
 from instar.receipt import fingerprint
 
 FACTS = [
@@ -119,6 +119,13 @@ def test_fluency_falls_where_the_model_repeats_itself() -> None:
     assert drift.fluency(model, TOKENIZER, ["Rome is", "A lemon is"], length=60) < 0.5 * varied
 
 
+def test_fluency_stays_within_the_positions_of_the_model() -> None:
+    model = tiny("gpt2")
+    assert drift.fluency(model, TOKENIZER, ["Rome is"], length=500) > 0
+    with pytest.raises(ModelError, match="128 positions"):
+        drift.fluency(model, TOKENIZER, ["Rome is " * 100])
+
+
 def test_tracing_finds_the_layer_that_holds_what_is_said() -> None:
     """Layers whose FFN puts out nothing have nothing to lose; the layer that is left has all of it."""
     model = tiny("llama")
@@ -131,6 +138,20 @@ def test_tracing_finds_the_layer_that_holds_what_is_said() -> None:
     assert [round(effect, 5) for effects in (found.removed, found.restored) for effect in (effects[0], *effects[2:])] == [0] * 6
     assert found.removed[1] > 0.1
     assert len(found.reachable) == 4
+
+
+def test_layers_are_traced_in_the_type_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "_known", lambda model, where, tokenizer, facts: list(facts))
+    found = tracing.trace(tiny("gpt2", dtype=torch.bfloat16), TOKENIZER, FACTS)
+    assert len(found.removed) == len(found.restored) == 4
+    assert all(math.isfinite(value) for value in found.removed + found.restored + found.reachable)
+
+
+def test_traced_layers_without_facts() -> None:
+    model = tiny("gpt2")
+    assert len(MEMIT(layers="traced").edit(model, TOKENIZER, []).changes) == 0
+    with pytest.raises(EditError, match="chooses its layers by its own facts"):
+        MEMIT(layers="traced").fit_statistics(model, TOKENIZER)
 
 
 def test_layers_end_where_another_answer_is_in_reach() -> None:

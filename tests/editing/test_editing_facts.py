@@ -35,6 +35,19 @@ def test_facts_of_a_file(tmp_path: Path) -> None:
     assert (second.old, list(second.paraphrases)) == ("French", ["In France they speak"])
 
 
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85"])
+def test_a_line_ends_where_the_file_says(sign: str, tmp_path: Path) -> None:
+    """Other ends of lines that Unicode knows are text in JSON."""
+    fact = {**GOOD, "paraphrases": [f"In France{sign}they say"]}
+    path = tmp_path / "facts.jsonl"
+    path.write_bytes((json.dumps(fact, ensure_ascii=False) + "\r\n").encode())
+    assert list(read(path)[0].paraphrases) == fact["paraphrases"]
+
+
+def test_an_old_answer_that_is_blank_is_none(tmp_path: Path) -> None:
+    assert read(written(tmp_path, {**GOOD, "old": " "})) == [Fact("The capital of France is", "France", "Rome")]
+
+
 def test_every_bad_line_is_listed(tmp_path: Path) -> None:
     lines = [
         "{",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from instar.editing import deltas, prefixes, statistics, targets
 from instar.editing.above import Above
 from instar.editing.ft import FineTune
 from instar.editing.ft_l import ConstrainedFineTune
-from instar.editing.layout import Parts, layout
+from instar.editing.layout import _PUBLISHED, Layout, Parts, layout
 from instar.editing.memit import MEMIT
 from instar.editing.pmet import PMET
 from instar.editing.rome import ROME
@@ -167,6 +168,24 @@ def test_statistics_that_were_gathered_once_serve_edits_in_sequence() -> None:
     assert fingerprint(model) == fingerprint(tiny("gpt2"))
 
 
+@pytest.mark.parametrize("method", [MEMIT, ROME])
+def test_statistics_are_brought_to_where_the_model_is(method: Any) -> None:
+    """What was kept on disk is read to the CPU, wherever the model is."""
+
+    class Elsewhere:
+        def __init__(self, held: Tensor) -> None:
+            self.held = held
+
+        def to(self, device: torch.device) -> Tensor:
+            assert device == next(model.parameters()).device
+            return self.held
+
+    model, editor = tiny("gpt2"), method(layers=[1], steps=2, prefixes=1)
+    editor.fit_statistics(model, TOKENIZER, TEXTS)
+    editor.moments = {key: Elsewhere(held) for key, held in editor.moments.items()}
+    assert len(editor.edit(model, TOKENIZER, FACTS[:1]).changes) == 1
+
+
 def test_deltas_on_disk(tmp_path: Path) -> None:
     model = tiny("llama")
     base, edited = fingerprint(model), tiny("llama")
@@ -236,11 +255,42 @@ def test_any_module_with_three_callables(method: Any) -> None:
         method(layers=[1], parts=wrong).edit(model, TOKENIZER, FACTS)
 
 
+@pytest.mark.parametrize("method", [PMET, FineTune])
+def test_modules_keep_a_forward_of_their_own(method: Any) -> None:
+    """As hooks of accelerate put it on blocks and on activations."""
+    model = tiny("gpt2")
+    block, activation = model.get_submodule("transformer.h.0"), model.get_submodule("transformer.h.0.mlp.act")
+    own = {module: functools.partial(type(module).forward, module) for module in (block, activation)}
+    for module, forward in own.items():
+        module.forward = forward  # type: ignore[method-assign]
+    more = {} if method is FineTune else {"texts": TEXTS}
+    method(layers=[1], steps=2, **more).edit(model, TOKENIZER, FACTS[:1])
+    assert all(vars(module).get("forward") is forward for module, forward in own.items())
+    assert "forward" not in vars(model.get_submodule("transformer.h.1.mlp.act"))
+
+
 def test_bfloat16_weights_keep_their_type() -> None:
     model = tiny("llama", dtype=torch.bfloat16)
     receipt = MEMIT(layers=[1], **FEW).edit(model, TOKENIZER, FACTS)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert len(receipt.changes) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth", "layers"),
+    [
+        *(("gptj", 28, range(3, 9)), ("gpt_neox", 44, range(6, 11)), ("llama", 32, range(4, 9)), ("gpt2", 48, range(13, 18))),
+        *(("gpt2", 12, range(4)), ("llama", 30, range(4, 9)), ("", 28, range(3, 8))),
+    ],
+)
+def test_auto_takes_the_layers_that_were_published(kind: str, depth: int, layers: range) -> None:
+    assert Layout([layout(tiny("gpt2")).layers[0]] * depth, None).usual(kind) == list(layers)
+
+
+def test_auto_knows_the_kind_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_PUBLISHED, ("gptj", 4), (2, 3))
+    receipt = PMET(**FEW).edit(tiny("gptj"), TOKENIZER, FACTS[:1])
+    assert receipt.facts.settings["edited_layers"] == [2, 3]
 
 
 @pytest.mark.parametrize("layers", [[], [4], [-1], [1, 1], ["1"]])

@@ -271,6 +271,8 @@ def test_dumps_in_the_layouts_of_fnspid_are_read() -> None:
     assert [one.title for one in news(iter(dump(marked)))] == ["First"]
     lines = '{"date": "2023-05-01", "title": "T", "symbols": ["A", "B"]}\n\n{"date": "2023-05-01", "when": 1, "ticker": "A|B"}\n'
     assert [one.symbols for one in news(iter(dump(lines)))] == [("A", "B"), ("A", "B")]
+    (one,) = news(iter(dump('{"date": "2023-05-01", "title": "T", "symbols": ["A"], "article": "One\u2028two"}\r\n')))
+    assert one.symbols == ("A",)
     assert news(iter(dump("when,Titel\n2023-05-01,T\n", columns={"date": "When", "title": "titel"})))[0].title == "T"
 
 

@@ -104,6 +104,22 @@ def test_a_converged_sample_stops_by_itself_and_more_loops_change_nothing() -> N
         assert torch.allclose(model.predict(X[row : row + 1], steps=loops_of_row)[0], y[row : row + 1], atol=1e-10)
 
 
+def test_masks_go_on_with_their_samples() -> None:
+    class Averages(nn.Module):
+        def forward(self, z: Tensor, keep: Tensor, scale: Tensor) -> Tensor:
+            return scale * (z * keep[..., None]).sum(1, keepdim=True) / keep.sum(1)[:, None, None] + 0 * z
+
+    torch.manual_seed(0)
+    p, keep, scale = torch.randn(3, 4, 8).double(), torch.ones(3, 4).double(), torch.tensor(0.5).double()
+    p[0], keep[1, 2:] = 0, 0
+    loop = Loop(Averages())
+    z, loops, _ = loop.adaptive(p, tolerance=1e-6, most=60, keep=keep, scale=scale)
+    assert loops[0] < loops[1:].min()
+    for row in range(3):
+        alone = loop(p[row : row + 1], int(loops[row]), keep=keep[row : row + 1], scale=scale)[-1]
+        torch.testing.assert_close(z[row : row + 1], alone)
+
+
 def test_the_implicit_gradient_is_that_of_many_loops() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(6, 6).double()

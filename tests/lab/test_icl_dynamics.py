@@ -89,6 +89,24 @@ def test_the_flow_ends_at_the_optimum_and_is_balanced() -> None:
         dynamics.flow(*start, L, N, time=20.0, step=1.0)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 0.03, 1.0, 10.0])
+def test_the_flow_ends_at_the_optimum_on_any_scale(scale: float) -> None:
+    L = scale * basis()
+    sigma = 0.3 / max(1.0, scale) ** 0.5
+    start = dynamics.start(5, sigma, torch.Generator().manual_seed(0))
+    none, least = float(L.trace()) / 2, float(dynamics.loss(*dynamics.optimum(L, N), L, N))
+    assert float(dynamics.loss(*dynamics.flow(*start, L, N), L, N)) - least < 2e-3 * (none - least)
+    once = dynamics.flow(*start, L, N, time=1e-3, step=1.0)
+    assert float(dynamics.loss(*once, L, N)) < float(dynamics.loss(*start, L, N))  # a time below a step is gone all the same
+
+
+def test_a_flow_that_would_take_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamics, "_MOST", 400)
+    start = dynamics.start(5, 0.3, torch.Generator().manual_seed(0))
+    with pytest.raises(DivergedError, match="not near the optimum after 400 steps"):
+        dynamics.flow(*start, basis((1.0, 0.1, 0.1, 0.1, 0.1)), N)
+
+
 def test_the_error_of_theorem_4_2_is_that_of_samples() -> None:
     L = basis()
     layer = LinearSelfAttention(5, examples=N, covariance=L)

@@ -98,6 +98,19 @@ def test_undo_goes_back_one_by_one_to_the_bit(source: Path, tmp_path: Path) -> N
         release.undo(second)
 
 
+@pytest.mark.parametrize("way", ["from within", "by a link"])
+def test_undo_reaches_the_real_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    model, link, out = opened(source), tmp_path / "current", tmp_path / "models" / "first"
+    base = fingerprint(model)
+    release.write(model, out, source=source, receipts=[changed(model, 0)])
+    link.symlink_to(out)
+    monkeypatch.chdir(out)
+    release.undo("." if way == "from within" else link)
+    assert link.is_symlink()
+    assert fingerprint(opened(out)) == fingerprint(opened(link)) == base
+    assert not [path for folder in (tmp_path, tmp_path / "models") for path in folder.iterdir() if path.name.startswith(".")]
+
+
 def test_undo_of_another_structure_brings_back_the_config(source: Path, tmp_path: Path) -> None:
     model = opened(source)
     out = release.write(model, tmp_path / "narrow", source=source, receipts=[narrowed(model)])

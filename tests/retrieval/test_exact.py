@@ -27,6 +27,13 @@ def units(rows: int, dim: int, seed: int = 0) -> Floats:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
+def test_an_id_may_hold_any_other_end_of_a_line(tmp_path: Path) -> None:
+    names = ["a", "b\x85c", "d\u2028e", "f"]
+    (tmp_path / "ids.txt").write_text("\n".join(names) + "\n", "utf-8")
+    with ExactIndex.adopt(str(tmp_path / "index"), generation=OLD, vectors=units(4, 8), ids=tmp_path / "ids.txt") as index:
+        assert list(index.ids(0)) == names
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     base=st.integers(0, 40),

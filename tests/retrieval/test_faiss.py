@@ -183,20 +183,21 @@ def test_cells_are_chosen_when_there_are_rows_enough() -> None:
     assert np.array_equal(first, second)  # every process gets the same cells
 
 
-@pytest.mark.parametrize("far", [False, True])
-def test_cells_under_any_numbers(far: bool) -> None:
-    """Ids of the user's own choice in an inverted file: near together (one bit each) or far apart (a set)."""
+@pytest.mark.parametrize(("step", "first"), [(2, 5), (10**12, 5), (10**12, -(10**15)), (1, -3001)])
+@pytest.mark.parametrize("metric", [IP, L2])
+def test_cells_under_any_numbers(step: int, first: int, metric: int) -> None:
+    """Ids of the user's own choice in an inverted file: near together (one bit each) or far apart (a set), negative ones too."""
     from instar.retrieval import faiss_files
 
     vectors, queries = clustered(3000, 16)
-    ids = np.random.default_rng(0).permutation(3000) * (10**12 if far else 2) + 5
-    index = faiss.index_factory(16, "IVF10,Flat", IP)
+    ids = np.random.default_rng(0).permutation(3000) * step + first
+    index = faiss.index_factory(16, "IVF10,Flat", metric)
     index.train(vectors)
     index.add_with_ids(vectors, ids)
     index.nprobe = 10
     order = np.argsort(ids)
     keys = faiss_files._keys_of_cells(faiss, index)
-    held = faiss_files.Opened(index, Form("cells", IP, cells=10, probes=10), keys, keys, index)
+    held = faiss_files.Opened(index, Form("cells", metric, cells=10, probes=10), keys, keys, index)
     space: ApproximateSpace = FaissSpace(16, held.form, held)
     space.drop(np.arange(0, 3000, 3))
     left = np.setdiff1d(np.arange(3000), np.arange(0, 3000, 3))
@@ -204,3 +205,13 @@ def test_cells_under_any_numbers(far: bool) -> None:
     scores, slots = space.search(queries, 7)
     np.testing.assert_allclose(scores, -np.sort(-(queries @ vectors[rows].T), axis=1)[:, :7], atol=1e-5)
     assert not (slots % 3 == 0).any()
+
+
+def test_the_id_by_which_faiss_means_nothing_is_refused(tmp_path: Path) -> None:
+    vectors, _ = clustered(400, 16)
+    index = faiss.index_factory(16, "IVF4,Flat", IP)
+    index.train(vectors)
+    index.add_with_ids(vectors, np.arange(400) - 1)
+    faiss.write_index(index, str(tmp_path / "own.faiss"))
+    with pytest.raises(DataError, match="id −1"):
+        adopt_index(str(tmp_path / "own.faiss"), Generation(0, "old", 16))

@@ -173,6 +173,17 @@ def test_what_cannot_be_padded_says_so_and_stays_as_it_is(digits: Digits, tmp_pa
         FaissIndex.adopt(str(tmp_path / "codes.faiss"), generation=OLD)
 
 
+def test_vectors_keep_their_length_where_padding_adds_no_width(digits: Digits, tmp_path: Path) -> None:
+    """The padded graph holds them longer by 1 / norm; the file that an end leaves must not."""
+    index = of_faiss("HNSW8", IP)(tmp_path, digits.old)
+    pad(index, WIDTH, 0.8)
+    index.add(["another"], digits.old[:1], 0)
+    index.finish()
+    index.close()
+    own = faiss.read_index(str(tmp_path / "own.faiss"))
+    np.testing.assert_allclose(np.linalg.norm(own.reconstruct_n(0, ROWS + 1), axis=1), 1, atol=1e-5)
+
+
 def test_refusals(digits: Digits, tmp_path: Path) -> None:
     index = exact(tmp_path, digits.old)
     for dim, norm in ((WIDTH - 1, 0.5), (D, 0.0), (D, 1.1), (D, float("nan"))):

@@ -76,7 +76,9 @@ def _merged(pairs: Iterable[tuple[str, str]]) -> list[Asked]:
 def _jsonl(path: Path) -> list[Asked]:
     pairs = []
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = path.read_text("utf-8-sig").split(
+            "\n"
+        )  # str.splitlines would also cut at U+2028 and its like, which JSON may hold
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

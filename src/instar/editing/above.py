@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from instar.editing.layout import Layer, Layout
 from instar.editing.past import Past
 from instar.editing.rows import Rows
-from instar.editing.running import Change, call, on_input, on_output, stop, until_stopped
+from instar.editing.running import Change, call, in_place_of, on_input, on_output, stop, until_stopped
 
 
 class Above:
@@ -114,10 +114,5 @@ class Above:
     def _resumed(self, below: Tensor) -> Iterator[None]:
         """The blocks below do nothing, and the last of them puts out what it did."""
         found = (below,) if self._tuples else below
-        try:
-            for block in self._skipped:
-                block.forward = lambda *args, **kwargs: found
+        with in_place_of(self._skipped, lambda *args, **kwargs: found):
             yield
-        finally:
-            for block in self._skipped:
-                block.__dict__.pop("forward", None)

@@ -13,7 +13,7 @@ from torch import nn
 
 from instar.editing.rows import tokens as tokenised
 from instar.editing.running import call, resting
-from instar.errors import DataError
+from instar.errors import DataError, ModelError
 from instar.receipt import Receipt
 
 _LENGTH = 128
@@ -65,20 +65,28 @@ def drift(model: nn.Module, tokenizer: Any, receipt: Receipt, texts: Sequence[st
 def fluency(model: Any, tokenizer: Any, prompts: Sequence[str], *, length: int = 100, seed: int = 0) -> float:
     """How varied generations are: mean over prompts of ½ (⅔ H₂ + ⁴⁄₃ H₃) · 100, H_n the entropy in bits of n-grams of words.
 
-    Top-5 sampling of `length` tokens with the model's own `generate`; repetition brings it towards 0, English is near 620.
-    Words are what stands between spaces. Raises DataError for no prompts.
+    Top-5 sampling of `length` tokens with the model's own `generate`, fewer where it has not so many positions left; repetition
+    brings it towards 0, English is near 620. Words are what stands between spaces. Raises DataError for no prompts, ModelError
+    for one that leaves no position to continue it.
     """
     if not prompts:
         raise DataError("fluency expects prompts to continue; received none.")
     values = []
+    positions = _positions(model)
     with resting(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for prompt in prompts:
-            ids = torch.tensor([tokenised(tokenizer, prompt)[0]], device=next(model.parameters()).device)
+            asked = tokenised(tokenizer, prompt)[0]
+            room = length if positions is None else min(length, positions - len(asked))
+            if room < 1:
+                raise ModelError(
+                    f"{type(model).__name__} has {positions} positions; a prompt of {len(asked)} tokens leaves none to go on."
+                )
+            ids = torch.tensor([asked], device=next(model.parameters()).device)
             made = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                **{"do_sample": True, "top_k": 5, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": length},
+                **{"do_sample": True, "top_k": 5, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": room},
                 pad_token_id=tokenizer.pad_token_id or 0,
                 eos_token_id=-1,  # it goes on: a short text has few n-grams
             )
@@ -94,6 +102,12 @@ def entropy(words: Sequence[str], n: int) -> float:
     return -sum(c / total * math.log2(c / total) for c in counts.values()) if total else 0.0
 
 
+def _positions(model: nn.Module) -> int | None:
+    """Tokens that a model can read at most, where it says so."""
+    found: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return found
+
+
 @torch.no_grad()
 def _logp(model: nn.Module, window: Sequence[int]) -> torch.Tensor:
     ids = torch.tensor([window], device=next(model.parameters()).device)
@@ -101,7 +115,7 @@ def _logp(model: nn.Module, window: Sequence[int]) -> torch.Tensor:
 
 
 def stretches(model: nn.Module, tokenizer: Any, texts: Sequence[str], most: int) -> list[list[int]]:
-    length = min(_LENGTH, getattr(getattr(model, "config", None), "max_position_embeddings", None) or _LENGTH)
+    length = min(_LENGTH, _positions(model) or _LENGTH)
     found: list[list[int]] = []
     left = most
     for text in texts:

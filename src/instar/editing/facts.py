@@ -24,7 +24,7 @@ def read(path: str | Path) -> list[Fact]:
     """
     file = Path(path)
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8").split("\n")  # str.splitlines would also cut at U+2028 and its like, which JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         raise EditError(f"The facts {file} cannot be read: {error}.") from error
     found: list[Fact] = []
@@ -98,7 +98,8 @@ def _fact(value: Any) -> Fact:
         texts = value.get(key, [])
         if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(f"'{key}' expects a list of texts, received {texts!r}")
-    return Fact(**value)
+    old = value.get("old")
+    return Fact(**{**value, "old": old if old and old.strip() else None})
 
 
 def _refuse(wrong: Sequence[str], total: int) -> None:

@@ -12,7 +12,7 @@ class FineTune(Tuning):
     r"""W ← W + Δ for the FFN's last matrix of one layer: Adam on − mean log p(target | prompt), from Δ = 0.
 
     Args:
-        layers: one number, or "auto" (at 30 % of the depth).
+        layers: one number, or "auto" (the last of MEMIT's).
         lr, steps, enough: of Adam; it stops below this loss.
         parts: for models that `instar.anatomy` does not know.
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from instar.editing.running import in_place_of
+
 _WRITTEN_OUT = ("NewGELUActivation", "FastGELUActivation")
 
 
@@ -15,10 +17,5 @@ _WRITTEN_OUT = ("NewGELUActivation", "FastGELUActivation")
 def fused(model: nn.Module) -> Iterator[None]:
     """The model's activations of this form are torch's own; what comes out is the same to rounding."""
     modules = [module for module in model.modules() if type(module).__name__ in _WRITTEN_OUT]
-    try:
-        for module in modules:
-            module.forward = functools.partial(nn.functional.gelu, approximate="tanh")
+    with in_place_of(modules, functools.partial(nn.functional.gelu, approximate="tanh")):
         yield
-    finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)

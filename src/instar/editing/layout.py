@@ -14,6 +14,13 @@ from instar.errors import EditError, ModelError, ShapeError
 
 Part = Literal["ffn", "attention", "block"]
 Layers = Literal["auto", "traced"] | Sequence[int]
+_PUBLISHED = {
+    ("gpt2", 48): (13, 17),
+    ("gptj", 28): (3, 8),
+    ("gpt_neox", 44): (6, 10),
+    ("llama", 32): (4, 8),
+}
+"""(model_type, depth) -> first and last layer: GPT2-XL, GPT-J and NeoX-20B of MEMIT and PMET, Llama-2-7B."""
 _PUBLISHED_END, _PUBLISHED_COUNT = 0.3, 5
 
 
@@ -61,8 +68,11 @@ class Layout:
             raise EditError(f"layers expects different numbers from 0 to {depth - 1}; received {list(layers)}.")
         return [self.layers[i] for i in wanted]
 
-    def usual(self) -> list[int]:
-        """Five layers that end at 30 % of the depth, as the published choices do (GPT-J 3-8 of 28, Llama 4-8 of 32)."""
+    def usual(self, kind: str = "") -> list[int]:
+        """The published layers of models that were studied, by their model_type and depth; else five that end at 30 % of it."""
+        if (kind, len(self.layers)) in _PUBLISHED:
+            first, last = _PUBLISHED[kind, len(self.layers)]
+            return list(range(first, last + 1))
         last = max(0, round(_PUBLISHED_END * len(self.layers)) - 1)
         return list(range(max(0, last - _PUBLISHED_COUNT + 1), last + 1))
 

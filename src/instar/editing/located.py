@@ -17,7 +17,7 @@ from instar.editing.layout import Layer, Layers, Layout, Part, Parts, layout
 from instar.editing.running import resting
 from instar.editing.spread import Spread
 from instar.editing.targets import Objective
-from instar.errors import ShapeError
+from instar.errors import EditError, ShapeError
 from instar.interfaces import Editor, Fact, Monitor
 from instar.receipt import Receipt, updating
 
@@ -51,7 +51,15 @@ class Located(Editor):
         texts: Iterable[str] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Gather C once, and use it for every edit from now on: for edits in sequence, as of the model before the first."""
+        """Gather C once, and use it for every edit from now on: for edits in sequence, as of the model before the first.
+
+        Raises EditError for layers="traced": each edit may choose others.
+        """
+        if self.layers == "traced":
+            raise EditError(
+                'With layers="traced" each edit chooses its layers by its own facts, so C cannot be gathered before. Give '
+                "numbers: editing.tracing.trace(model, tokenizer, facts).layers() finds them."
+            )
         chosen = self.chosen(model, tokenizer, layout(model, self.parts), [])
         self.moments = self.gathered(model, tokenizer, chosen, self.texts if texts is None else texts, progress)
 
@@ -72,9 +80,10 @@ class Located(Editor):
     def chosen(self, model: nn.Module, tokenizer: Any, where: Layout, facts: Sequence[Fact]) -> list[Layer]:
         """The layers that are written, ascending."""
         if self.layers == "auto":
-            return where.chosen(where.usual())
+            return where.chosen(where.usual(getattr(getattr(model, "config", None), "model_type", "")))
         if self.layers == "traced":
-            return where.chosen(tracing.trace(model, tokenizer, facts, parts=self.parts).layers())
+            # Without facts nothing is written, and there is nothing to trace.
+            return where.chosen(tracing.trace(model, tokenizer, facts, parts=self.parts).layers()) if facts else []
         if isinstance(self.layers, str):
             raise ShapeError(f"layers expects auto, traced or numbers; received {self.layers!r}.")
         return where.chosen(self.layers)

@@ -26,8 +26,9 @@ class PMET(Spreading):
     where K and m are read again after each layer, K is half of the bare prompt and half the mean after prefixes, C = E[k kᵀ].
 
     Args:
-        layers: numbers, ascending; "auto" takes five that end at 30 % of the depth, "traced" asks causal tracing, which needs
-            facts whose `old` answer is known.
+        layers: numbers, ascending; "auto" takes those of the authors for GPT-J (3-8), NeoX-20B (6-10), GPT2-XL (13-17) and
+            Llama-2-7B (4-8), else five that end at 30 % of the depth; "traced" asks causal tracing, which needs facts whose `old`
+            answer is known.
         optimised: what gets a free vector. write: whose shift is kept in weights; the authors' choice is "ffn".
         spread: how the shift is shared over layers.
         penalty: λ; None takes 6000 / 16384 times F, which is the authors' for GPT-J: kᵀ C⁻¹ k, against which it stands, grows

@@ -31,7 +31,7 @@ class ROME(Located):
     that of the model before the first. Many facts in one matrix undo each other: that is what MEMIT is for.
 
     Args:
-        layers: one number, or "auto" (at 30 % of the depth) or "traced".
+        layers: one number, or "auto" (the last of MEMIT's) or "traced".
         prefixes, lr, steps, clamp, kl, decay, seed, texts, parts: as of `PMET`.
 
     Shapes: v* [D], k*, u [F]. Cost: as of `PMET` with one layer, without a batch.
@@ -78,7 +78,8 @@ class ROME(Located):
             value = (found.before["ffn"] + found.shift["ffn"])[0].double()
             subjects = writing.Subjects(model, where, tokenizer, [fact], before, layer.index)
             (key,), _ = subjects.read([layer.ffn], layer, [])
-            writing.add(layer.ffn, rank_one(layer.ffn.weight, layer.ffn.bias, moments[layer.index, "ffn"], key[:, 0], value))
+            C = moments[layer.index, "ffn"].to(key.device)  # from disk it comes to the CPU
+            writing.add(layer.ffn, rank_one(layer.ffn.weight, layer.ffn.bias, C, key[:, 0], value))
 
 
 def rank_one(W: Tensor, b: Tensor | None, C: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,6 +64,23 @@ def on_input(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> It
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def in_place_of(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """The modules do this; then again what they did, also where that is a `forward` of their own (as accelerate gives them)."""
+    missing = object()
+    before = [vars(module).get("forward", missing) for module in modules]
+    try:
+        for module in modules:
+            module.forward = forward
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            if own is missing:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = own
 
 
 def stop(value: Tensor) -> None:

@@ -72,14 +72,14 @@ def trace(
         whole = _logp(logits, rows.target)
         noise = _noise(model, tokenizer, known, rows.ids.shape, device, seed)
         embedding = _embedding(model)
-        with on_output(embedding, lambda value: value + noise):
+        with on_output(embedding, lambda value: value + noise.to(value.dtype)):
             broken = _logp(above.run()[0], rows.target)
         removed, restored = [], []
         for layer in where.layers:
             mine = clean[f"{layer.index}"]
             mean = mine.mean(0, keepdim=True).expand_as(mine)
             removed.append(whole - _logp(above.run(change={layer.ffn.module: _put(rows.subject, mean)})[0], rows.target))
-            with on_output(embedding, lambda value: value + noise):
+            with on_output(embedding, lambda value: value + noise.to(value.dtype)):
                 back = above.run(change={layer.ffn.module: _put(rows.subject, mine)})[0]
             restored.append(_logp(back, rows.target) - broken)
     # Each is asked to say what another one does.

@@ -82,7 +82,8 @@ def write(
             missing = goals[part].double().T - current
             wanted = share(spread, place, len(layers)) * missing
             weight = ratio * linear.inputs if penalty is None else penalty
-            add(linear, solve(moments[layer.index, into[part]], K, wanted, weight))
+            C = moments[layer.index, into[part]].to(K.device)  # from disk it comes to the CPU
+            add(linear, solve(C, K, wanted, weight))
 
 
 @torch.no_grad()

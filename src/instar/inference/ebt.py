@@ -30,7 +30,8 @@ class Ebt(TwoStream):
 
     Args:
         width, depth, heads, hidden, norm, activation, conditioning, landscapes: of `EnergyTransformer`. vocabulary: V.
-        steps: of the inner loop in training, and of a plain call; random_steps: up to so many more, drawn for each batch.
+        steps: of the inner loop in training, and of a plain call; random_steps: up to so many more, drawn for each batch of
+            training alone.
         alpha: step size a; learn_alpha: learn it, at 3 a times the rate of all else, without decay; never below 1e-4.
         random_alpha: r, in training a is drawn by position from [a / r, r a]; 1 leaves it.
         noise: standard deviation added to z before each step of training. detach, truncate, clamp_gradient, clamp_state: of

@@ -96,7 +96,8 @@ class Loop(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Each sample loops until ‖Z_{t+1} − Z_t‖ / ‖Z_t‖ < tolerance, by itself, at most `most` times.
 
-        Returns Z [B, …], loops int64 [B] and changes [loops, B]. What stopped is computed no more.
+        Returns Z [B, …], loops int64 [B] and changes [loops, B]. What stopped is computed no more. Tensors given to the block
+        with B as their first axis are taken to speak of the samples, and go on with them.
         """
         if tolerance < 0 or most < 0:
             raise ShapeError(f"tolerance and the most loops are not negative; received {tolerance} and {most}.")
@@ -107,7 +108,8 @@ class Loop(nn.Module):
             if not len(going):
                 break
             before = z[going]
-            after = self.step(before, p[going], number, **given)
+            left = {name: value[going] if _of_samples(value, len(p)) else value for name, value in given.items()}
+            after = self.step(before, p[going], number, **left)
             moved = share((after - before).flatten(1).norm(dim=1), before.flatten(1).norm(dim=1))
             z[going] = after
             loops[going] += 1
@@ -138,3 +140,7 @@ class Loop(nn.Module):
 
         out.register_hook(solve)
         return out
+
+
+def _of_samples(value: Any, batch: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch

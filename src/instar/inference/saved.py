@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from instar import catalogue, files
 from instar.errors import CheckpointError, InstarError, ShapeError, UnknownNameError
 from instar.interfaces import Predictor
 from instar.models import checkpoint
+from instar.models.blank import without_memory
 from instar.models.pretrained import CONFIG, WEIGHTS
 
 FORMAT = "instar-predictor-1"
 _TYPES: dict[str, type] = {"format": str, "method": str, "arguments": dict}
-_CALLS = 1000
-"""Calls of torch for each saved tensor, of which building takes some tens."""
 
 
 def save(model: Predictor, folder: Path) -> None:
@@ -59,7 +57,7 @@ def load(folder: Path) -> Predictor:
     try:
         with torch.random.fork_rng(devices=[]):
             # First without memory: sizes are held to the tensors before anything is allocated for them.
-            with torch.device("meta"), _Few(_CALLS * (1 + len(tensors))):
+            with without_memory(len(tensors), f"{CONFIG} describes a larger model than {WEIGHTS} holds. Nothing was loaded."):
                 blank: Predictor = cls(**arguments)
             checkpoint.compare(path, tensors, blank.state_dict())
             model: Predictor = cls(**arguments)
@@ -72,20 +70,6 @@ def load(folder: Path) -> Predictor:
         model = model.to(kinds.pop())  # what is no part of the file, such as fixed positions, was in this type too
     model.load_state_dict(tensors, assign=True)
     return model.eval()
-
-
-class _Few(TorchFunctionMode):
-    """Allows so many calls of torch: a file may ask for more layers than it has tensors for."""
-
-    def __init__(self, calls: int) -> None:
-        super().__init__()
-        self.left = calls
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.left -= 1
-        if self.left < 0:
-            raise CheckpointError(f"{CONFIG} describes a larger model than {WEIGHTS} holds. Nothing was loaded.")
-        return func(*args, **(kwargs or {}))
 
 
 def _config(path: Path) -> tuple[str, dict[str, Any]]:

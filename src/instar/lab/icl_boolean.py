@@ -79,8 +79,9 @@ class Drawn:
 class BooleanSampler:
     """Functions of one family, inputs, labels, and teaching sequences.
 
-    Constants are those of the authors' code; see the source below. Inputs are uniform; for classes whose labels would be almost
-    constant, some are changed so that they satisfy (conjunctions, DNF) or falsify (disjunctions, CNF) a term.
+    Constants are those of the authors' code (see the source below), but for inputs after a teaching sequence, which are drawn
+    like all others, and 40 % positive there. Inputs are uniform; for classes whose labels would be almost constant, some are
+    changed so that they satisfy (conjunctions, DNF) or falsify (disjunctions, CNF) a term.
 
     Args:
         width: D. family: of `FAMILIES`. noise: chance that a label is flipped, targets included. teaching: chance that a task

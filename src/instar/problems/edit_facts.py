@@ -7,7 +7,7 @@ import inspect
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,7 +54,8 @@ class EditFactsProblem(Problem):
         layers: that are edited; by default the ones that causal tracing chose for the facts-GPT, or the method's own.
 
     Of films and countries a fact's target is the answer of another subject, its paraphrases are the two other wordings, and its
-    neighbours are subjects with the same answer. Facts for choosing settings and facts of the test are of different subjects.
+    neighbours are subjects with the same answer, which the same edit leaves them. Facts for choosing settings and facts of the
+    test are of different subjects.
     Raises DataError, and what reading facts and models raises.
     """
 
@@ -77,7 +78,7 @@ class EditFactsProblem(Problem):
             halves = known[::2], known[1::2]
             valid, test = (_drawn(half, known, self.edits, seed) for half in halves)
             source, texts = "films and countries", _sentences(known)
-            said = json.dumps(texts)
+            said = json.dumps(["neighbours stay", *texts])  # the rule by which facts are drawn is part of the data
         else:
             given = facts.read(self.data)
             if len(given) < 2 * self.edits:
@@ -158,24 +159,30 @@ def _metrics(found: Evaluation) -> dict[str, Items]:
 def _drawn(half: Sequence[Entity], known: Sequence[Entity], edits: int, seed: int) -> Split:
     """So many facts about different subjects, and sentences about subjects that are neither edited nor neighbours."""
     draw = random.Random(derive(seed, "facts"))
-    chosen: list[Fact] = []
-    touched: set[str] = set()
+    drawn: list[tuple[Fact, list[str]]] = []
     for entity in draw.sample(list(half), len(half)):
-        if len(chosen) == edits:
+        if len(drawn) == edits:
             break
-        fact = _fact(entity, known, draw)
-        if fact is not None:
-            chosen.append(fact)
-            touched |= {entity.name, *(e.name for e in known if any(e.name in prompt for prompt in fact.neighbours))}
-    if len(chosen) < edits:
-        raise DataError(f"{len(chosen)} subjects have a fact with neighbours; asked for {edits} edits.")
+        found = _fact(entity, known, draw)
+        if found is not None:
+            drawn.append(found)
+    if len(drawn) < edits:
+        raise DataError(f"{len(drawn)} subjects have a fact with neighbours; asked for {edits} edits.")
+    # A neighbour that the same edit rewrites has no answer to keep.
+    rewritten = {fact.prompt for fact, _ in drawn}
+    chosen = [
+        replace(fact, neighbours=[p for p in dict.fromkeys([*fact.neighbours, *more]) if p not in rewritten][:_NEIGHBOURS])
+        for fact, more in drawn
+    ]
+    touched = {fact.subject for fact in chosen}
+    touched |= {e.name for e in known if any(e.name in prompt for fact in chosen for prompt in fact.neighbours)}
     others = [e for e in known if e.name not in touched]
     elsewhere = [_paragraph(e, draw) for e in draw.sample(others, min(_DRIFT_TEXTS, len(others)))]
     return Split(chosen, elsewhere)
 
 
-def _fact(entity: Entity, known: Sequence[Entity], draw: random.Random) -> Fact | None:
-    """A false answer in place of one that others share; None where the subject has no such relation."""
+def _fact(entity: Entity, known: Sequence[Entity], draw: random.Random) -> tuple[Fact, list[str]] | None:
+    """A false answer in place of one that others share, and the prompts of all of those; None without such a relation."""
     for relation in draw.sample(sorted(entity.known), len(entity.known)):
         old = entity.known[relation]
         kin = [e for e in known if e.kind == entity.kind]
@@ -183,8 +190,9 @@ def _fact(entity: Entity, known: Sequence[Entity], draw: random.Random) -> Fact 
         answers = sorted({e.known[relation] for e in kin} - {old})
         if len(same) >= 2 and answers:
             prompt, *paraphrases = entity.prompts(relation)
-            neighbours = [e.prompts(relation)[0] for e in draw.sample(same, min(_NEIGHBOURS, len(same)))]
-            return Fact(prompt, entity.name, draw.choice(answers), old, paraphrases, neighbours)
+            asked = [e.prompts(relation)[0] for e in same]
+            neighbours = draw.sample(asked, min(_NEIGHBOURS, len(asked)))
+            return Fact(prompt, entity.name, draw.choice(answers), old, paraphrases, neighbours), asked
     return None
 
 

@@ -33,7 +33,7 @@ def undo(folder: str | Path, *, out: str | Path | None = None) -> Facts:
     Reads and writes the weights once; memory is that of one tensor. Raises ReceiptError where there is nothing to take back, the
     weights were changed since, or the receipt is damaged; CheckpointError, OutputError.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # "." has no name of its own; of a link the model changes, and the link stays
     last = _last(folder)
     said = last.facts
     assert said is not None  # _last refuses damaged ones

@@ -124,12 +124,16 @@ class ApproximateSpace(Space):
         return scores, np.where(places < 0, -1, rest[1][places] if len(rest[1]) else -1)
 
     def _slots(self, keys: NDArray[np.int64]) -> Slots:
+        """The slots of what a package found, −1 for −1; other negative numbers may be keys of the user's own."""
         if self._keys is None:
             return keys
+        if not len(self._keys):
+            return np.full_like(keys, -1)
         if self._order is None:
             self._order = np.argsort(self._keys, kind="stable")
         places = np.searchsorted(self._keys, keys, sorter=self._order)
-        return np.where(keys < 0, -1, self._order[np.minimum(places, len(self._order) - 1)])
+        slots = self._order[np.minimum(places, len(self._order) - 1)]
+        return np.where(self._keys[slots] == keys, slots, -1)
 
     def _changed(self) -> None:
         self._rest, self._order = None, None

@@ -190,4 +190,8 @@ def _keys_of_cells(faiss: Any, index: Any) -> NDArray[np.int64]:
     found = np.concatenate(parts) if parts else np.empty(0, np.int64)
     if len(np.unique(found)) != len(found):
         raise DataError(f"{len(found) - len(np.unique(found))} ids stand in the inverted file twice; each row needs its own.")
+    if (found == -1).any():  # FAISS drops it from its own results
+        raise DataError(
+            "A vector of the inverted file has the id −1, by which FAISS means nothing: it is never found. Give it another."
+        )
     return found

@@ -68,7 +68,9 @@ class FaissIndex(SingleFileIndex):
         number = generation.number
         held, rows = self._standing(number)
         space, owners = held.space(number)
-        as_it_is = isinstance(space, FaissSpace) and space.whole and space.dim == generation.dim
+        # A padded graph holds old vectors at another length, also where it is no wider than they are.
+        apart = self._manifest.padding is None
+        as_it_is = isinstance(space, FaissSpace) and space.whole and apart
         if as_it_is:
             rows = owners.rows  # in the graph's own order
         names = held.rows.names[rows].tolist()

@@ -119,7 +119,9 @@ def _ids_of_file(path: Path) -> Any:
         if path.suffix == ".npy":
             return np.load(path)
         text = path.read_text("utf-8")
-        return json.loads(text) if path.suffix == ".json" else text.splitlines()
+        if path.suffix == ".json":
+            return json.loads(text)
+        return text.removesuffix("\n").split("\n") if text else []  # not splitlines: U+2028 and its like may stand in an id
     except (OSError, ValueError, EOFError) as error:
         raise StoreError(
             f"{path} holds no ids that can be read ({error}): a JSON list, a .npy, or a text with one a line."

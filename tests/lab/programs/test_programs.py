@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from instar.lab.programs.program import Head, Table, Thresholds
 from instar.lab.programs.pruning import prune, sweep
 from instar.lab.programs.saved import load, save
 from instar.lab.programs.tables import as_json, write
+from instar.models import checkpoint
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -166,3 +168,29 @@ def test_saved_and_loaded_it_prints_the_same(tmp_path: Path) -> None:
     for name in ("b", "c", "none"):
         with pytest.raises(CheckpointError):
             load(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("shape", "k", 80.5),
+        ("shape", "reads", 400_000_000),
+        ("shape", "layers", 10**9),
+        ("vocabulary", "labels", [f"{i}" for i in range(9)]),
+        ("vocabulary", "length", 20),
+        ("vocabulary", "pooled", True),
+        ("vocabulary", "unknown", "nowhere"),
+    ],
+)
+def test_a_file_whose_parts_disagree_is_refused_before_it_is_built(part: str, name: str, value: Any, tmp_path: Path) -> None:
+    learner = TransformerPrograms(layers=1)
+    learner.fit(world(), world(), steps=1, batch=8)
+    save(learner, tmp_path / "a.safetensors")
+    tensors, metadata = checkpoint.read(tmp_path / "a.safetensors")
+    facts = json.loads(metadata["transformer_programs"])
+    facts[part][name] = value
+    if part == "shape":  # said in both places, so that only the tensors speak against it
+        facts["arguments"][name] = value
+    checkpoint.write(tmp_path / "b.safetensors", tensors, {"transformer_programs": json.dumps(facts)})
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "b.safetensors")

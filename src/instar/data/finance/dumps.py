@@ -133,7 +133,9 @@ def _csv_rows(text: str, dates: Sequence[str], where: str) -> Iterator[dict[str,
 
 
 def _json_rows(text: str) -> Iterator[dict[str, Any] | str]:
-    for count, line in enumerate(text.splitlines(), 1):
+    for count, line in enumerate(
+        text.split("\n"), 1
+    ):  # str.splitlines would also cut at U+2028 and its like, which JSON may hold
         if not line.strip():
             continue
         try:

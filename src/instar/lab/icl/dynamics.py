@@ -6,6 +6,7 @@ Zhang, Frei, Bartlett 2023 (arXiv 2306.09927). x ~ N(0, Λ), w ~ N(0, I), y = �
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,11 @@ import torch
 from torch import Tensor
 
 from instar.errors import DivergedError, ShapeError
+
+_TIME, _LEAST, _LONG = 100.0, 100, 1000
+"""Where the flow looks first whether it is there: after this time, but not before 100 steps, nor after 1000."""
+_NEAR, _MOST = 1e-3, 100_000
+"""It is there where so much of what the optimum gains is missing; it goes so many steps at most."""
 
 
 def gamma(covariance: Tensor, examples: int) -> Tensor:
@@ -67,16 +73,19 @@ def small_enough(sigma: float, covariance: Tensor, examples: int) -> bool:
 
 
 def flow(
-    U: Tensor, u: float, covariance: Tensor, examples: int, *, time: float = 100.0, step: float | None = None
+    U: Tensor, u: float, covariance: Tensor, examples: int, *, time: float | None = None, step: float | None = None
 ) -> tuple[Tensor, float]:
     r"""Gradient flow on the population loss for `time`, by Runge-Kutta of fourth order. It conserves u² - ‖U‖².
 
-    step: None is the inverse of the curvature u*² ‖Γ‖ ‖Λ‖² at the optimum. Raises DivergedError where the step is too large.
+    time: None goes on until the loss is near its least. step: at most so long; None is the inverse of the curvature
+    u*² ‖Γ‖ ‖Λ‖² at the optimum. Raises DivergedError where the step is too large, or the loss is not near its least after
+    100 000 steps.
     """
+    if time is None:
+        return _settled(U, u, covariance, examples, step)
     L, G = valid(covariance), gamma(covariance, examples)
     GL, LL = G @ L, L @ L
-    if step is None:
-        step = 1 / float(torch.linalg.inv(G).norm() * torch.linalg.matrix_norm(G, 2) * torch.linalg.matrix_norm(L, 2) ** 2)
+    step = _longest(L, G) if step is None else step
     if not (step > 0 and time >= 0):
         raise ShapeError(f"Expected step > 0 and time ≥ 0; received {step} and {time}.")
 
@@ -84,7 +93,9 @@ def flow(
         inner = GL @ U @ L
         return u * LL - u**2 * inner, float((LL * U.T).sum() - u * (inner * U).sum())
 
-    for _ in range(round(time / step)):
+    count = math.ceil(time / step)
+    step = time / max(1, count)
+    for _ in range(count):
         a, p = slope(U, u)
         b, q = slope(U + step / 2 * a, u + step / 2 * p)
         c, r = slope(U + step / 2 * b, u + step / 2 * q)
@@ -93,6 +104,29 @@ def flow(
     if not bool(U.isfinite().all()):
         raise DivergedError(f"The flow diverged with steps of {step}; smaller ones may help.")
     return U, u
+
+
+def _longest(L: Tensor, G: Tensor) -> float:
+    """The step that the curvature at the optimum allows."""
+    return 1 / float(torch.linalg.inv(G).norm() * torch.linalg.matrix_norm(G, 2) * torch.linalg.matrix_norm(L, 2) ** 2)
+
+
+def _settled(U: Tensor, u: float, covariance: Tensor, examples: int, step: float | None) -> tuple[Tensor, float]:
+    L, G = valid(covariance), gamma(covariance, examples)
+    step = _longest(L, G) if step is None else step
+    least = float(loss(*optimum(L, examples), L, examples))
+    near = least + _NEAR * (float(L.trace()) / 2 - least)
+    time, gone = min(max(_TIME, _LEAST * step), _LONG * step), 0.0
+    while gone < _MOST * step:
+        U, u = flow(U, u, L, examples, time=time, step=step)
+        if float(loss(U, u, L, examples)) <= near:
+            return U, u
+        gone += time
+        time = gone
+    raise DivergedError(
+        f"The flow is not near the optimum after {_MOST} steps: the covariance's eigenvalues differ too much. Make the inputs' "
+        "scales alike, or take the closed form."
+    )
 
 
 @dataclass(frozen=True)

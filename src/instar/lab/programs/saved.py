@@ -13,6 +13,7 @@ from instar.lab.programs.training import Try
 from instar.lab.programs.transformer_programs import TransformerPrograms
 from instar.lab.programs.vocabulary import Vocabulary
 from instar.models import checkpoint
+from instar.models.blank import without_memory
 
 _ARGUMENTS = (
     *("k", "layers", "cat_heads", "num_heads", "cat_mlps", "num_mlps", "reads", "hidden"),
@@ -35,7 +36,7 @@ def save(learner: TransformerPrograms, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> TransformerPrograms:
-    """A learner that answers, and prints, as the saved one did. Raises CheckpointError."""
+    """A learner that answers, and prints, as the saved one did. Raises CheckpointError, before anything of its size is built."""
     path = Path(path)
     tensors, metadata = checkpoint.read(path)
     try:
@@ -45,10 +46,26 @@ def load(path: str | Path) -> TransformerPrograms:
         said = facts["vocabulary"]
         learner.vocabulary = Vocabulary(**{**said, "tokens": tuple(said["tokens"]), "labels": tuple(said["labels"])})
         learner.tries = [Try(**one) for one in facts["tries"]]
-    except (KeyError, TypeError, ValueError, ShapeError) as error:
+        _agree(learner, learner.vocabulary, shape)
+        with without_memory(len(tensors), f"{path} describes a larger program than it holds. Nothing was loaded."):
+            blank = ProgramNetwork(shape)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, ShapeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{path} holds no Transformer Program, or a damaged one ({error}). Nothing was loaded.") from error
+    checkpoint.compare(path, tensors, blank.state_dict())
     with initialising(0):
         learner.network = ProgramNetwork(shape)
-    checkpoint.compare(path, tensors, learner.network.state_dict())
     learner.network.load_state_dict(tensors)
     return learner
+
+
+def _agree(learner: TransformerPrograms, vocabulary: Vocabulary, shape: Shape) -> None:
+    """Raise ValueError unless the parts of a file say the same: `predict` trusts that they do."""
+    for texts in (vocabulary.tokens, vocabulary.labels):
+        if not all(isinstance(text, str) for text in texts) or len(set(texts)) < len(texts):
+            raise ValueError("its tokens or labels are no different texts")
+    if vocabulary.unknown not in (None, *vocabulary.tokens):
+        raise ValueError("what stands for unknown tokens is none of its tokens")
+    if learner.shape(vocabulary, shape.causal) != shape:
+        raise ValueError("its arguments and its vocabulary do not make its shape")
