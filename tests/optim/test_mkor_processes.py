@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instar.optim.kfac import KFAC
 from instar.optim.mkor import MKOR
+from instar.optim.mkor_h import MKORH
 
 _STEPS = 6
 
@@ -126,3 +127,23 @@ def test_processes_that_use_different_layers_make_the_steps_of_one_that_uses_bot
         for key, tensor in model.state_dict().items():
             torch.testing.assert_close(saved[0][name][key], tensor, rtol=0, atol=1e-6)
             assert torch.equal(saved[0][name][key], saved[1][name][key])
+
+
+def switching_worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    optimiser = MKORH(network(), window=4, patience=1)
+    at = None
+    for step in range(60):
+        optimiser.observe(10.0 * 0.9**step if rank else 5.0 - min(step, 20) / 10)
+        at = step if optimiser.switched is not None and at is None else at
+    torch.save(at, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
+def test_processes_switch_together(tmp_path: Path) -> None:
+    """The losses that they see fall at rates of their own; one that switched alone would leave the others waiting."""
+    processes.spawn(switching_worker, (str(tmp_path),), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert one == two is not None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from instar.errors import CheckpointError, ShapeError, UnknownNameError
@@ -150,8 +151,14 @@ class MKOR(Optimizer):
         self._forget()
 
     def observe(self, loss: float) -> None:
-        """For MKOR-H, where steps have no closure."""
-        if self.hybrid is not None and self.switched is None and math.isfinite(loss) and self.hybrid.observe(loss):
+        """For MKOR-H, where steps have no closure. Processes of a group take the mean of theirs, so that they switch together."""
+        if self.hybrid is None or self.switched is not None:
+            return
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size(self.group) > 1:
+            total = torch.tensor(loss, device=self.param_groups[0]["params"][0].device)
+            dist.all_reduce(total, group=self.group)
+            loss = float(total) / dist.get_world_size(self.group)
+        if math.isfinite(loss) and self.hybrid.observe(loss):
             self.detach()
             self.switched = self.steps
 
