@@ -134,7 +134,7 @@ def switching_worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     optimiser = MKORH(network(), window=4, patience=1)
     at = None
-    for step in range(60):
+    for step in range(600):
         optimiser.observe(10.0 * 0.9**step if rank else 5.0 - min(step, 20) / 10)
         at = step if optimiser.switched is not None and at is None else at
     torch.save(at, f"{folder}/{rank}.pt")
