@@ -21,6 +21,14 @@ class Items:
     def value(self) -> float:
         return sum(self.totals) / sum(self.weights)
 
+    def by(self, groups: Sequence[int]) -> Items:
+        """Added up by group: what is cut from one series, or made of one image, is alike, and one item."""
+        totals, weights = dict.fromkeys(groups, 0.0), dict.fromkeys(groups, 0.0)
+        for group, total, weight in zip(groups, self.totals, self.weights, strict=True):
+            totals[group] += total
+            weights[group] += weight
+        return Items(list(totals.values()), list(weights.values()))
+
 
 class Floor(NamedTuple):
     """What a predictor without the ability that a problem asks for scores, and what it does: `naming …`."""

@@ -136,6 +136,8 @@ def test_mixers_of_either_kind_learn_on_them(method: str) -> None:
     found = problem.evaluate(model, data.test)["accuracy"]
     assert list(found.weights) == [1.0] * 100
     assert found.value > 2 * data.facts["accuracy_of_the_majority_class"]
+    assert sum(found.weights) == data.facts["test_clips"] == 100  # clips of one image are one item
+    assert len(found.totals) == data.facts["test_items"] == len(np.unique(data.test.images)) < 100
 
 
 def test_cells_and_frames_are_told_apart(problem: ClipsProblem, data: Data) -> None:

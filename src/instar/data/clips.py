@@ -23,6 +23,8 @@ class Composed(NamedTuple):
     """[N, targets], of the digits in the order in which they are shown."""
     begins: Integers
     """[N, targets], the first frame of each."""
+    images: Integers
+    """[N, targets], which image each is."""
 
 
 def compose(
@@ -68,7 +70,7 @@ def compose(
     windows = sliding_window_view(np.pad(pixels, ((0, 0), (most, most), (most, most))), (patch, patch), axis=(1, 2))
     top, left = (from_cell[axis] * patch - corner[axis] + most for axis in range(2))
     tokens = windows[image, top, left].reshape(count, frames * cells * cells, patch * patch)
-    return Composed(tokens, labels[chosen], begins)
+    return Composed(tokens, labels[chosen], begins, chosen)
 
 
 def _different(labels: Integers, targets: int, rng: np.random.Generator) -> Integers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ from instar.bench.seeds import derive, stream
 from instar.data import clips
 from instar.data.images import images
 from instar.errors import DataError, ShapeError
-from instar.interfaces import Data
+from instar.interfaces import Data, Items
 from instar.models.decoder import sinusoid
 from instar.problems.sequence_classes import SequenceClassesProblem, Sequences
+
+_SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Clips(Sequences):
     """The grey value that is 1."""
     begins: NDArray[np.int64]
     """[N, targets]: the first frame of each digit that is shown."""
+    images: NDArray[np.int64]
+    """[N]: which image the first of them is."""
 
     def batch(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor]:
         """Tokens float [B, T, P] between 0 and 1, no mask, and classes [B]."""
@@ -71,7 +76,8 @@ class ClipsProblem(SequenceClassesProblem):
         batch, width, depth, heads, lr, precision: see `SequenceClassesProblem`.
 
     No image serves two splits, as target or as clutter: six tenths of the images make training clips, two tenths each the others;
-    writers are not kept apart. All seeds have the same clips. Raises ShapeError, DataError, MissingExtraError.
+    writers are not kept apart. All seeds have the same clips; those that show the same image are one item, since there are fewer
+    images than clips. Raises ShapeError, DataError, MissingExtraError.
     """
 
     def __init__(
@@ -124,7 +130,7 @@ class ClipsProblem(SequenceClassesProblem):
             raise DataError(f"{found.name}: {count} images are too few for three splits of clips with {self.targets} digits.")
         splits = []
         for name, size, part in zip(
-            ("train", "valid", "test"), self.sizes, (order[2 * fifth :], order[:fifth], order[fifth : 2 * fifth]), strict=True
+            _SPLITS, self.sizes, (order[2 * fifth :], order[:fifth], order[fifth : 2 * fifth]), strict=True
         ):
             made = clips.compose(
                 found.pixels[part],
@@ -137,10 +143,16 @@ class ClipsProblem(SequenceClassesProblem):
                 moving=self.moving,
                 seed=derive(0, f"clips/{name}"),
             )
-            splits.append(Clips(list(made.tokens), made.classes[:, 0], int(found.pixels.max()), made.begins))
+            splits.append(Clips(list(made.tokens), made.classes[:, 0], int(found.pixels.max()), made.begins, made.images[:, 0]))
         self.cells = splits[0].rows[0].shape[0] // self.frames
-        data = self.splits(found.name, "clip", *splits)
-        return Data(data.train, data.valid, data.test, data.sha256, {**data.facts, "tokens_of_a_frame": self.cells})
+        data = self.splits(found.name, "image that clips show", *splits)
+        counts = {f"{name}_items": len(np.unique(one.images)) for name, one in zip(_SPLITS, splits, strict=True)}
+        facts = {**data.facts, **counts, "test_clips": len(splits[2]), "tokens_of_a_frame": self.cells}
+        return Data(data.train, data.valid, data.test, data.sha256, facts)
+
+    def evaluate(self, subject: Any, split: Any) -> dict[str, Items]:
+        """Right or wrong, clip by clip; those that show the same image are one item."""
+        return {name: found.by(split.images.tolist()) for name, found in super().evaluate(subject, split).items()}
 
     def embedding(self) -> nn.Module:
         """Cells of frames, with their places."""

@@ -106,7 +106,8 @@ class FewClipsProblem(ClipsProblem):
         """Pre-training, then both from labels; `monitor` hears of the last, the pre-trained one."""
         folders = {name: None if checkpoint is None else checkpoint / name for name in ("long_short", "scratch", "pretrained")}
         self._pretrain(subject.pretrained, train, steps, seed, folders["long_short"])
-        few = Clips(train.rows[: self.labelled], train.labels[: self.labelled], train.peak, train.begins[: self.labelled])
+        n = self.labelled
+        few = Clips(train.rows[:n], train.labels[:n], train.peak, train.begins[:n], train.images[:n])
         super().fit(subject.scratch, few, steps=steps, seed=seed, checkpoint=folders["scratch"])
         super().fit(subject.pretrained, few, steps=steps, seed=seed, monitor=monitor, checkpoint=folders["pretrained"])
 
@@ -135,7 +136,7 @@ class FewClipsProblem(ClipsProblem):
             )
 
     def evaluate(self, subject: Any, split: Any) -> dict[str, Items]:
-        """Right or wrong, clip by clip, of both."""
+        """Right or wrong of both, as of `ClipsProblem`."""
         both = {"pretrained": subject.pretrained, "scratch": subject.scratch}
         return {f"accuracy@{name}": super(FewClipsProblem, self).evaluate(one, split)["accuracy"] for name, one in both.items()}
 

@@ -35,12 +35,6 @@ class Windows:
     def __len__(self) -> int:
         return len(self.states)
 
-    def summed(self, values: Tensor) -> list[float]:
-        """Figures of windows [N], added up by series."""
-        places = self.series.unique(return_inverse=True)[1]
-        total = torch.zeros(int(places.max()) + 1, dtype=torch.float64).index_add_(0, places, values.double())
-        return [float(value) for value in total]
-
 
 class NextStateProblem(Problem):
     """Smooth L1 between the predicted and the real next frame, each channel of mean 0 and variance 1 in training.
@@ -138,14 +132,14 @@ class NextStateProblem(Problem):
         """Error of each series by steps, a mean over its windows, and as a share of that of the last state."""
         subject.eval()
         x, target = split.states[:, :-1], split.states[:, 1:]
-        last = split.summed(F.smooth_l1_loss(x, target, reduction="none").mean((1, 2)))
-        windows = split.summed(torch.ones(len(split)))
+        last = F.smooth_l1_loss(x, target, reduction="none").mean((1, 2)).double().tolist()
+        series = split.series.tolist()
         found = {}
         for steps in STEPS:
             y, _ = subject.predict(x.to(device_of(subject)), steps=steps, generator=stream(0, "predict"))
-            errors = split.summed(F.smooth_l1_loss(y.cpu(), target, reduction="none").mean((1, 2)))
-            found[f"smooth_l1@{steps}"] = Items(errors, windows)
-            found[f"of_persistence@{steps}"] = Items(errors, last)
+            errors = F.smooth_l1_loss(y.cpu(), target, reduction="none").mean((1, 2)).double().tolist()
+            found[f"smooth_l1@{steps}"] = Items(errors, [1.0] * len(errors)).by(series)
+            found[f"of_persistence@{steps}"] = Items(errors, last).by(series)
         return found
 
     def workloads(self) -> Iterator[Workload]:
