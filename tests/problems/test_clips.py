@@ -134,7 +134,6 @@ def test_mixers_of_either_kind_learn_on_them(method: str) -> None:
     model = lift(problem, method, {"state_size": 4} if "s4" in method else {}, data, 0)
     problem.fit(model, data.train, steps=60, seed=0)
     found = problem.evaluate(model, data.test)["accuracy"]
-    assert list(found.weights) == [1.0] * 100
     assert found.value > 2 * data.facts["accuracy_of_the_majority_class"]
     assert sum(found.weights) == data.facts["test_clips"] == 100  # clips of one image are one item
     assert len(found.totals) == data.facts["test_items"] == len(np.unique(data.test.images)) < 100

@@ -44,18 +44,19 @@ def test_twins_start_alike_and_only_one_is_pre_trained(problem: FewClipsProblem,
     assert all(map(torch.equal, weights(twins.scratch), weights(twins.pretrained)))
     alone = make(problem, data).scratch
     problem.fit(twins, data.train, steps=4, seed=0)
-    few = type(data.train)(data.train.rows[:16], data.train.labels[:16], data.train.peak, data.train.begins[:16])
+    train = data.train
+    few = type(train)(train.rows[:16], train.labels[:16], train.peak, train.begins[:16], train.images[:16])
     super(FewClipsProblem, problem).fit(alone, few, steps=4, seed=0)
     assert all(map(torch.equal, weights(twins.scratch), weights(alone)))
     assert not all(map(torch.equal, weights(twins.scratch), weights(twins.pretrained)))
     found = problem.evaluate(twins, data.test)
     assert found.keys() == {"accuracy@pretrained", "accuracy@scratch"}
-    assert all(len(items.weights) == 30 for items in found.values())
+    assert all(sum(items.weights) == 30 for items in found.values())
 
 
 def test_labels_beyond_the_few_are_never_read(problem: FewClipsProblem, data: Data) -> None:
     train = data.train
-    other = type(train)(train.rows, train.labels.copy(), train.peak, train.begins)
+    other = type(train)(train.rows, train.labels.copy(), train.peak, train.begins, train.images)
     other.labels[16:] = 0
     trained = []
     for split in (train, other):
