@@ -33,8 +33,8 @@ class Mixer(nn.Module, abc.ABC):
         mask: bool [B, T], True where the token is real. Others leave the state as it is and reach no real output; their own
             outputs are finite and mean nothing. Left, right and inner padding are all allowed.
         reset: bool [B, T], True where a new sequence starts (packed rows): the state is dropped before that token.
-        B is at least 1; T may be 0 or 1: one token is a call with T = 1. A whole sequence, any split of it, and token by token give the same
-        outputs, state and gradients (a card's tag declares exceptions).
+        B is at least 1; T may be 0 or 1: one token is a call with T = 1. A whole sequence, any split of it, and token by token
+        give the same outputs, state and gradients (a card's tag declares exceptions).
         """
 
     @abc.abstractmethod
