@@ -33,6 +33,9 @@ CLAIM = Claim(
 TIMED = replace(CLAIM, kind="ratio", measure="text.decode_seconds@16384", against="self@256", margin=1 / 1.1)
 
 
+PROBLEM = {"slug": "text", "settings": {}}
+
+
 def run(address: str, seed: int, metrics: dict[str, list[float]], costs: dict[str, float] | None = None) -> dict[str, Any]:
     return {
         "schema": 1,
@@ -40,7 +43,7 @@ def run(address: str, seed: int, metrics: dict[str, list[float]], costs: dict[st
         "kind": "run",
         "status": "ok",
         "reason": None,
-        "spec": {"seed": seed},
+        "spec": {"problem": PROBLEM, "seed": seed},
         "address": address,
         "metrics": {k: {"value": float(np.mean(v)), "totals": v, "weights": [1.0] * len(v)} for k, v in metrics.items()},
         "costs": costs or {},
@@ -50,7 +53,15 @@ def run(address: str, seed: int, metrics: dict[str, list[float]], costs: dict[st
 
 def timing(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
     table = {a: {m: {"rounds": r} for m, r in metrics.items()} for a, metrics in times.items()}
-    return {"schema": 1, "id": "timing", "kind": "timing", "status": "ok", "spec": {}, "address": "", "times": table}
+    return {
+        "schema": 1,
+        "id": "timing",
+        "kind": "timing",
+        "status": "ok",
+        "spec": {"problem": PROBLEM},
+        "address": "",
+        "times": table,
+    }
 
 
 def judged(root: Path, claim: Claim, *records: dict[str, Any]) -> claims.Judgement:

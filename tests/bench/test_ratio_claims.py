@@ -45,7 +45,12 @@ def judged(root: Path, a: list[Items], b: list[Items], **changed: Any) -> claims
         for seed, run in enumerate(runs):
             entry = {"value": run.value, "totals": list(run.totals), "weights": list(run.weights)}
             told: dict[str, Any] = {"schema": 1, "id": f"{address}-{seed}", "kind": "run", "status": "ok", "reason": None}
-            told |= {"spec": {"seed": seed}, "address": address, "metrics": {"bits_per_byte@T": entry}, "costs": {}}
+            told |= {
+                "spec": {"problem": {"slug": "text", "settings": {}}, "seed": seed},
+                "address": address,
+                "metrics": {"bits_per_byte@T": entry},
+                "costs": {},
+            }
             store.put(told)
     return claims.judge(catalogue.method("gla"), claim, root)
 

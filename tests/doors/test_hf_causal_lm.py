@@ -30,6 +30,11 @@ SEVERAL = ["softmax", "gla", "aaren", "gru", "linear_attention"]
 V = 20
 
 
+def near(one: Tensor, two: Tensor) -> bool:
+    """To rounding: transformers lays weights that it reads elsewhere, where products round otherwise on some processors."""
+    return torch.allclose(one, two, rtol=0, atol=1e-10)
+
+
 def make(mixer: str, vocabulary: int = V, **settings: Any) -> Any:
     torch.manual_seed(0)
     config = InstarConfig(vocab_size=vocabulary, hidden_size=16, num_attention_heads=2, mixer=mixer, **settings)
@@ -196,7 +201,7 @@ def test_trainer_lowers_the_loss(mixer: str, tmp_path: Path) -> None:
     assert trainer.evaluate()["eval_loss"] < before - 0.01
     trainer.save_model(str(tmp_path / "end"))
     again = InstarForCausalLM.from_pretrained(tmp_path / "end")
-    assert torch.equal(again(tokens(1, 5)).logits, model(tokens(1, 5)).logits)
+    assert near(again(tokens(1, 5)).logits, model(tokens(1, 5)).logits)
 
 
 @pytest.mark.parametrize("mixer", [*SEVERAL, "gla:fixed_decay"])
@@ -210,10 +215,10 @@ def test_saved_is_loaded(mixer: str, tied: bool, tmp_path: Path) -> None:
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert isinstance(again, InstarForCausalLM)
     assert again.dtype == torch.float64
-    assert torch.equal(again(x).logits, model(x).logits)
+    assert near(again(x).logits, model(x).logits)
     assert again.config.eos_token_id == 2
     again.decoder.embedding.weight.data[V - 1] += 1  # a token that is not in x: its row is read by a tied head alone
-    assert torch.equal(again(x).logits, model(x).logits) != tied
+    assert near(again(x).logits, model(x).logits) != tied
 
 
 def test_weights_that_a_file_does_not_hold_start_as_the_mixer_says(tmp_path: Path) -> None:
@@ -235,9 +240,9 @@ def test_to_our_folder_and_back(tmp_path: Path) -> None:
     again = InstarForCausalLM.from_decoder(ours, eos_token_id=1)
     assert again.decoder is ours
     assert not again.training
-    assert torch.equal(again(x).logits, model(x).logits)
+    assert near(again(x).logits, model(x).logits)
     again.save_pretrained(tmp_path / "theirs")
-    assert torch.equal(InstarForCausalLM.from_pretrained(tmp_path / "theirs")(x).logits, model(x).logits)
+    assert near(InstarForCausalLM.from_pretrained(tmp_path / "theirs")(x).logits, model(x).logits)
     with pytest.raises(CheckpointError, match="callable"):
         InstarForCausalLM.from_decoder(Decoder(V, 16, 1, catalogue.get("gru"), heads=1))
     again.decoder.config = None  # as after a swap of its mixers
@@ -254,7 +259,7 @@ def test_more_tokens(tied: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(model(x).logits[..., :V], want)
     assert float(model.get_input_embeddings().weight[V:].detach().abs().max()) < 0.2
     model.save_pretrained(tmp_path)
-    assert torch.equal(InstarForCausalLM.from_pretrained(tmp_path)(x).logits, model(x).logits)
+    assert near(InstarForCausalLM.from_pretrained(tmp_path)(x).logits, model(x).logits)
     assert model.decoder.config["vocabulary"] == V + 3
 
 

@@ -23,7 +23,8 @@ def record(results: Path, method: str, claim: str, **changes: Any) -> None:
     card = catalogue.method(method)
     folder = results / folder_name(next(c for c in card.claims if c.id == claim)) / "runs"
     folder.mkdir(parents=True, exist_ok=True)
-    made = {"schema": 1, "id": f"r{len(list(folder.iterdir()))}", "kind": "run", "status": "ok", "spec": {}, "address": method,
+    made = {"schema": 1, "id": f"r{len(list(folder.iterdir()))}", "kind": "run", "status": "ok", "address": method,
+            "spec": {"problem": {"slug": "text", "settings": {}}, "seed": 0},
             "finished": "2026-03-04T05:06:07+02:00"} | changes  # fmt: skip
     (folder / f"{made['id']}.json").write_text(json.dumps(made))
 

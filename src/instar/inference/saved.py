@@ -68,7 +68,8 @@ def load(folder: Path) -> Predictor:
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(kinds) == 1:
         model = model.to(kinds.pop())  # what is no part of the file, such as fixed positions, was in this type too
-    model.load_state_dict(tensors, assign=True)
+    # Copies: where a tensor lies in the file at an odd place, products round otherwise on some processors.
+    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return model.eval()
 
 

@@ -13,8 +13,6 @@ from instar import files
 from instar.errors import CheckpointError
 
 _SHOWN = 8
-_ALIGNMENT = 64
-"""Bytes: torch's own."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -28,14 +26,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"There is no file {path}.")
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
-            return {name: _aligned(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
     except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is no safetensors file, or a truncated one ({error}). Nothing was loaded.") from error
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """In memory of its own where it lies in the file at an odd place: products there round otherwise on some processors."""
-    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 def compare(path: Path, received: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
