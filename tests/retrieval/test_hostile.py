@@ -15,6 +15,7 @@ from store_contract import quick_folder
 
 from instar.errors import DataError, GenerationError, InstarError, ShapeError, StoreError
 from instar.interfaces import Generation
+from instar.retrieval import manifest
 from instar.retrieval.exact import ExactIndex
 from instar.retrieval.opening import adopt_index, open_index
 from instar.retrieval.usearch_index import UsearchIndex
@@ -188,6 +189,28 @@ def test_several_make_an_index_at_once(kind: str, folder: Path) -> None:
         assert [str(error) for error in others if "another writer" not in str(error)] == []
         with open_index(url, create=PIXELS) as index:
             assert sorted(index.ids(0)) == sorted(done) != []
+
+
+@pytest.mark.parametrize("kind", ["faiss", "usearch"])
+def test_a_base_that_comes_to_its_place_while_it_is_read(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who makes an index names its file first and moves it then; who opens it in between finds it all the same."""
+    url = address(kind, folder)
+    with open_index(url, create=PIXELS) as index:
+        index.add([1, 2], VECTORS[0][:2], 0)
+    place = Path(url.partition(":")[2])
+    pending = place.with_name(f"{place.name}.instar") / f"base-0000000.{kind}"
+    place.replace(pending)
+    unchanged = manifest.unchanged
+
+    def moved(path: Path, expected: Any) -> None:
+        if path == pending:
+            pending.replace(place)
+        unchanged(path, expected)
+
+    monkeypatch.setattr(manifest, "unchanged", moved)
+    with open_index(url, readonly=True) as index:
+        assert sorted(index.ids(0)) == [1, 2]
+    assert place.exists()
 
 
 def test_a_graph_of_usearch_is_the_same_in_every_process(folder: Path) -> None:

@@ -10,7 +10,7 @@ import abc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from instar.errors import StoreError
 from instar.interfaces import Generation, Id
 from instar.retrieval import journal, manifest, stamping, tables
 from instar.retrieval.journalled import JournalledIndex
+
+Read = TypeVar("Read")
 
 
 class SingleFileIndex(JournalledIndex, abc.ABC):
@@ -68,6 +70,17 @@ class SingleFileIndex(JournalledIndex, abc.ABC):
         path = self.folder / str(pending) if pending and (self.folder / str(pending)).exists() else self.place
         manifest.unchanged(path, self._manifest.base["file"])
         return path
+
+    def _reading(self, read: Callable[[Path], Read]) -> Read:
+        """What `read` makes of the base; once more where that came to its place meanwhile, as it does when an index is made."""
+        pending = self.folder / str(self._manifest.base["pending"])
+        waits = pending.exists()
+        try:
+            return read(self._current())
+        except StoreError:
+            if not waits or pending.exists():
+                raise
+            return read(self._current())
 
     def _ids_of(self, numbers: NDArray[np.int64]) -> Sequence[Id]:
         """The ids of what the package calls by these numbers. Raises StoreError."""

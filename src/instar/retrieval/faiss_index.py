@@ -54,7 +54,7 @@ class FaissIndex(SingleFileIndex):
 
     def _base(self) -> tuple[Space, Sequence[Id]]:
         dim = self._manifest.generations[0].dim
-        held = _read(self._current(), dim)
+        held = self._reading(lambda path: _read(path, dim))
         self._form = held.form
         names = self._ids_of(held.names)
         if held.form.kind == "flat":

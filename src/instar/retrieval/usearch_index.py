@@ -84,7 +84,8 @@ class UsearchIndex(SingleFileIndex):
         return cls(place)
 
     def _base(self) -> tuple[Space, Sequence[Id]]:
-        index, keys = _read(self._current(), self._manifest.generations[0].dim)
+        dim = self._manifest.generations[0].dim
+        index, keys = self._reading(lambda path: _read(path, dim))
         self._form = Form(index.metric_kind, index.dtype, index.connectivity, index.expansion_add, index.expansion_search)
         return UsearchSpace(index, self._form, keys), self._ids_of(keys)
 
