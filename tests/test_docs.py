@@ -18,7 +18,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
 
 
 @pytest.mark.thorough
-@pytest.mark.timeout(1800)  # a page is a dozen commands, each of which starts Python and loads a model
+@pytest.mark.timeout(900)  # a page is a dozen commands, each of which starts Python and loads a model
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_the_page_runs(page: Path, tmp_path: Path) -> None:
     blocks = BLOCK.findall(page.read_text("utf-8"))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from time import perf_counter
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ def scaled_product(q: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or not _KEPT.get() or codes.is_inference() or not _onednn(q.device.type, *codes.shape):
         return product(q, codes.t()).float().mul_(scale)
-    return _fused(q, _packed(codes), scale)
+    return _fused(q, _packed(codes), scale, _offset())
 
 
 def product(q: Tensor, codes: Tensor) -> Tensor:
@@ -72,11 +73,29 @@ def _onednn(device: str, outputs: int, inputs: int) -> bool:
         held = torch.ops.onednn.qlinear_prepack(codes, None)
         for value in (-128, LARGEST):
             q = torch.full((17, inputs), value, dtype=torch.int8)
-            if not bool((_fused(q, (held, zeros), torch.ones(outputs)) == float(value * LARGEST * inputs)).all()):
+            fused = _fused(q, (held, zeros), torch.ones(outputs), _offset())
+            if not bool((fused == float(value * LARGEST * inputs)).all()):
                 return False
     except (RuntimeError, NotImplementedError, AttributeError):
         return False
     return True
+
+
+@cache
+def _offset() -> int:
+    """What is added to q for oneDNN: 128 where signed by signed is left to its reference loop, thousands of times slower.
+
+    So on processors with VNNI and no AMX, whose instruction takes unsigned by signed. Measured, since it cannot be asked.
+    """
+    q, codes = torch.ones(16, 256, dtype=torch.int8), torch.ones(256, 256, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(codes, None), torch.zeros(256, dtype=torch.int64)
+    seconds = {0: float("inf"), 128: float("inf")}
+    for _ in range(4):  # the first makes the kernel
+        for offset in seconds:
+            start = perf_counter()
+            _fused(q, packed, torch.ones(256), offset)
+            seconds[offset] = min(seconds[offset], perf_counter() - start)
+    return 128 if seconds[0] > 8 * seconds[128] else 0
 
 
 def _packed(codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,8 +108,11 @@ def _packed(codes: Tensor) -> tuple[Tensor, Tensor]:
     return kept[1:]
 
 
-def _fused(q: Tensor, packed: tuple[Tensor, Tensor], scale: Tensor) -> Tensor:
+def _fused(q: Tensor, packed: tuple[Tensor, Tensor], scale: Tensor, offset: int) -> Tensor:
+    """`scaled_product` of codes in oneDNN's layout, q as it is or (`offset` of 128) with 128 added and taken off in the sums."""
     held, zeros = packed
+    if offset:
+        q = q.view(torch.uint8) ^ offset  # in two's complement the highest bit is what 128 changes
     return torch.ops.onednn.qlinear_pointwise(
-        q, 1.0, 0, held, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        q, 1.0, offset, held, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )  # fmt: skip
