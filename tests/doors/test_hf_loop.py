@@ -13,6 +13,8 @@ from instar.errors import ModelError, ShapeError
 
 transformers: Any = pytest.importorskip("transformers")
 SMALL = {"num_attention_heads": 2, "num_hidden_layers": 4, "hidden_size": 16, "intermediate_size": 32, "vocab_size": 40}
+SMALL["num_key_value_heads"] = 2
+KINDS = ["full_attention", "sliding_attention"] * 2
 
 
 def made(kind: str) -> Any:
@@ -20,6 +22,11 @@ def made(kind: str) -> Any:
     if kind == "gpt2":
         config = transformers.GPT2Config(n_layer=4, n_head=2, n_embd=16, vocab_size=40, n_positions=32)
         return transformers.GPT2LMHeadModel(config).eval()
+    if kind == "qwen2":  # every other layer sees three tokens
+        config = transformers.Qwen2Config(
+            **SMALL, initializer_range=0.3, layer_types=KINDS, use_sliding_window=True, sliding_window=3
+        )
+        return transformers.Qwen2ForCausalLM(config).eval()
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, initializer_range=0.3)).eval()
 
 
@@ -32,7 +39,7 @@ def logits(model: Any) -> torch.Tensor:
     return model(IDS, attention_mask=MASK, use_cache=False).logits
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
 def test_looped_layers_are_the_unrolled_model(kind: str) -> None:
     model = made(kind)
     plain = logits(model)
@@ -45,6 +52,8 @@ def test_looped_layers_are_the_unrolled_model(kind: str) -> None:
         body.h = again
     else:
         body.layers, body.config.num_hidden_layers = again, len(order)
+    if kind == "qwen2":
+        body.config.layer_types = [KINDS[i] for i in order]
     with hf_loop.loop(model, first=1, last=2, loops=2) as looped:
         found = logits(model)
         assert torch.allclose(found, logits(unrolled), atol=1e-5)

@@ -27,11 +27,10 @@ class LoopedLayers:
     def __init__(self, layers: list[nn.Module], loops: int, tolerance: float, inject: float) -> None:
         self.layers, self.loops, self.tolerance, self.inject = layers, loops, tolerance, inject
         self.taken: Tensor | None = None
-        self._given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._handles = [
-            layers[0].register_forward_pre_hook(self._before, with_kwargs=True),
-            layers[-1].register_forward_hook(self._after),
-        ]
+        # Of each layer, as masks and rotary positions differ where a model mixes windows with full attention.
+        self._given: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._handles = [layer.register_forward_pre_hook(self._before, with_kwargs=True) for layer in layers]
+        self._handles.append(layers[-1].register_forward_hook(self._after))
 
     def remove(self) -> None:
         """The model is as it was."""
@@ -52,11 +51,10 @@ class LoopedLayers:
                 "A looped layer would write keys and values of every loop into one place of the cache. Call the model, or "
                 "generate, with use_cache=False."
             )
-        self._given = (args, kwargs)
+        self._given[module] = (args, kwargs)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        assert self._given is not None
-        given, kwargs = self._given
+        given, kwargs = self._given[self.layers[0]]
         start = given[0] if given else kwargs["hidden_states"]
         before, z = start, _states(output)
         self.taken = torch.ones(len(z), dtype=torch.int64, device=z.device)
@@ -69,10 +67,10 @@ class LoopedLayers:
                     break
             before, after = z, z + self.inject * start if self.inject else z
             for layer in self.layers:
-                after = _states(_call(layer, after, given, kwargs))
+                after = _states(_call(layer, after, *self._given[layer]))
             z = torch.where(spread(going, z), after, z)
             self.taken += going
-        self._given = None
+        self._given.clear()
         return (z, *output[1:]) if isinstance(output, tuple) else z
 
 
@@ -93,7 +91,7 @@ def loop(model: nn.Module, *, first: int, last: int, loops: int = 2, tolerance: 
 
 
 def _call(layer: nn.Module, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """As the model called its first looped layer; hooks of layers are for the model's own pass alone."""
+    """As the model called this layer; hooks of layers are for the model's own pass alone."""
     if args:
         return layer.forward(z, *args[1:], **kwargs)
     return layer.forward(**{**kwargs, "hidden_states": z})
