@@ -221,6 +221,13 @@ def test_saved_is_loaded(mixer: str, tied: bool, tmp_path: Path) -> None:
     assert near(again(x).logits, model(x).logits) != tied
 
 
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_is_loaded_without_memory_first(mixer: str, tmp_path: Path) -> None:
+    model, x = make(mixer), tokens(2, 9)
+    model.save_pretrained(tmp_path)
+    assert near(InstarForCausalLM.from_pretrained(tmp_path)(x).logits, model(x).logits)
+
+
 def test_weights_that_a_file_does_not_hold_start_as_the_mixer_says(tmp_path: Path) -> None:
     make("gla").save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"

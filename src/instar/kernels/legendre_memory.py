@@ -39,8 +39,8 @@ class LegendreSystem(NamedTuple):
 
 
 def continuous(order: int, theta: float) -> tuple[Tensor, Tensor]:
-    """A / θ [O, O] and B / θ [O], float64."""
-    i = torch.arange(order, dtype=torch.float64)
+    """A / θ [O, O] and B / θ [O], float64, on the CPU whatever the default device: they are numbers of a design, no weights."""
+    i = torch.arange(order, dtype=torch.float64, device="cpu")
     row, column = i.unsqueeze(1), i.unsqueeze(0)
     scale = (2 * i + 1) / theta
     A = torch.where(row < column, -1.0, (-1.0) ** (row - column + 1))
@@ -49,7 +49,7 @@ def continuous(order: int, theta: float) -> tuple[Tensor, Tensor]:
 
 def discretise(A: Tensor, B: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     """Ā and B̄ for steps of 1: zero-order hold, forward or backward Euler, or bilinear (Tustin)."""
-    one = torch.eye(len(A), dtype=A.dtype)
+    one = torch.eye(len(A), dtype=A.dtype, device=A.device)
     if rule == "zoh":  # exp [[A, B], [0, 0]] = [[e^A, A⁻¹ (e^A - 1) B], [0, 1]]
         both = torch.linalg.matrix_exp(F.pad(torch.cat([A, B.unsqueeze(1)], dim=1), (0, 0, 0, 1)))
         return both[:-1, :-1], both[:-1, -1]
