@@ -333,3 +333,16 @@ def test_a_transformers_model_trains_through_it() -> None:
     mask[0, :3] = 0
     with pytest.raises(ModelError, match="mask"):
         model(input_ids=ids, attention_mask=mask)
+
+
+def test_sinks_of_a_model_are_refused_and_not_left_out() -> None:
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    from instar.doors import hf_gradients
+
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_local_experts": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "num_experts_per_tok": 1, "pad_token_id": 0}
+    model = GptOssForCausalLM(GptOssConfig(**sizes, **heads, layer_types=["full_attention"], attn_implementation="eager"))
+    model.set_attn_implementation(hf_gradients.register())
+    with pytest.raises(ModelError, match="sinks"):
+        model(input_ids=torch.ones(1, 5, dtype=torch.int64), use_cache=False)

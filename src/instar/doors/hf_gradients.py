@@ -43,12 +43,13 @@ def attend(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query [B, H, T, K], key and value [B, Hkv, T, K] -> [B, T, H, K], and no weights.
 
-    Raises ModelError for what has no such gradient here: padding, packed rows, windows, a cache, dropout, changed scores.
+    Raises ModelError for what has no such gradient here: padding, packed rows, windows, a cache, dropout, sinks, changed scores.
     """
-    asked = {name: given[name] for name in ("softcap", "position_bias") if given.get(name) is not None}
+    asked = {name: given[name] for name in ("softcap", "position_bias", "s_aux") if given.get(name) is not None}
     T = query.shape[2]
     if attention_mask is not None or dropout or asked or key.shape[2] != T:
-        what = "a mask (padding, packing or windows)" if attention_mask is not None else "dropout, a cache or changed scores"
+        masked = attention_mask is not None
+        what = "a mask (padding, packing or windows)" if masked else "dropout, a cache, sinks or changed scores"
         raise ModelError(
             f"{type(module).__name__} calls {NAME} with {what}. It takes whole rows of one length: drop attention_mask, switch "
             "dropout and the cache off (use_cache=False), or use SDPA."
