@@ -15,6 +15,7 @@ from instar.errors import DataError, InstarError, PlanError, ReceiptError, Unkno
 from instar.gate import baseline, reading
 from instar.gate.judge import judge
 from instar.gate.predictions import Cases
+from instar.growth import TokenFormer
 from instar.models.decoder import Decoder
 from instar.receipt import updating
 
@@ -204,8 +205,10 @@ def test_before_and_after_a_receipt(stored: torch.dtype, tmp_path: Path) -> None
         opening.version_of(f"before:{receipts[0]}", {"layers": 1})
 
 
-def test_one_of_our_decoders_before_and_after_a_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Decoder(257, 16, 1, "gla", heads=2).eval()
+@pytest.mark.parametrize("kind", ["decoder", "tokenformer"])
+def test_one_of_our_decoders_before_and_after_a_receipt(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Decoder(257, 16, 1, "gla", heads=2) if kind == "decoder" else TokenFormer(257, 16, 1, heads=2)
+    model.eval()
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     name = next(n for n, p in model.named_parameters() if p.dim() == 2)
     receipts = updated(model, tmp_path / "model", [name])

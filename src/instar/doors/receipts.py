@@ -13,7 +13,7 @@ from instar.doors import decoder, hf
 from instar.doors.local import Settings, Subject
 from instar.doors.settings import meanings
 from instar.errors import ReceiptError
-from instar.models import pretrained as decoders
+from instar.growth import saved
 from instar.receipt import history, load
 
 SIDES = ("before:", "after:")
@@ -41,7 +41,7 @@ class RecordedModel(hf.TransformersModel):
         side, model_folder, place = _parts(folder)
         undone = reversed(history(model_folder)[place if side == "before:" else place + 1 :])
         if decoder.recognised(model_folder):
-            ours = decoders.load(model_folder)
+            ours = saved.load_any(model_folder)
             for line in undone:
                 load(line.path).undo(ours)
             return decoder.prepared(ours, model_folder, settings)
