@@ -196,6 +196,15 @@ def test_what_cannot_be_is_refused() -> None:
     model = llama()
     with pytest.raises(ShapeError, match="at least one token"):
         hf_ragged.generate(model, [[1], []], max_new_tokens=2)
+    settings: tuple[dict[str, Any], ...] = (
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": 0},
+        {"max_new_tokens": -1},
+    )
+    for wrong in settings:  # a temperature below 0 would draw the unlikeliest tokens
+        with pytest.raises(ShapeError, match="temperature ≥ 0"):
+            hf_ragged.generate(model, [[1]], **{"max_new_tokens": 2, "temperature": 1.0, **wrong})
     with pytest.raises(ShapeError, match="no row 3"), RaggedCache(3, 2).filling(3):
         pass
     with pytest.raises(ShapeError, match="received 2 rows of 3 tokens"):
