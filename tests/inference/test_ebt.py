@@ -133,6 +133,9 @@ def test_generation_reads_the_past_once_and_gives_what_whole_predictions_give() 
         row = torch.cat([row, model.predict(row, steps=3)[0][:, -1:].argmax(-1)], 1)
     assert torch.equal(found, row[:, 4:])
     assert model.generate(prompts[:, :1], max_new_tokens=2).shape == (2, 2)
+    assert model.generate(prompts, max_new_tokens=0).shape == (2, 0)
+    with pytest.raises(ShapeError, match="temperature"):
+        model.generate(prompts, max_new_tokens=2, temperature=-1.0)
 
 
 def test_the_trained_number_of_steps_is_what_the_loss_sees() -> None:
