@@ -20,12 +20,12 @@ def by_segments(
     """The plan as it stands: every segment's partial result, merged for each output. Shapes as `grouped`."""
     caches = _with_scales(keys, values, scales)
     B, H, K = q.shape
-    G = H // plan.kv_heads
+    G, wide = H // plan.kv_heads, torch.promote_types(q.dtype, torch.float32)
     queries = q.view(B, plan.kv_heads, G, K)
     found: dict[int, list[Partial]] = {}
     for output, start, stop, _ in plan.segments.tolist():
         row, head = divmod(output, plan.kv_heads)
-        k, v = (_read(plan, cache, q.dtype, row, start, stop)[head] for cache in caches)
+        k, v = (_read(plan, cache, wide, row, start, stop)[head] for cache in caches)
         found.setdefault(output, []).append(partial(queries[row, head], k, v, scale))
     nothing = partial(queries[:0, 0], queries[:0, 0, :0], q.new_empty(0, 0, values.shape[3]), scale)
     out = nothing.a.new_zeros(B * plan.kv_heads, G, values.shape[3])
@@ -44,16 +44,16 @@ def grouped(
     """
     caches = _with_scales(keys, values, scales)
     B, H, K = q.shape
-    V = values.shape[3]
+    V, wide = values.shape[3], torch.promote_types(q.dtype, torch.float32)
     queries = q.view(B, plan.kv_heads, H // plan.kv_heads, K)
     if plan.uniform and not plan.empty:
         part = slice(int(plan.starts[0]), int(plan.lengths[0]))
-        k, v = (_whole(cache[:B, :, part], None if of is None else of[:B, :, part], q.dtype) for cache, of in caches)
+        k, v = (_whole(cache[:B, :, part], None if of is None else of[:B, :, part], wide) for cache, of in caches)
         out, level = _attend(queries, k, v, scale, want_lse)
         return out.reshape(B, H, V), None if level is None else level.reshape(B, H)
     outs, levels = [], []
     for row, (start, stop) in enumerate(zip(plan.starts.tolist(), plan.lengths.tolist(), strict=True)):
-        k, v = (_read(plan, cache, q.dtype, row, start, max(start, stop)) for cache in caches)
+        k, v = (_read(plan, cache, wide, row, start, max(start, stop)) for cache in caches)
         out, level = _attend(queries[row : row + 1], k.unsqueeze(0), v.unsqueeze(0), scale, want_lse)
         outs.append(out)
         levels.append(level)
@@ -68,7 +68,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, want_lse: bool) -> tu
     if want_lse or k.shape[2] == 0:
         out, level = partial(q, k, v, scale).output()
         return out.to(q.dtype), level
-    return F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), scale=scale), None
+    wide = torch.promote_types(q.dtype, k.dtype)  # what stood there as integers is not rounded to a type that is narrower
+    return F.scaled_dot_product_attention(q.to(wide), k.to(wide), v.to(wide), scale=scale).to(q.dtype), None
 
 
 _Cache = tuple[Tensor, Tensor | None]
