@@ -290,6 +290,16 @@ def test_nan_inside_is_seen(form: str) -> None:
     assert out[1, 3:].isfinite().all()
 
 
+def test_autocast_changes_neither_types_nor_sums(form: str) -> None:
+    q, k, v = draw()
+    wanted = decode_attention(q, k, v, LENGTHS, return_lse=True, form=form)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = decode_attention(q, k, v, LENGTHS, return_lse=True, form=form)
+        alone = decode_attention(q, k, v, LENGTHS, form=form)
+    for one, other in zip((*found, alone), (*wanted, wanted[0]), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-6)  # and of the same type
+
+
 def test_a_wide_query_over_a_narrow_cache(form: str) -> None:
     q, k, v = draw()
     k, v = k.bfloat16(), v.bfloat16()
@@ -348,6 +358,7 @@ TABLE = torch.tensor([[0, 1], [1, 0]])
         ({"q": Q.bfloat16()}, "received torch.bfloat16, torch.float32"),
         ({"q": Q.bfloat16(), "k_cache": K.half(), "v_cache": K.half()}, "torch.bfloat16, torch.float16"),
         ({"q": Q.long(), "k_cache": K.long(), "v_cache": K.long()}, "floating"),
+        ({"k_cache": K.to(torch.float8_e4m3fn), "v_cache": K.to(torch.float8_e4m3fn)}, "torch.float32, torch.float8_e4m3fn"),
         ({"schedule": "random"}, "stream-k, fixed-split, one-per-output"),
         ({"workers": 0}, "workers of at least 1"),
         ({"tile": 0}, "tile"),

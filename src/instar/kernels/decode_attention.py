@@ -130,10 +130,12 @@ def attend(
         raise BuildError("The compiled form is not built for this machine: `instar kernels build`.")
     if library is not None:
         out, lse = compiled.run(library, plan, q, keys, values, scales, scale, return_lse)
-    elif form == "segments":
-        out, lse = by_segments(plan, q, keys, values, scales, scale)
     else:
-        out, lse = grouped(plan, q, keys, values, scales, scale, return_lse)
+        with torch.autocast(q.device.type, enabled=False):  # types and sums are those that are said, as in the compiled form
+            if form == "segments":
+                out, lse = by_segments(plan, q, keys, values, scales, scale)
+            else:
+                out, lse = grouped(plan, q, keys, values, scales, scale, return_lse)
     return out.view(*shape[:-1], values.shape[3]), lse if return_lse else None
 
 
@@ -151,9 +153,9 @@ def _validate(plan: DecodePlan, q: Tensor, keys: Tensor, values: Tensor, scales:
         )
     if keys.dtype == torch.int8 or scales is not None:
         _validate_scales(keys, values, scales)
-    wide = torch.promote_types(q.dtype, keys.dtype) != q.dtype
-    known = keys.is_floating_point() or keys.dtype == torch.int8
-    if keys.dtype != values.dtype or not q.is_floating_point() or not known or wide:
+    floats = [part.is_floating_point() and part.dtype.itemsize > 1 for part in (q, keys)]  # torch promotes no floats of 8 bits
+    known = floats[0] and (floats[1] or keys.dtype == torch.int8)
+    if keys.dtype != values.dtype or not known or torch.promote_types(q.dtype, keys.dtype) != q.dtype:
         raise ShapeError(
             "decode_attention expects keys and values of one floating type, or int8, and q of that type or a wider one; received "
             f"{q.dtype}, {keys.dtype} and {values.dtype}."
