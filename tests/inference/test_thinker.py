@@ -89,6 +89,15 @@ def test_tolerance_stops_each_sample_by_itself() -> None:
     assert bool((quadratic(y) < 1e-5).all())
 
 
+def test_a_sample_that_has_stopped_ends_no_other() -> None:
+    """A distance has no slope where it is zero: there the first sample has arrived, and the second goes on."""
+    start = torch.tensor([[2.0**-20, 0.0], [10.0, 0.0]], dtype=torch.float64)
+    thinker = Thinker(steps=5, step_size=torch.tensor([2.0**-20, 0.5]), tolerance=1e-5)
+    y, trace = thinker(lambda y: y.square().sum(-1).sqrt(), start)
+    assert trace.steps.tolist() == [1, 5]
+    assert y.tolist() == [[0.0, 0.0], [7.5, 0.0]]
+
+
 def test_the_lowest_of_more_samples_is_never_worse_and_the_control_never_better() -> None:
     found = {}
     for select in ("lowest", "drop", "highest"):

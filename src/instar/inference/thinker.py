@@ -135,9 +135,10 @@ class Thinker:
             ahead = slope(landscape, point(proposal)) if stays else None  # what the next step needs tells about this one
             after = _energies(landscape, point(proposal)) if ahead is None else ahead.energies
             finite = after.isfinite() & proposal.reshape(*after.shape, -1).isfinite().all(-1)
-            if not self.accept and not bool(finite.all()):
+            lost = active & ~finite  # of those that have stopped no step is made
+            if not self.accept and bool(lost.any()):
                 raise DivergedError(
-                    f"Step {number + 1} of size {float(size.max()):g} left the finite numbers for {int((~finite).sum())} of "
+                    f"Step {number + 1} of size {float(size.max()):g} left the finite numbers for {int(lost.sum())} of "
                     f"{finite.numel()} samples. Use a smaller step_size, or accept=True, which refuses such steps."
                 )
             made = active & finite & (after <= here) if self.accept else active
