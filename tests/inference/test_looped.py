@@ -130,6 +130,8 @@ def test_the_implicit_gradient_is_that_of_many_loops() -> None:
     found = torch.autograd.grad(loop.implicit(p, 80).square().sum(), list(block.parameters()))
     wanted = torch.autograd.grad(loop(p, 80)[-1].square().sum(), list(block.parameters()))
     assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-9) for a, b in zip(found, wanted, strict=True))
+    block.requires_grad_(False)
+    torch.testing.assert_close(loop.implicit(p, 80), loop(p, 80)[-1], rtol=1e-8, atol=1e-9)  # nothing to differentiate
 
 
 def test_a_linear_attention_block_is_gradient_descent_and_newton_schulz_is_the_inverse() -> None:

@@ -138,7 +138,8 @@ class Loop(nn.Module):
                 u = up + torch.autograd.grad(again, at, u, retain_graph=True)[0]
             return u
 
-        out.register_hook(solve)
+        if out.requires_grad:  # not where everything is frozen
+            out.register_hook(solve)
         return out
 
 
