@@ -147,9 +147,9 @@ def test_classification_matches_known_labels() -> None:
 
 
 def test_multiple_choice_lists_the_options_and_maps_the_answer() -> None:
-    said = ("B", "(c)", "**A**", "The answer is D.", "B. Paris", "paris", "Rome, of course", "A cat", "no idea", "")
+    said = ("B", "(c)", "**A**", "The answer is D.", "B. Paris", "paris", "Rome, of course", "A cat", "no idea", "", "(b) Paris")
     options = ["Oslo", "Paris", "Rome", "Bern"]
-    expected = ["Paris", "Rome", "Oslo", "Bern", "Paris", "Paris", "Rome", "A cat", "no idea", ""]
+    expected = ["Paris", "Rome", "Oslo", "Bern", "Paris", "Paris", "Rome", "A cat", "no idea", "", "Paris"]
     with serving(lambda h, b: h.say(said[int(api.prompt(b).split("\n")[0])])) as server:
         found = Endpoint(server.url).run(numbered(len(said), choices=[options] * len(said)), "multiple_choice")
         assert found.outputs == expected
@@ -164,10 +164,11 @@ def test_multiple_choice_lists_the_options_and_maps_the_answer() -> None:
 
 
 def test_regression_takes_the_one_number() -> None:
-    with serving(replies("3.5", "It is -2.", "1,200 kg", "between 3 and 4", "many")) as server:
-        found = Endpoint(server.url).run(numbered(5), "regression")
-    assert found.outputs == [3.5, -2.0, 1200.0, None, None]
-    assert found.errors == {"i3": "not one number: 'between 3 and 4'", "i4": "not one number: 'many'"}
+    with serving(replies("3.5", "It is -2.", "1,200 kg", "between 3 and 4", "many", "2024.05.01")) as server:
+        found = Endpoint(server.url).run(numbered(6), "regression")
+    assert found.outputs == [3.5, -2.0, 1200.0, None, None, None]
+    said = ("between 3 and 4", "many", "2024.05.01")
+    assert found.errors == {f"i{i}": f"not one number: '{text}'" for i, text in enumerate(said, 3)}
 
 
 def vector(text: str) -> list[float]:

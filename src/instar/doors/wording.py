@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from instar.gate.predictions import Json
 
 _AROUND = string.whitespace + "\"'`*.“”‘’"
-_NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.?)(?:[eE][-+]?\d+)?(?![\w])")
+_NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.?)(?:[eE][-+]?\d+)?(?!\w|\.\d)")
 _LEAD = re.compile(r"^(?:the\s+)?(?:right\s+|correct\s+|final\s+)?(?:answer|option|choice)(?:\s+is)?\s*[:=]?\s*", re.IGNORECASE)
 
 
@@ -44,7 +44,8 @@ def choice(text: str, choices: Sequence[str], lettered: bool = True) -> str:
     """The option that a text names; the text itself, stripped, where it names none.
 
     In this order: the letter alone ("B", "(b)", "**B**", "Answer: B."), the text of an option alone, a letter before more
-    text ("B. Paris", "B: because"), one option at the start ("Paris, because"). "A dog" names no letter, since A is a word.
+    text ("B. Paris", "b) Paris", "B: because"), one option at the start ("Paris, because"). "A dog" names no letter, since A is
+    a word.
 
     Args:
         text: what the model wrote.
@@ -62,15 +63,15 @@ def choice(text: str, choices: Sequence[str], lettered: bool = True) -> str:
     for found in exact if lettered else reversed(exact):
         if found is not None:
             return found
-    led = re.match(r"\(?([A-Z]|\d+)(?:[.):,*]|\s+[-–—]\s)", bare)
-    if led and led[1] in by_letter:
-        return by_letter[led[1]]
+    led = re.match(r"\(?([A-Z]|[a-z](?=\))|\d+)(?:[.):,*]|\s+[-–—]\s)", bare)
+    if led and led[1].upper() in by_letter:
+        return by_letter[led[1].upper()]
     starts = [name for name in by_text if name and re.match(re.escape(name) + r"(?!\w)", folded)]
     return by_text[max(starts, key=len)] if starts else text
 
 
 def number(text: str) -> float | None:
-    """The one number in a text; None where there is none, more than one, or one beyond all bounds.
+    """The one number in a text; None where there is none, more than one, or one beyond all bounds. A version or date is none.
 
     Which of several numbers is meant, only a person could say.
     """
