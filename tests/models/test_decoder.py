@@ -164,6 +164,15 @@ def test_a_damaged_checkpoint_is_a_clear_error(kind: str, tmp_path: Path) -> Non
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("wrong", [{"expand_v": 2.0**33}, {"gate_rank": 2**40}], ids=str)
+def test_a_mixer_larger_than_its_tensors_is_never_built(wrong: dict[str, float], tmp_path: Path) -> None:
+    make("gla").save_pretrained(tmp_path)
+    table = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**table, "mixer_arguments": wrong}))
+    with pytest.raises(CheckpointError, match="instead of"):  # told by its sizes, not by an allocation that fails
+        Decoder.from_pretrained(tmp_path)
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(UnknownNameError, match="softmax"):
         Decoder(V, mixer="softmux")

@@ -11,6 +11,7 @@ import torch
 from instar import catalogue, files
 from instar.errors import CheckpointError, InstarError
 from instar.models import checkpoint
+from instar.models.blank import without_memory
 from instar.models.decoder import Decoder
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -55,11 +56,16 @@ def load(folder: Path) -> Decoder:
         raise CheckpointError(f"{path} does not fit {CONFIG}: depth or hidden are not those of the tensors.")
     try:
         with torch.random.fork_rng(devices=[]):
+            # First without memory: the mixer's own arguments may ask for any sizes.
+            with without_memory(len(tensors), f"{folder / CONFIG} describes a larger model than {WEIGHTS} holds."):
+                blank = Decoder(**config)
+            checkpoint.compare(path, tensors, blank.state_dict())
             model = Decoder(**config)
+    except CheckpointError:
+        raise
     except (InstarError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{folder / CONFIG} describes no decoder: {error}") from error
     model = model.to(embedding.dtype)  # before loading, which would otherwise round to float32
-    checkpoint.compare(path, tensors, model.state_dict())
     model.load_state_dict(tensors)
     return model.eval()
 
