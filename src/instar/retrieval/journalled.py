@@ -321,7 +321,8 @@ class JournalledIndex(Index, abc.ABC):
         numbers = self._journal.numbers(self._manifest.first)
         gone = self._journal.taken_back(numbers)
         last = snapshots.find(self.folder, self._manifest.index) if self._manifest.padding is None else None
-        usable = last is not None and last.begin in numbers and last.begin not in gone
+        # One that the writer made since the segments were listed holds vectors that are not known here yet.
+        usable = last is not None and last.begin in numbers and last.number in numbers and last.begin not in gone
         base, names = self._base()
         self._held = Held(
             *(self._manifest.generations[0], base, names, self._layout, self._space),
