@@ -339,7 +339,7 @@ class JournalledIndex(Index, abc.ABC):
         while (segment := self._journal.read(self._applied + 1, vectors=False)) is not None:
             content, self._content = self._content, None
             assert content is not None
-            if segment.kind == "rollback":
+            if segment.kind in ("rollback", "void"):  # further on stands the rollback that made it void, with what belongs to it
                 self._load(content)
                 continue
             self._take(self._applied + 1)
