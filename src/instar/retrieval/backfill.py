@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,8 @@ class Backfill:
         self.index.begin(self.generation)
         counts = self.index.counts()
         before, there = sum(counts.values()), counts.get(self.generation.number, 0)
-        target = math.ceil(self.until * before) if self.until <= 1 else min(int(self.until), before)
+        # The share as it is written: in floating point 0.07 · 100 lies above 7.
+        target = math.ceil(Fraction(str(self.until)) * before) if self.until <= 1 else min(int(self.until), before)
         first = self.log.first_recall()
         due = self._measure(outcome, there, before, first, -math.inf)
         gone = 0
