@@ -117,3 +117,17 @@ def test_a_backfill_keeps_its_rate(index: Index) -> None:
     slow = Throttle(20.0, clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
     made.backfill(index, rate=slow, until=100, batch=64).run()
     assert now[0] == pytest.approx(4.0)  # the first 20 rows need not wait
+
+
+def test_who_asks_to_stop_while_it_waits_gets_no_further_batch(index: Index) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] >= 1:
+            work.stop()
+
+    work = made.backfill(index, rate=Throttle(0.1, clock=lambda: now[0], sleep=sleep))
+    outcome = work.run()
+    assert (outcome.moved, outcome.stopped) == (1, True)
+    assert now[0] == pytest.approx(1.0)

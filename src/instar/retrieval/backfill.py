@@ -129,9 +129,11 @@ class Backfill:
         while not self._stop and there < target and (left := self._left(outcome)):
             for start in range(0, len(left), self.batch):
                 part = left[start : start + min(self.batch, target - there)]
-                if self._stop or not part:
+                if not part:
                     break
                 self.throttle.wait(len(part), lambda: self._stop)
+                if self._stop:  # perhaps while it waited: this batch has not begun, and it is not yet its time
+                    break
                 names, vectors = self._vectors(part, outcome)
                 moved = self._move(names, vectors)
                 gone += len(names) - moved
