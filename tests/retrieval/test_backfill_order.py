@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from instar.errors import DataError, ShapeError
-from instar.interfaces import Floats, Index
+from instar.interfaces import Floats, Id, Index
 from instar.retrieval import order
 from instar.retrieval.throttle import Throttle
 from instar.retrieval.uncertainty import Uncertainty
@@ -64,6 +64,25 @@ def test_the_least_certain_go_first(index: Index) -> None:
     moved = set(index.ids(1))
     mixed = order.arrange(index, IDS, order.least_certain(fitted))
     assert set(mixed[: len(moved)]) == moved  # the map says nothing of them
+
+
+def test_rows_that_go_while_they_are_put_in_order(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program removes rows between their listing and the look at their vectors."""
+    old = made.encoders()[0].encode(TEXTS)
+    fitted = Uncertainty.fit(made.generation(0).encoder, old, np.linspace(0.1, 1, len(IDS)))
+    planned = order.arrange(index, IDS, order.least_certain(fitted))
+    fetch, gone = index.fetch, [IDS[3], IDS[200], IDS[201]]
+
+    def late(ids: Sequence[Id]) -> tuple[list[Floats], list[int]]:
+        monkeypatch.undo()
+        index.remove(gone)
+        return fetch(ids)
+
+    monkeypatch.setattr(index, "fetch", late)
+    left = [name for name in order.arrange(index, IDS, order.least_certain(fitted)) if name not in gone]
+    assert left == [name for name in planned if name not in gone]
+    outcome = made.backfill(index, order=order.least_certain(fitted)).run()
+    assert (outcome.moved, outcome.left, outcome.clean) == (len(left), 0, True)
 
 
 def test_uncertainty_of_noise_is_flat() -> None:
