@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from instar.errors import DataError, GenerationError, StoreError
+from instar.errors import DataError, GenerationError, ShapeError, StoreError
 from instar.interfaces import Floats, Fusion, Generation, Hits, Id, Index
 from instar.retrieval import checking, manifest, snapshots
 from instar.retrieval.held import Held
@@ -295,10 +295,10 @@ class JournalledIndex(Index, abc.ABC):
                     self._follow()
                 else:
                     self._load(content)
-            except StoreError:
+            except (StoreError, ShapeError, DataError):
                 if self._stamp_now() == content:
                     raise
-                continue  # its files went with the change that came meanwhile
+                continue  # its files went with the change that came meanwhile, or are others now, of another width
             if self._stamp_now() == content:
                 return
         raise StoreError(f"{self.place} changed during every one of {_ATTEMPTS} attempts to read it; try again.")
