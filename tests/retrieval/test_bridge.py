@@ -58,6 +58,21 @@ def test_a_map_serves_an_untouched_index_and_a_mixed_one(index: ExactIndex) -> N
     assert isinstance(Bridge(new, old=old).fusion("calibrated", index), FromRows)
 
 
+@pytest.mark.parametrize("method", ["ridge", "bt2"])
+def test_a_head_of_double_precision_serves_too(method: str, index: ExactIndex, tmp_path: Path) -> None:
+    found, (_, new) = _saved(method), made.encoders()
+    plain = Bridge(new, found)
+    asked, stored = plain.queries(TEXTS[:5], index), plain.documents(TEXTS[:5])
+    head = found.head.double()
+    fingerprint = stamp(new.fingerprint, head)
+    newest = Generation(1, fingerprint, head.full_dim, new.name)
+    saved.save(head, tmp_path / "head", generations=[found.generations[0], newest])
+    across = Bridge(new, saved.load(tmp_path / "head"))
+    np.testing.assert_allclose(across.queries(TEXTS[:5], index)[0], asked[0], atol=1e-5)
+    np.testing.assert_allclose(across.documents(TEXTS[:5]), stored, atol=1e-5)
+    assert across.documents(TEXTS[:5]).dtype == np.float32
+
+
 def test_generations_are_told_by_fingerprints_not_by_numbers(tmp_path: Path) -> None:
     old, new = made.encoders()
     vectors = old.encode(TEXTS)
