@@ -11,6 +11,7 @@ import torch
 
 from instar.compat import learning, pairs, saved
 from instar.compat.saved import Saved
+from instar.encoders import files
 from instar.errors import DataError, GenerationError, ShapeError, UnknownNameError
 from instar.interfaces import Generation
 from instar.retrieval.bridge import Bridge, stamp
@@ -202,3 +203,10 @@ def test_a_store_as_a_side(index: ExactIndex) -> None:
 
 def test_knobs_are_read_as_they_are_meant() -> None:
     assert sides.knobs({"a": "3", "b": "0.5", "c": "true", "d": "exp"}) == {"a": 3, "b": 0.5, "c": True, "d": "exp"}
+
+
+def test_the_end_of_a_files_name_may_be_written_large(tmp_path: Path) -> None:
+    path = tmp_path / "VECTORS.NPZ"
+    files.write(path, ["a", "b"], np.eye(2, dtype=np.float32))
+    assert sides.is_file(str(path))
+    assert sides.of_file(path).ids == ["a", "b"]
