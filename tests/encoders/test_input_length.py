@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 
 import numpy as np
 import pytest
+import transformers
 from made_texts import SENTENCES, needs_minilm
 
+from instar.data import pretrained
 from instar.data.collection import Collection
 from instar.encoders import length, of, open_encoder
 from instar.encoders.embedding import vectors_of
@@ -57,3 +60,26 @@ def test_the_report_says_it() -> None:
     made = report(given, *sides, chosen=["no_map"])
     assert sum("25 % of the documents" in c and "either encoder reads (128 tokens)" in c for c in made.cautions) == 1
     assert made.new.facts["longest input in tokens"] == 128
+
+
+@pytest.mark.parametrize(
+    ("kind", "takes"), [("Bert", 32), ("Roberta", 32), ("MPNet", 32), ("DistilBert", 34), ("Llama", 64), ("T5Encoder", 64)]
+)
+def test_no_text_is_longer_than_the_model_takes(kind: str, takes: int) -> None:
+    """Of a tokenizer that says nothing of it: tables of positions end, RoBERTa's have two rows before the first."""
+    made = pretrained.load(MINILM, "encoder", layers=1)[1]
+    tokenizer = copy.deepcopy(made)
+    tokenizer.model_max_length = int(1e30)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "max_position_embeddings": 32 if kind == "Bert" else 34}
+    if kind == "T5Encoder":
+        sizes = {"vocab_size": len(tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    elif kind == "DistilBert":
+        sizes |= {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
+    config = getattr(transformers, f"{kind.removesuffix('Encoder')}Config")(**sizes)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    asked, plain = (of(model, tokenizer, settings=settings) for settings in ({"max_length": 64}, {}))
+    assert asked.longest_input == takes  # type: ignore[attr-defined]
+    assert plain.longest_input == {"T5Encoder": None, "Llama": 34}.get(kind, takes)  # type: ignore[attr-defined]
+    for encoder in (asked, plain):
+        assert encoder.encode(["rain " * 100, "rain"]).shape == (2, 16)

@@ -190,4 +190,8 @@ def test_nothing_is_written_where_something_is_wrong(source: Path, pairs: Path, 
         adapting.adapt(source, str(pairs), LoRA(), tmp_path / "taken")
     with pytest.raises(OutputError, match="Choose another folder"):  # before any training
         adapting.adapt(source, str(pairs), LoRA(), pairs / "out", monitor=lambda *_: pytest.fail("it trained"))
-    assert {p.name for p in tmp_path.iterdir()} == {"pairs.jsonl", "taken"}
+    one = tmp_path / "one.jsonl"
+    one.write_text("\n".join(json.dumps({"prompt": f"number {i}", "target": "always"}) for i in range(60)))
+    with pytest.raises(DataError, match="nothing to choose from"):  # what the gate would ask is made before any training too
+        adapting.adapt(source, str(one), LoRA(r=4), out, like=source, steps=1, length=16)
+    assert {p.name for p in tmp_path.iterdir()} == {"pairs.jsonl", "one.jsonl", "taken"}

@@ -46,6 +46,13 @@ def test_half_then_all_then_back(index: Index) -> None:
     assert set(made.whole(index)) == {0}
 
 
+@pytest.mark.parametrize("percent", [1, 7, 14, 28, 55, 56, 99])
+def test_a_share_is_no_row_more(percent: int, index: Index) -> None:
+    index.remove(IDS[100:])
+    outcome = made.backfill(index, until=percent / 100).run()
+    assert (outcome.moved, outcome.left) == (percent, 100 - percent)
+
+
 def test_stopping_ends_after_the_batch(index: Index) -> None:
     work = made.backfill(index)
     outcome = work.run(lambda done, total: work.stop() if done >= 64 else None)

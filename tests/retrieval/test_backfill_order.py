@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from instar.errors import DataError, ShapeError
-from instar.interfaces import Floats, Index
+from instar.interfaces import Floats, Id, Index
 from instar.retrieval import order
 from instar.retrieval.throttle import Throttle
 from instar.retrieval.uncertainty import Uncertainty
@@ -66,6 +66,25 @@ def test_the_least_certain_go_first(index: Index) -> None:
     assert set(mixed[: len(moved)]) == moved  # the map says nothing of them
 
 
+def test_rows_that_go_while_they_are_put_in_order(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program removes rows between their listing and the look at their vectors."""
+    old = made.encoders()[0].encode(TEXTS)
+    fitted = Uncertainty.fit(made.generation(0).encoder, old, np.linspace(0.1, 1, len(IDS)))
+    planned = order.arrange(index, IDS, order.least_certain(fitted))
+    fetch, gone = index.fetch, [IDS[3], IDS[200], IDS[201]]
+
+    def late(ids: Sequence[Id]) -> tuple[list[Floats], list[int]]:
+        monkeypatch.undo()
+        index.remove(gone)
+        return fetch(ids)
+
+    monkeypatch.setattr(index, "fetch", late)
+    left = [name for name in order.arrange(index, IDS, order.least_certain(fitted)) if name not in gone]
+    assert left == [name for name in planned if name not in gone]
+    outcome = made.backfill(index, order=order.least_certain(fitted)).run()
+    assert (outcome.moved, outcome.left, outcome.clean) == (len(left), 0, True)
+
+
 def test_uncertainty_of_noise_is_flat() -> None:
     draw = np.random.default_rng(0)
     old = draw.standard_normal((300, 24)).astype(np.float32)
@@ -117,3 +136,17 @@ def test_a_backfill_keeps_its_rate(index: Index) -> None:
     slow = Throttle(20.0, clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
     made.backfill(index, rate=slow, until=100, batch=64).run()
     assert now[0] == pytest.approx(4.0)  # the first 20 rows need not wait
+
+
+def test_who_asks_to_stop_while_it_waits_gets_no_further_batch(index: Index) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] >= 1:
+            work.stop()
+
+    work = made.backfill(index, rate=Throttle(0.1, clock=lambda: now[0], sleep=sleep))
+    outcome = work.run()
+    assert (outcome.moved, outcome.stopped) == (1, True)
+    assert now[0] == pytest.approx(1.0)

@@ -11,6 +11,7 @@ import torch
 
 from instar.compat import learning, pairs, saved
 from instar.compat.saved import Saved
+from instar.encoders import files
 from instar.errors import DataError, GenerationError, ShapeError, UnknownNameError
 from instar.interfaces import Generation
 from instar.retrieval.bridge import Bridge, stamp
@@ -56,6 +57,21 @@ def test_a_map_serves_an_untouched_index_and_a_mixed_one(index: ExactIndex) -> N
     better = index.search(mixed, 3, across.fusion("calibrated", index))
     assert np.mean([name in row for name, row in zip(IDS[:60], better.ids, strict=True)]) > share
     assert isinstance(Bridge(new, old=old).fusion("calibrated", index), FromRows)
+
+
+@pytest.mark.parametrize("method", ["ridge", "bt2"])
+def test_a_head_of_double_precision_serves_too(method: str, index: ExactIndex, tmp_path: Path) -> None:
+    found, (_, new) = _saved(method), made.encoders()
+    plain = Bridge(new, found)
+    asked, stored = plain.queries(TEXTS[:5], index), plain.documents(TEXTS[:5])
+    head = found.head.double()
+    fingerprint = stamp(new.fingerprint, head)
+    newest = Generation(1, fingerprint, head.full_dim, new.name)
+    saved.save(head, tmp_path / "head", generations=[found.generations[0], newest])
+    across = Bridge(new, saved.load(tmp_path / "head"))
+    np.testing.assert_allclose(across.queries(TEXTS[:5], index)[0], asked[0], atol=1e-5)
+    np.testing.assert_allclose(across.documents(TEXTS[:5]), stored, atol=1e-5)
+    assert across.documents(TEXTS[:5]).dtype == np.float32
 
 
 def test_generations_are_told_by_fingerprints_not_by_numbers(tmp_path: Path) -> None:
@@ -187,3 +203,10 @@ def test_a_store_as_a_side(index: ExactIndex) -> None:
 
 def test_knobs_are_read_as_they_are_meant() -> None:
     assert sides.knobs({"a": "3", "b": "0.5", "c": "true", "d": "exp"}) == {"a": 3, "b": 0.5, "c": True, "d": "exp"}
+
+
+def test_the_end_of_a_files_name_may_be_written_large(tmp_path: Path) -> None:
+    path = tmp_path / "VECTORS.NPZ"
+    files.write(path, ["a", "b"], np.eye(2, dtype=np.float32))
+    assert sides.is_file(str(path))
+    assert sides.of_file(path).ids == ["a", "b"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +138,38 @@ def test_damaged_bases(tmp_path: Path) -> None:
             ExactIndex(tmp_path)
         (tmp_path / name).write_bytes(whole)
     ExactIndex(tmp_path).close()
+
+
+def full(_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_is_left_of_an_index_without_its_manifest_is_not_written_over(finished: bool, tmp_path: Path) -> None:
+    with ExactIndex.adopt(str(tmp_path), generation=OLD, vectors=units(5, 8)) as index:
+        if finished:
+            index.remove([4])
+            index.finish()
+    (tmp_path / "manifest.json").unlink()
+    left = {path.name: path.read_bytes() for path in tmp_path.glob("base-*")}
+    assert left
+    with pytest.raises((StoreError, GenerationError), match=r"gone|without a stamp"):
+        open_index(f"exact:{tmp_path}", create=OLD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match=r"gone|No space"):
+            adopt_index(f"exact:{tmp_path}", OLD, vectors=str(next(tmp_path.glob("base-*.npy"))))
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("base-*")} == left
+    for name, content in left.items():
+        (tmp_path / name).rename(tmp_path / f"kept-{name}")
+        assert (tmp_path / f"kept-{name}").read_bytes() == content
+    kept = {suffix: str(next(tmp_path.glob(f"kept-*.{suffix}"))) for suffix in ("npy", "ids.json")}
+    with adopt_index(f"exact:{tmp_path}", OLD, vectors=kept["npy"], ids=kept["ids.json"]) as index:
+        assert index.ids(0) == list(range(4 if finished else 5))
+        index.begin(Generation(1, "new", 12))
+        index.move(index.ids(0), units(len(index.ids(0)), 12), 1)
+        index.finish()
+    assert Path(kept["npy"]).exists()
 
 
 def test_addresses_and_stamps(tmp_path: Path) -> None:

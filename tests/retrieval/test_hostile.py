@@ -213,6 +213,28 @@ def test_a_base_that_comes_to_its_place_while_it_is_read(kind: str, folder: Path
     assert place.exists()
 
 
+@pytest.mark.parametrize("kind", ["faiss", "usearch"])
+def test_a_file_of_another_width_that_comes_while_it_is_read(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process ends a change between a reader's look at the stamp and its reading of the file."""
+    url = address(kind, folder)
+    with open_index(url, create=PIXELS) as index:
+        index.add([1, 2], VECTORS[0][:2], 0)
+        index.begin(PARTS)
+        index.move([1, 2], VECTORS[1][:2], 1)
+        unchanged, ended = manifest.unchanged, list[Path]()
+
+        def late(path: Path, expected: Any) -> None:
+            unchanged(path, expected)
+            if not ended:
+                ended.append(path)
+                index.finish()
+
+        monkeypatch.setattr(manifest, "unchanged", late)
+        with open_index(url, readonly=True) as reader:
+            assert reader.counts() == {1: 2}
+            assert np.allclose(reader.fetch([2])[0][0], VECTORS[1][1], atol=1e-3)
+
+
 def test_a_graph_of_usearch_is_the_same_in_every_process(folder: Path) -> None:
     """Its several threads leave, now and then, tens of rows to which no path leads, other ones at each opening."""
     rows = 3000

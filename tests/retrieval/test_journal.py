@@ -254,6 +254,30 @@ def test_a_finish_by_the_writer_reaches_readers_that_are_behind(tmp_path: Path) 
     assert reader.counts() == {1: 30}
 
 
+def test_a_reader_that_is_behind_a_rollback_whose_space_is_given_back_in_part(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Killed between two segments that become void: what stands alone of a row that was added, moved and removed."""
+    index = made(tmp_path / "a", moved=0)
+    reader = ExactIndex(tmp_path / "a", readonly=True)
+    index.add(["x"], units(1, 12), 1)
+    index.move(["x"], units(1, 12, 5), 1)
+    index.remove(["x"])
+    write, voided = Journal._write, []
+
+    def killed(self: Journal, number: int, segment: Segment) -> None:
+        if segment.kind == "void" and len(voided) == 1:
+            raise KeyboardInterrupt
+        voided.extend([number] if segment.kind == "void" else [])
+        write(self, number, segment)
+
+    monkeypatch.setattr(Journal, "_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        index.rollback()
+    assert reader.counts() == {0: 30}
+    assert reader.ids(0) == IDS
+
+
 def test_ids_files(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("a\nb\n")
     assert tables.names(None, tmp_path, 2) == ["a", "b"]

@@ -159,6 +159,22 @@ def test_vectors_of_any_length_compare_by_angle(folder: Path) -> None:
         expect(index, list(range(N)), VECTORS, QUERIES, [0] * N)
 
 
+@pytest.mark.parametrize("metric", ["l2", "dot"])
+@pytest.mark.parametrize("unit", [True, False])
+def test_an_index_by_another_distance_that_is_made_later(folder: Path, metric: str, unit: bool) -> None:
+    """Of vectors of any length, which can be adopted, it ranks otherwise than by cosine: they are compared one by one."""
+    from lancedb import index as kinds
+
+    lengths = np.ones(N) if unit else np.random.default_rng(0).uniform(0.2, 3, N)
+    table = fill(folder, list(range(N)), VECTORS[0] * lengths[:, None].astype(np.float32))
+    with LanceIndex.adopt(str(folder), "docs", PIXELS, id_column="doc id") as index:
+        table.checkout_latest()
+        table.create_index("Vec tor", config=kinds.IvfFlat(distance_type=metric, num_partitions=1))
+        for found in (index, LanceIndex.open(str(folder), "docs")):
+            expect(found, list(range(N)), VECTORS, QUERIES, [0] * N)
+            assert found._metric("Vec tor") == (metric if unit else None)
+
+
 def test_rows_of_the_application(folder: Path) -> None:
     """What an application adds, empties and deletes during a change is right at once."""
     ids = list(range(N))

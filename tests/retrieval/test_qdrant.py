@@ -201,6 +201,28 @@ def test_a_change_that_ended_between_its_steps(folder: Path) -> None:
         QdrantIndex.open(str(folder), "docs")
 
 
+@pytest.mark.parametrize("kind", ["dense", "multi", "sparse"])
+def test_a_vector_of_the_application_where_the_new_ones_would_stand(folder: Path, kind: str) -> None:
+    m = qdrant.models
+    several = m.MultiVectorConfig(comparator=m.MultiVectorComparator.MAX_SIM) if kind == "multi" else None
+    other = {"text_g1": m.VectorParams(size=2, distance=m.Distance.DOT, multivector_config=several)} if kind != "sparse" else {}
+    held = {"dense": [1.0, 0.0], "multi": [[1.0, 0.0], [0.0, 1.0]], "sparse": m.SparseVector(indices=[1], values=[1.0])}[kind]
+    with closing(qdrant.QdrantClient(path=str(folder))) as client:
+        client.create_collection(
+            "docs",
+            {"text": m.VectorParams(size=64, distance=m.Distance.COSINE), **other},
+            {"text_g1": m.SparseVectorParams()} if kind == "sparse" else None,
+        )
+        client.upsert("docs", [m.PointStruct(id=1, vector={"text": VECTORS[0][0].tolist(), "text_g1": held})])
+    with adopt_index(f"qdrant:{folder}#docs", PIXELS, vector="text") as index:
+        for _ in range(2):
+            with pytest.raises(StoreError, match="already, where the new ones would stand"):
+                index.begin(PARTS)
+        index.finish()
+    with closing(qdrant.QdrantClient(path=str(folder))) as client:
+        assert set(client.retrieve("docs", [1], with_vectors=True)[0].vector) == {"text", "text_g1"}
+
+
 def test_a_folder_that_goes_away(folder: Path) -> None:
     """What can no longer be written is refused in words; what had returned is there when the folder is back."""
     ids = list(range(N))

@@ -19,6 +19,7 @@ from instar.retrieval import manifest, snapshots
 from instar.retrieval.beside import SingleFileIndex
 from instar.retrieval.faiss_index import FaissIndex
 from instar.retrieval.faiss_spaces import FaissSpace
+from instar.retrieval.journal import Journal
 from instar.retrieval.usearch_index import UsearchIndex, UsearchSpace
 
 OLD, NEW = Generation(0, "old", 8), Generation(1, "new", 12)
@@ -147,3 +148,29 @@ def test_a_snapshot_of_what_was_rolled_back_is_not_taken(monkeypatch: pytest.Mon
     again.finish()
     assert not list(index.folder.glob("snapshot*"))
     assert again.counts() == {1: ROWS - 1}
+
+
+@pytest.mark.parametrize("make", [graph, cells, usearch_graph])
+def test_a_snapshot_that_is_made_while_a_reader_loads_is_not_taken(
+    make: Callable[[Path], SingleFileIndex], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    index, new = make(tmp_path), vectors(NEW.dim)
+    reader = type(index)(index.place, readonly=True)
+    index.remove([ROWS - 1])
+    index.finish()  # so that the reader begins again
+    index.begin(NEW)
+    index.move(list(range(300)), new[:300], 1)
+    listed = Journal.taken_back
+
+    def meanwhile(self: Journal, numbers: range) -> set[int]:
+        found = listed(self, numbers)
+        if self is reader._journal and index.counts()[1] == 300:
+            index.move(list(range(300, 800)), new[300:800], 1)
+        return found
+
+    monkeypatch.setattr(Journal, "taken_back", meanwhile)
+    hits = reader.nearest(1, new[:400], 5)
+    for row, (names, generations) in enumerate(zip(hits.ids, hits.generations, strict=True)):
+        assert set(generations) == {1}
+        assert set(names) <= set(range(300)), row
+    assert np.array_equal(reader.nearest(1, new[300:800], 1).ids[:, 0], np.arange(300, 800))

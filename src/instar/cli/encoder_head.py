@@ -119,7 +119,7 @@ def project(
 
     from instar.data.collecting import open_collection
     from instar.encoders import files
-    from instar.retrieval.bridge import Bridge
+    from instar.retrieval.bridge import Bridge, as_read
 
     saved = given.head(head)
     assert saved is not None
@@ -137,7 +137,7 @@ def project(
     else:
         raise PlanError("Give either --vectors of the new encoder, or --texts with --encoder.")
     with torch.no_grad():
-        made = saved.head.project(torch.from_numpy(found), number).numpy()
+        made = saved.head.project(as_read(saved.head, found), number).numpy()
     files.write(out, ids, made)
     if not quiet:
         typer.echo(f"{len(made):,} queries for generation {number}, dimension {made.shape[1]}: {out}")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from instar.doors.local import Answers, Settings, Subject, Tell, batches
 from instar.doors.nearest import nearest
@@ -21,6 +21,8 @@ from instar.gate.predictions import Cases, Json
 _POOLINGS = ("mean_tokens", "cls_token", "max_tokens", "lasttoken")
 _RENAMED = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}
 """How sentence-transformers 6 writes what it wrote as `pooling_mode_…: true` before."""
+_ENDLESS = 10**7
+"""Tokens from which on a longest input is a way to say that there is none."""
 
 
 class Encoder(Subject):
@@ -151,9 +153,20 @@ def run(
 
 
 def longest_of(model: Any, tokenizer: Any, asked: int | None) -> int | None:
-    """Tokens after which a text is cut: as many as asked for, and no more than model and tokenizer take."""
-    longest = asked or getattr(model.config, "max_position_embeddings", None)
-    return tokenizer.model_max_length if tokenizer.model_max_length < (longest or tokenizer.model_max_length + 1) else longest
+    """Tokens after which a text is cut: as many as asked for, and no more than model and tokenizer take; None for no end."""
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    told = getattr(model.config, "max_position_embeddings", None)
+    # RoBERTa and its kin count positions from behind that of padding, and their table holds those before it too.
+    before = [m.padding_idx + 1 for name, m in modules.items() if name.endswith("position_embeddings") and _pads(m)]
+    taken = told - before[0] if told and before else told
+    if asked and any("rotary" in name for name in modules):
+        taken = None  # turned by their angle, positions have no table that ends
+    longest = min(n for n in (asked, taken, tokenizer.model_max_length) if n)
+    return longest if longest < _ENDLESS else None
+
+
+def _pads(table: nn.Module) -> bool:
+    return getattr(table, "padding_idx", None) is not None
 
 
 def checked(answers: Answers, numbers: NDArray[np.float32]) -> Answers:

@@ -133,6 +133,8 @@ def adapt(
     source = pretrained.floats(name)
     with initialising(seed):
         task = _task(source, data, batch, length, dtype)
+    # Before the work: where there is nothing to ask, nothing is to be written.
+    cases = None if not gated else task.cases() if like is None else task.tasks()
     model, texts = task.model, keeping.texts()
     before, usual = task.untrained(), keeping.answers(task.body, task.tokenizer, task.unrelated, texts)
     settings: dict[str, Any] = {}
@@ -164,7 +166,6 @@ def adapt(
         shutil.move(Path(aside) / writing.ADAPTER, folder / writing.ADAPTER)
         title = f"{slug(adapter)} on {task.name}"
         said = recording.record(source, folder, method=slug(adapter), title=title, settings=settings, seconds=seconds)
-    cases = None if not gated else task.cases() if like is None else task.tasks()
     items = task.items
     del model, task.model
     judged = None

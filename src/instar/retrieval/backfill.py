@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -120,16 +121,19 @@ class Backfill:
         self.index.begin(self.generation)
         counts = self.index.counts()
         before, there = sum(counts.values()), counts.get(self.generation.number, 0)
-        target = math.ceil(self.until * before) if self.until <= 1 else min(int(self.until), before)
+        # The share as it is written: in floating point 0.07 · 100 lies above 7.
+        target = math.ceil(Fraction(str(self.until)) * before) if self.until <= 1 else min(int(self.until), before)
         first = self.log.first_recall()
         due = self._measure(outcome, there, before, first, -math.inf)
         gone = 0
         while not self._stop and there < target and (left := self._left(outcome)):
             for start in range(0, len(left), self.batch):
                 part = left[start : start + min(self.batch, target - there)]
-                if self._stop or not part:
+                if not part:
                     break
                 self.throttle.wait(len(part), lambda: self._stop)
+                if self._stop:  # perhaps while it waited: this batch has not begun, and it is not yet its time
+                    break
                 names, vectors = self._vectors(part, outcome)
                 moved = self._move(names, vectors)
                 gone += len(names) - moved

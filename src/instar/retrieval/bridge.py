@@ -72,7 +72,7 @@ class Bridge:
             if stored.encoder == self.fingerprint:
                 found[stored.number] = self._full(new)
             elif self.head is not None and stored.encoder in self._known:
-                found[stored.number] = _unit(self.head.project(_tensor(new), self._known[stored.encoder]))
+                found[stored.number] = _unit(self.head.project(as_read(self.head, new), self._known[stored.encoder]))
             elif self.old is not None and stored.encoder == self.old.fingerprint:
                 found[stored.number] = self.old.encode(texts, "query")
             elif counts.get(stored.number):
@@ -99,7 +99,7 @@ class Bridge:
         return lambda number, scores: calibration(numbers[number], scores)
 
     def _full(self, vectors: Floats) -> Floats:
-        return vectors if self.head is None else _unit(self.head.full(_tensor(vectors)))
+        return vectors if self.head is None else _unit(self.head.full(as_read(self.head, vectors)))
 
     def _unreached(self, stored: Generation, rows: int) -> str:
         have = f"{self.encoder.name} ({self.fingerprint[:12]})"
@@ -131,12 +131,15 @@ def _leaves_alone(head: CompatibleHead) -> bool:
     if not head.input_dim == head.new_dim == head.full_dim:
         return False
     x = torch.randn(8, head.new_dim, generator=torch.Generator().manual_seed(0))
-    return bool(torch.allclose(_tensor(_unit(head.full(x))), torch.nn.functional.normalize(x, dim=1), atol=1e-5))
+    found = torch.from_numpy(_unit(head.full(as_read(head, x.numpy()))))
+    return bool(torch.allclose(found, torch.nn.functional.normalize(x, dim=1), atol=1e-5))
 
 
-def _tensor(vectors: Floats) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+def as_read(head: CompatibleHead, vectors: Floats) -> Tensor:
+    """Vectors [N, input_dim] in the precision of a head (float32 or float64), and where it is."""
+    found = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+    return found.to(next((own for own in head.state_dict().values() if own.is_floating_point()), found))
 
 
 def _unit(vectors: Tensor) -> Floats:
-    return torch.nn.functional.normalize(vectors.detach().float(), dim=1).numpy()
+    return torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=1).numpy()

@@ -7,6 +7,7 @@ import numpy as np
 from instar.errors import DataError
 from instar.interfaces import Floats, Id, Index
 from instar.retrieval.fusion import Calibration
+from instar.retrieval.order import present
 
 _FEWEST = 16
 """Rows of a generation below which its scores stay as they are."""
@@ -46,24 +47,10 @@ class FromRows:
             return scores
 
     def _cosines(self) -> dict[int, Floats]:
-        vectors, numbers = self._present()
+        held = [one for one in present(self.index, self.names) if one is not None]
         found = {}
-        for number in sorted(set(numbers)):
-            rows = np.stack([vector for vector, other in zip(vectors, numbers, strict=True) if other == number])
+        for number in sorted({number for _, number in held}):
+            rows = np.stack([vector for vector, other in held if other == number])
             if len(rows) >= _FEWEST:
                 found[number] = (rows @ rows.T)[~np.eye(len(rows), dtype=bool)]
         return found
-
-    def _present(self) -> tuple[list[Floats], list[int]]:
-        """What is left of the sample: other programs may have removed some of it."""
-        try:
-            return self.index.fetch(self.names)
-        except DataError:
-            left: list[tuple[Floats, int]] = []
-            for name in self.names:
-                try:
-                    (vector,), (number,) = self.index.fetch([name])
-                except DataError:
-                    continue
-                left.append((vector, number))
-            return [vector for vector, _ in left], [number for _, number in left]

@@ -30,7 +30,7 @@ class ExactIndex(JournalledIndex):
     @classmethod
     def _vacant(cls, place: Path) -> bool:
         stamped = (place / manifest.NAME).exists()
-        if not stamped and (place / "vectors.npy").exists():
+        if not stamped and ((place / "vectors.npy").exists() or tables.rows(place / "base-0000000.npy")):
             raise GenerationError(f"{place} holds vectors without a stamp; adopt them instead of creating an index there.")
         return not stamped
 

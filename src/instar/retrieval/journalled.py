@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from instar.errors import DataError, GenerationError, StoreError
+from instar.errors import DataError, GenerationError, ShapeError, StoreError
 from instar.interfaces import Floats, Fusion, Generation, Hits, Id, Index
 from instar.retrieval import checking, manifest, snapshots
 from instar.retrieval.held import Held
@@ -295,10 +295,10 @@ class JournalledIndex(Index, abc.ABC):
                     self._follow()
                 else:
                     self._load(content)
-            except StoreError:
+            except (StoreError, ShapeError, DataError):
                 if self._stamp_now() == content:
                     raise
-                continue  # its files went with the change that came meanwhile
+                continue  # its files went with the change that came meanwhile, or are others now, of another width
             if self._stamp_now() == content:
                 return
         raise StoreError(f"{self.place} changed during every one of {_ATTEMPTS} attempts to read it; try again.")
@@ -321,7 +321,8 @@ class JournalledIndex(Index, abc.ABC):
         numbers = self._journal.numbers(self._manifest.first)
         gone = self._journal.taken_back(numbers)
         last = snapshots.find(self.folder, self._manifest.index) if self._manifest.padding is None else None
-        usable = last is not None and last.begin in numbers and last.begin not in gone
+        # One that the writer made since the segments were listed holds vectors that are not known here yet.
+        usable = last is not None and last.begin in numbers and last.number in numbers and last.begin not in gone
         base, names = self._base()
         self._held = Held(
             *(self._manifest.generations[0], base, names, self._layout, self._space),
@@ -338,7 +339,7 @@ class JournalledIndex(Index, abc.ABC):
         while (segment := self._journal.read(self._applied + 1, vectors=False)) is not None:
             content, self._content = self._content, None
             assert content is not None
-            if segment.kind == "rollback":
+            if segment.kind in ("rollback", "void"):  # further on stands the rollback that made it void, with what belongs to it
                 self._load(content)
                 continue
             self._take(self._applied + 1)

@@ -23,6 +23,8 @@ class LanceRows(StampedIndex):
         self._location, self._name, self._table = location, name, table
         self._pinned = False
         self._indexes: tuple[int, dict[str, tables.VectorIndex]] = (-1, {})
+        self._unit: dict[str, bool] = {}
+        """Vector column -> whether all of it is of length 1, where that had to be known."""
         for stamp in self.stamps():
             self._writing[stamp.generation.number] = stamp.generation.encoder
         self._id = tables.id_column(table.schema)

@@ -29,10 +29,10 @@ class LanceIndex(LanceRows):
     """Rows of a table, on this machine or in an object store.
 
     A new generation is a column `<vector>_g1`; until `finish` indexes it as the old one was, its rows are compared one by one (an
-    index may be made at any time by LanceDB's own means). Ids are integers or texts. Other programs may go on writing to the
-    table. What returns has been written as LanceDB writes: it outlives the process; whether it outlives a loss of power is up to
-    LanceDB and the disk. Many small changes leave many small fragments: `finish` compacts them, and `table.optimize()` may be
-    called during a change.
+    index may be made at any time by LanceDB's own means; one that compares by l2 or dot is asked for vectors of length 1 alone,
+    others are compared one by one). Ids are integers or texts. Other programs may go on writing to the table. What returns has
+    been written as LanceDB writes: it outlives the process; whether it outlives a loss of power is up to LanceDB and the disk.
+    Many small changes leave many small fragments: `finish` compacts them, and `table.optimize()` may be called during a change.
     """
 
     @classmethod
@@ -86,8 +86,8 @@ class LanceIndex(LanceRows):
                     )
                 tables.check_ids(table, ids)
                 indexed = tables.vector_indexes(table).get(column)
-                tables.check_vectors(table, column, generation, indexed.metric if indexed else "cosine")
-                stamp = tables.metadata(Stamp(generation, column), ids)
+                unit = tables.check_vectors(table, column, generation, indexed.metric if indexed else "cosine")
+                stamp = tables.metadata(Stamp(generation, column), ids, unit)
                 table.update_field_metadata({"path": column, "metadata": stamp})
         return cls(location, name, table, readonly=False)
 
@@ -110,7 +110,7 @@ class LanceIndex(LanceRows):
         column, where = stamps[place].column, tables.standing(stamps, place)
         with told(self.where, "search"):
             metric = self._metric(column)
-            found = self._found(column, where, asked, k, metric, exact=False)
+            found = self._found(column, where, asked, k, metric, exact=metric is None)
             if metric is not None and any(len(one) < k for one in found):
                 found = self._found(column, where, asked, k, metric, exact=True)
         return hits(found, k, generation)
@@ -179,11 +179,15 @@ class LanceIndex(LanceRows):
         return found
 
     def _metric(self, column: str) -> str | None:
-        """What the index of a column compares by; None where there is no index."""
+        """What the index of a column compares by; None where there is none, or one that does not rank its vectors by cosine."""
         if self._indexes[0] != self._table.version:
             self._indexes = (self._table.version, tables.vector_indexes(self._table))
         found = self._indexes[1].get(column)
-        return None if found is None else found.metric
+        if found is None or found.metric == "cosine":
+            return None if found is None else found.metric
+        if column not in self._unit:
+            self._unit[column] = tables.all_unit(self._table, column)
+        return found.metric if self._unit[column] else None
 
     def _all_moved(self, stamps: Sequence[Stamp]) -> None:
         self.rows_left(self._table.count_rows(f"{quoted(stamps[-1].column)} IS NULL AND {tables.held(stamps)}"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from instar import extras
 from instar.errors import DataError, InstarError, StoreError
@@ -21,6 +22,8 @@ from instar.retrieval.stamped import Stamp, unit
 
 STAMP, ID = b"instar_generation", b"instar_id"
 """Metadata of a vector column: whose vectors it holds, and which column holds their ids."""
+UNIT = b"instar_unit"
+"""Metadata of a vector column: all its vectors were of length 1 when it was stamped."""
 MADE = b"instar_made"
 """Metadata of the id column of a table that Instar made: its type follows the first ids."""
 _LISTED = 2000
@@ -100,9 +103,9 @@ def id_column(schema: Any) -> str:
     return name
 
 
-def metadata(stamp: Stamp, ids: str) -> dict[str, str]:
-    """What a stamped column carries."""
-    return {STAMP.decode(): stamp.as_json(), ID.decode(): ids}
+def metadata(stamp: Stamp, ids: str, unit: bool = True) -> dict[str, str]:
+    """What a stamped column carries. unit: whether all its vectors are of length 1."""
+    return {STAMP.decode(): stamp.as_json(), ID.decode(): ids, **({UNIT.decode(): "1"} if unit else {})}
 
 
 def field(stamp: Stamp, ids: str) -> Any:
@@ -194,8 +197,8 @@ def check_ids(table: Any, ids: str) -> None:
         )
 
 
-def check_vectors(table: Any, column: str, generation: Generation, metric: str) -> None:
-    """Raises StoreError for another type, DataError for vectors that cannot be of the generation."""
+def check_vectors(table: Any, column: str, generation: Generation, metric: str) -> bool:
+    """Whether all are of length 1. Raises StoreError for another type, DataError for vectors that cannot be of the generation."""
     arrow = extras.require("pyarrow", "lancedb")
     kind = table.schema.field(column).type
     if not arrow.types.is_fixed_size_list(kind) or kind.value_type != arrow.float32():
@@ -204,16 +207,30 @@ def check_vectors(table: Any, column: str, generation: Generation, metric: str) 
         raise DataError(
             f"Column '{column}' holds vectors of dimension {kind.list_size}; received a generation of {generation.dim}."
         )
-    for batch in table.search().where(f"{quoted(column)} IS NOT NULL").select([column]).to_batches():
-        values = vectors_of(batch[column], generation.dim)
-        lengths = np.linalg.norm(values.astype(np.float64), axis=1)
+    unit = True
+    for lengths in _lengths(table, column, generation.dim):
         if not np.isfinite(lengths).all() or (lengths == 0).any():
             raise DataError(f"Column '{column}' holds vectors that are zero or not finite; set them to null first.")
-        if metric != "cosine" and (np.abs(lengths - 1) > checking.LENGTH).any():
+        unit = unit and bool((np.abs(lengths - 1) <= checking.LENGTH).all())
+        if metric != "cosine" and not unit:
             raise DataError(
                 f"Vectors in '{column}' are not of length 1, and its index compares by {metric}, which ranks as cosine for unit "
                 "vectors only. Normalise them, or index them by cosine."
             )
+    return unit
+
+
+def all_unit(table: Any, column: str) -> bool:
+    """Whether all vectors are of length 1: as the stamp says, else read."""
+    field = table.schema.field(column)
+    if field.metadata and UNIT in field.metadata:
+        return True
+    return all((np.abs(found - 1) <= checking.LENGTH).all() for found in _lengths(table, column, field.type.list_size))
+
+
+def _lengths(table: Any, column: str, dim: int) -> Iterator[NDArray[np.float64]]:
+    for batch in table.search().where(f"{quoted(column)} IS NOT NULL").select([column]).to_batches():
+        yield np.linalg.norm(vectors_of(batch[column], dim).astype(np.float64), axis=1)
 
 
 def vectors_of(column: Any, dim: int) -> Floats:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from instar.errors import DataError
 from instar.gate import rows
 from instar.gate.values import number
-from instar.interfaces import Id, Index
+from instar.interfaces import Floats, Id, Index
 from instar.retrieval.uncertainty import Uncertainty
 
 Keys = NDArray[np.float64]
@@ -75,20 +75,29 @@ def least_certain(uncertainty: Uncertainty) -> Order:
     """Rows that the head's map explains worst go first, as in FastFill (Jaeckle et al., ICLR 2023).
 
     The key is read off the stored vector, which stays what it is until the row moves. Rows of another generation than the one
-    that the estimate was made for are known to no map: they go before all others.
+    that the estimate was made for are known to no map: they go before all others, and so do rows that have gone meanwhile.
     """
 
     def keys(index: Index, ids: Sequence[Id]) -> Keys:
         found = np.full(len(ids), -np.inf)
         numbers = {g.number for g in index.generations() if g.encoder == uncertainty.encoder}
         for start in range(0, len(ids), _PAGE):
-            vectors, generations = index.fetch(ids[start : start + _PAGE])
-            known = [i for i, number in enumerate(generations) if number in numbers]
+            held = present(index, ids[start : start + _PAGE])
+            known = {start + i: one[0] for i, one in enumerate(held) if one is not None and one[1] in numbers}
             if known:
-                found[[start + i for i in known]] = -uncertainty(np.stack([vectors[i] for i in known]))
+                found[list(known)] = -uncertainty(np.stack(list(known.values())))
         return found
 
     return keys
+
+
+def present(index: Index, ids: Sequence[Id]) -> list[tuple[Floats, int] | None]:
+    """What counts of each row, and its generation; None for rows that another program has removed since they were listed."""
+    try:
+        return list(zip(*index.fetch(ids), strict=True))
+    except DataError:
+        half = len(ids) // 2
+        return [*present(index, ids[:half]), *present(index, ids[half:])] if half else [None]
 
 
 def _hash(name: Id, seed: int) -> int:

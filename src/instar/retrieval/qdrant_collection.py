@@ -103,6 +103,12 @@ class Client:
         table = found if isinstance(found, dict) else {"": found}
         return {name: (v.size, v.distance.value) for name, v in table.items() if v.multivector_config is None}
 
+    def names(self) -> set[str]:
+        """Of all vectors, also of those that are lists of vectors, or sparse."""
+        params = self._info().config.params
+        dense = params.vectors or {}
+        return {*(dense if isinstance(dense, dict) else [""]), *(params.sparse_vectors or {})}
+
     def create(self, vector: str, dim: int, metadata: dict[str, str]) -> None:
         """A new collection with one vector, compared by cosine."""
         with self._structure("create the collection"):

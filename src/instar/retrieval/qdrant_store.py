@@ -147,7 +147,7 @@ class QdrantIndex(StampedIndex):
         stamps = self._clean()
         if self.opens(stamps, generation):
             column = column_after(stamps, generation.number, _LONGEST_NAME)
-            if column in self._client.vectors():
+            if column in self._client.names():
                 raise StoreError(
                     f"{self.where} has a vector '{column}' already, where the new ones would stand; delete or rename it."
                 )

@@ -35,6 +35,18 @@ def table(source: Floats | str | Path, dim: int) -> Floats:
     return found
 
 
+def rows(path: Path) -> int:
+    """How many vectors a `.npy` holds; none where there is no file. Raises StoreError."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            return int(np.lib.format.read_array_header_1_0(file)[0][0])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, IndexError) as error:
+        raise StoreError(f"{path} cannot be read as a .npy table of numbers: {error}.") from error
+
+
 def names(source: Sequence[Id] | str | Path | None, folder: Path, count: int) -> list[Id]:
     """Ids [N]: given, or from a file, or from `ids.json`, `ids.npy`, `ids.txt` of a folder, or the numbers 0 … N − 1.
 

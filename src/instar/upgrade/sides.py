@@ -130,7 +130,7 @@ def generations(old: Side, new: Side, full_dim: int, fingerprint: str, before: S
 
 def is_file(source: str) -> bool:
     """Whether a source is a file of vectors."""
-    return Path(source).suffix in FILES
+    return Path(source).suffix.lower() in FILES
 
 
 def knobs(given: Mapping[str, str]) -> dict[str, Any]:
