@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from instar.interfaces import InContextLearner
+from instar.lab.icl.contexts import answering
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ def closeness(one: InContextLearner, other: InContextLearner, xs: Tensor, ys: Te
 def sensitivity(learner: InContextLearner, xs: Tensor, ys: Tensor, x_query: Tensor) -> tuple[Tensor, Tensor]:
     """ŷ [B, Q] and ∂ŷ/∂x_q [B, Q, D]: each query is answered alone, so the gradient of their sum is that of each."""
     query = x_query.detach().clone().requires_grad_()
-    said = learner.predict(xs, ys, query)
+    with answering(learner):
+        said = learner.predict(xs, ys, query)
     return said.detach(), torch.autograd.grad(said.sum(), query)[0]
 
 
