@@ -62,8 +62,22 @@ def test_real_rows() -> None:
     assert float((NearestNeighbours().prefixes(xs, ys).sign() == ys)[:, -5:].double().mean()) > 0.8
     with pytest.raises(DataError, match="rows"):
         tumours.contexts(1, 1000, torch.Generator())
-    with pytest.raises(ShapeError, match="features"):
-        rows.diabetes(11)
+    for width, load in ((11, rows.diabetes), (62, rows.digits), (31, rows.breast_cancer)):
+        with pytest.raises(ShapeError, match=f"{width - 1} features .* {width}"):
+            load(width)
+
+
+def test_real_rows_take_every_feature_that_there_is() -> None:
+    whole = rows.diabetes(10, whiten=False).x  # of variance 1 each, before they are turned
+    torch.testing.assert_close(whole.var(0).sum(), torch.tensor(10.0, dtype=torch.float64))
+    torch.testing.assert_close(torch.cov(rows.diabetes(10).x.T), torch.eye(10, dtype=torch.float64))
+    assert rows.digits(61).x.shape[1] == 61
+    assert rows.breast_cancer(30).x.shape[1] == 30
+    assert rows.breast_cancer(29, label="column").x.shape[1] == 29
+    with pytest.raises(ShapeError, match=r"29 features .* 30"):
+        rows.breast_cancer(30, label="column")
+    with pytest.raises(DataError, match=r"61 tokens .* 60"):
+        closeness.documents(2, 61, 10, torch.Generator(), rows=whole[:60])
 
 
 @pytest.mark.parametrize("norm", [0.5, 4.0])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from instar.errors import DataError
 from instar.interfaces import InContextLearner
 from instar.lab.icl.contexts import answering
 
@@ -43,8 +44,10 @@ def documents(
 ) -> tuple[Tensor, Tensor]:
     """Documents A [B, n, d] with entries N(0, 1/d), or rows of data, and labels softmax(A x*), times n so that their mean is 1.
 
-    norm: of x*: the larger, the more of a choice the label is.
+    norm: of x*: the larger, the more of a choice the label is. Raises DataError for fewer rows than tokens.
     """
+    if rows is not None and tokens > len(rows):
+        raise DataError(f"A document of {tokens} tokens needs as many rows; there are {len(rows)}.")
     if rows is None:
         A = torch.randn(tasks, tokens, width, generator=generator, dtype=torch.float64) / width**0.5
     else:
