@@ -44,9 +44,9 @@ class NextStateProblem(Problem):
         context: frames that precede a prediction, at most. stride: every so-many-th frame is a state: where all are, the last
             state is nearly the next one. batch, width, depth, heads, lr: of training.
 
-    A window is `context` states and the one behind them; series are cut without overlap in evaluation. The item is the series,
-    whose windows are much alike. Raises ShapeError, DataError, and what `series_classes` raises. Source: Gladstone et al. 2024
-    (arXiv 2406.08862), at small scale.
+    A window is `context` states and the one behind them; series are cut without overlap, to train as to evaluate. The item is
+    the series, whose windows are much alike. Raises ShapeError, DataError, and what `series_classes` raises. Source: Gladstone
+    et al. 2024 (arXiv 2406.08862), at small scale.
     """
 
     accepts: ClassVar = {Predictor: "subject"}
@@ -109,7 +109,7 @@ class NextStateProblem(Problem):
         monitor: Monitor | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        """Random windows; the loss is the predictor's own."""
+        """Windows of the training series by chance; the loss is the predictor's own."""
 
         def batch(step: int) -> tuple[Tensor, Tensor]:
             chosen = train.states[torch.randint(len(train), (self.batch,), generator=stream(seed, f"data/{step}"))]
