@@ -83,7 +83,7 @@ class InContextBooleanProblem(Problem):
             **{"valid_items": self.test_tasks, "test_items": self.test_tasks},
         }
         test = self.test_sampler
-        made = [test.family, test.width, test.noise, test.teaching, self.examples, self.test_tasks]
+        made: list[object] = [test.family, test.width, test.noise, test.teaching, self.examples, self.test_tasks]
         made += [] if test.positives is None else [test.positives]
         made += ["monotone"] if test.monotone else []
         return Data(None, splits["valid"], splits["test"], "/".join(["in_context_boolean/1", *map(str, made)]), facts)
