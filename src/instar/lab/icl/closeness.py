@@ -32,11 +32,17 @@ def closeness(one: InContextLearner, other: InContextLearner, xs: Tensor, ys: Te
 
 
 def sensitivity(learner: InContextLearner, xs: Tensor, ys: Tensor, x_query: Tensor) -> tuple[Tensor, Tensor]:
-    """ŷ [B, Q] and ∂ŷ/∂x_q [B, Q, D]: each query is answered alone, so the gradient of their sum is that of each."""
+    """ŷ [B, Q] and ∂ŷ/∂x_q [B, Q, D]: each query is answered alone, so the gradient of their sum is that of each.
+
+    It is 0 where the answer is the same whatever is asked, or changes by jumps alone (a vote, a class).
+    """
     query = x_query.detach().clone().requires_grad_()
     with answering(learner):
         said = learner.predict(xs, ys, query)
-    return said.detach(), torch.autograd.grad(said.sum(), query)[0]
+    if not said.requires_grad:
+        return said, torch.zeros_like(query)
+    (slope,) = torch.autograd.grad(said.sum(), query, allow_unused=True)
+    return said.detach(), torch.zeros_like(query) if slope is None else slope
 
 
 def documents(
