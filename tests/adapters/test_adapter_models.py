@@ -20,7 +20,15 @@ from instar import adapters
 from instar.adapters import HUT, IA3, BitFit, DoRA, Full, HeadOnly, LoRA, detach, load, merge, merge_and_unload, parameters, save
 from instar.adapters.attached import own_layers
 from instar.data import pretrained
-from instar.errors import AdapterError, CheckpointError, MissingExtraError, OutputError, ReceiptError, UnknownNameError
+from instar.errors import (
+    AdapterError,
+    CheckpointError,
+    MissingExtraError,
+    OutputError,
+    ReceiptError,
+    ShapeError,
+    UnknownNameError,
+)
 from instar.receipt import fingerprint
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
@@ -71,6 +79,19 @@ def test_a_second_adapter_finds_its_layers_in_a_model_that_has_one() -> None:
     assert adapters.names(model) == ["one", "two", "three"]
     with pytest.raises(AdapterError, match="Did you mean"):
         adapters.switch(model, "ones")
+
+
+@pytest.mark.parametrize("feedforward", ["down_proj", ["down_proj"], r"model\.layers\.\d\.mlp\.down_proj"])
+def test_the_end_of_an_ffn_by_name(feedforward: Any) -> None:
+    """One pattern is a pattern, as in `peft`, and not its letters."""
+    model = llama()
+    IA3(feedforward=feedforward).attach(model, ["v_proj", "down_proj"])
+    scaled = {
+        path.rsplit(".", 1)[-1]: layer.adapters["default"].feedforward for path, layer in own_layers(model, "default").items()
+    }
+    assert scaled == {"v_proj": False, "down_proj": True}
+    with pytest.raises(ShapeError, match="feedforward"):
+        IA3(feedforward="*.down_proj")
 
 
 def test_a_fused_layer_is_refused_by_default_and_adapted_whole_by_name() -> None:

@@ -160,12 +160,20 @@ def test_squares_of_gradients_are_divided_by_squares() -> None:
         assert torch.allclose(optimiser.state[parameter]["exp_avg_sq"], parameter.grad.square(), rtol=1e-7, atol=1e-20)
 
 
-def test_an_optimiser_whose_state_has_other_shapes_is_refused_whole() -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (torch.optim.Adafactor, "Adafactor keeps 'row_var'"),
+        (torch.optim.ASGD, "ASGD keeps 'ax'"),  # the average of a new weight is not 0
+        (torch.optim.Rprop, "Rprop keeps 'step_size'"),  # with a step of 0 a new weight would hardly move
+    ],
+)
+def test_an_optimiser_whose_state_cannot_grow_is_refused_whole(kind: Any, words: str) -> None:
     model = made()
-    optimiser = torch.optim.Adafactor(model.parameters(), lr=1e-3)
+    optimiser = kind(model.parameters(), lr=1e-3)
     train(model, optimiser, 1)
     before, state = logits(model), dict(optimiser.state)
-    with pytest.raises(TransformError, match="Adafactor keeps 'row_var'"):
+    with pytest.raises(TransformError, match=words):
         grow(model, optimiser, {"hidden": "2x"})
     assert torch.equal(logits(model), before)
     assert all(optimiser.state[p] is entries for p, entries in state.items())

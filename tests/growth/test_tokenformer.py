@@ -277,6 +277,24 @@ def test_files_say_pairs_and_tau_of_each_layer(tmp_path: Path) -> None:
     assert torch.equal(loaded(tokens())[0], model(tokens())[0])
 
 
+@pytest.mark.parametrize("reached", [0.5, 1.0])
+def test_the_warm_up_of_a_growth_is_no_other_growths(reached: float) -> None:
+    model = made(torch.float64)
+    annealing = TokenFormerGrowth(tau="anneal")
+    grow(model, plan={"n": "2x"}, method=annealing)
+    model.anneal(reached)
+    before = model(tokens())[0]
+    grow(model, plan={"feed": "2x"}, method=annealing)
+    model.anneal(0.0)
+    assert torch.equal(model(tokens())[0], before)
+    at = {name: float(part.tau2) for name, part in model.pattentions()}
+    model.anneal(1.0)
+    assert {name for name, part in model.pattentions() if float(part.tau2) != at[name]} == {"blocks.0.feed", "blocks.1.feed"}
+    after = model(tokens())[0]
+    model.anneal(0.1)  # of a stage that grows nothing
+    assert torch.equal(model(tokens())[0], after)
+
+
 def test_whoever_is_killed_between_the_files_leaves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(torch.float32)
     model.save_pretrained(tmp_path)

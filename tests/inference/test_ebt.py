@@ -11,6 +11,7 @@ from torch import Tensor
 from instar.errors import ShapeError
 from instar.inference.descent import slope
 from instar.inference.ebt import Ebt
+from instar.inference.ebwm import Ebwm
 from instar.inference.energy_transformer import EnergyTransformer
 from instar.inference.thinker import Thinker
 
@@ -291,6 +292,18 @@ def test_step_sizes_of_inference_and_settings_that_make_no_sense() -> None:
         model.predict(torch.rand(1, 4), steps=1)
     with pytest.raises(ShapeError, match="landscapes"):
         model.observe(tokens, 2)
+
+
+@pytest.mark.parametrize("start", ["zeros", "last"])
+def test_several_samples_need_starts_that_differ(start: Any) -> None:
+    tokens, states = torch.randint(11, (1, 4)), torch.randn(1, 4, 3)
+    made_of: list[tuple[Any, Tensor]] = [(ebt(start=start), tokens), (Ebwm(8, heads=2, inputs=3, start=start), states)]
+    for model, x in made_of:
+        with pytest.raises(ShapeError, match="all the same"):
+            model.think(x, steps=1, samples=3)
+        _, trace = model.think(x, steps=1, samples=3, noise=0.1)
+        assert trace.sampled is not None
+        assert len(trace.sampled[:, 0, 0].unique()) == 3
 
 
 def test_logits_are_of_the_distribution_that_was_trained() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from instar import catalogue
+from instar.bench.seeds import stream
 from instar.errors import ShapeError
 from instar.lab.icl.curriculum import Curriculum
 from instar.lab.icl.tasks import TaskSampler
@@ -71,3 +72,13 @@ def test_other_functions_in_the_test() -> None:
     assert usual.load(0).sha256 != other.load(0).sha256
     assert float((other.load(0).test[1] > 0).double().mean()) > float((usual.load(0).test[1] > 0).double().mean())
     assert InContextBooleanProblem(test_tasks=50, test_positives=0.9).load(0).sha256 != usual.load(0).sha256
+
+
+@pytest.mark.parametrize(("teaching", "taught"), [(0.0, False), (0.5, False), (0.5, True), (0.0, True)])
+def test_a_mixture_is_tested_on_the_functions_that_it_is_trained_on(teaching: float, taught: bool) -> None:
+    """Whether terms of a DNF have negations, in training and in both kinds of tests."""
+    problem = InContextBooleanProblem(family="dnf", width=8, examples=40, teaching=teaching, taught=taught, test_tasks=20)
+    drawn = [one.functions(40, stream(0, "dnf")).weights for one in (problem.sampler, problem.test_sampler)]
+    assert {bool((weights < 0).any()) for weights in drawn} == {not (teaching or taught)}
+    plain = InContextBooleanProblem(family="dnf", width=8, examples=40, test_tasks=20)
+    assert (problem.load(0).sha256 == plain.load(0).sha256) == (not (teaching or taught))

@@ -45,6 +45,17 @@ def test_scores_are_means_of_attention() -> None:
     torch.testing.assert_close(again, by_hand)
 
 
+@pytest.mark.parametrize("width", [7, 11, 13])
+def test_of_equally_near_examples_the_first_is_looked_for(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    d = BooleanSampler(width, "nearest_neighbour").draw(20, 30, stream())
+    # A head that looks at one label, that of the nearest earlier example, the first of equals.
+    likeness = (d.xs @ d.xs.mT).masked_fill(torch.ones(30, 30).triu() > 0, -torch.inf)
+    weights = torch.zeros(1, 20, 1, 60, 60)
+    weights[0, :, 0, 2::2, 1::2] = torch.nn.functional.one_hot(likeness[:, 1:].argmax(-1), 30).float()
+    monkeypatch.setattr(heads, "attention", lambda *_: weights)
+    assert float(heads.neighbours(decoder().network, d.xs, d.ys)) == 1.0
+
+
 def test_networks_without_weights_are_refused() -> None:
     d = BooleanSampler(6, "parity").draw(2, 8, stream())
     with pytest.raises(ShapeError, match="softmax"):

@@ -10,9 +10,12 @@ from instar import catalogue
 from instar.bench import plan
 from instar.catalogue import Build
 from instar.errors import ShapeError
-from instar.lab.icl.closeness import closeness, documents
+from instar.interfaces import InContextLearner
+from instar.lab.icl.closeness import closeness, documents, sensitivity
 from instar.lab.icl.softmax_regression import SoftmaxRegression, certificate, moved_document
 from instar.lab.icl_softmax import InContextSoftmax
+from instar.lab.majority_label import MajorityLabel
+from instar.lab.nearest_neighbours import NearestNeighbours
 from instar.lab.softmax_step import SoftmaxStep
 from instar.problems.in_context_softmax import InContextSoftmaxProblem
 
@@ -115,6 +118,23 @@ def test_a_trained_layer_comes_close_to_the_step() -> None:
     same = closeness(step, step, A, y, A)
     assert same.predictions == 0.0
     assert same.cosine == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("learner", [MajorityLabel(), NearestNeighbours(k=2), InContextSoftmax(4, normalise=False)])
+def test_who_does_not_look_at_the_query_has_no_sensitivity(learner: InContextLearner) -> None:
+    """Saying 1, the measure of all errors here, among them."""
+    problem = InContextSoftmaxProblem(width=4, tokens=8, test_tasks=10)
+    data = problem.load(0)
+    if isinstance(learner, InContextSoftmax):
+        with torch.no_grad():
+            learner.query.zero_()  # a graph to the weights, and one of zeros to the query
+    slope = sensitivity(learner, *data.test, data.test[0])[1]
+    assert slope.shape == data.test[0].shape
+    assert float(slope.abs().max()) == 0.0
+    found = problem.evaluate(learner, data.test)
+    assert found["cosine"].value == 0.0
+    if isinstance(learner, MajorityLabel):
+        assert found["error"].value == pytest.approx(1.0)
 
 
 def test_the_step_of_a_comparison_is_tuned() -> None:

@@ -8,7 +8,7 @@ import torch
 from instar.bench.run import lift
 from instar.errors import DataError, ShapeError
 from instar.lab.elimination import Elimination
-from instar.lab.icl import closeness, measures, probes, rows
+from instar.lab.icl import closeness, measures, probes, rows, shifts
 from instar.lab.icl.network import TransformersBackbone
 from instar.lab.icl.softmax_regression import SoftmaxRegression, certificate
 from instar.lab.icl.streaming import RecursiveRidge, RunningMoment
@@ -62,8 +62,22 @@ def test_real_rows() -> None:
     assert float((NearestNeighbours().prefixes(xs, ys).sign() == ys)[:, -5:].double().mean()) > 0.8
     with pytest.raises(DataError, match="rows"):
         tumours.contexts(1, 1000, torch.Generator())
-    with pytest.raises(ShapeError, match="features"):
-        rows.diabetes(11)
+    for width, load in ((11, rows.diabetes), (62, rows.digits), (31, rows.breast_cancer)):
+        with pytest.raises(ShapeError, match=f"{width - 1} features .* {width}"):
+            load(width)
+
+
+def test_real_rows_take_every_feature_that_there_is() -> None:
+    whole = rows.diabetes(10, whiten=False).x  # of variance 1 each, before they are turned
+    torch.testing.assert_close(whole.var(0).sum(), torch.tensor(10.0, dtype=torch.float64))
+    torch.testing.assert_close(torch.cov(rows.diabetes(10).x.T), torch.eye(10, dtype=torch.float64))
+    assert rows.digits(61).x.shape[1] == 61
+    assert rows.breast_cancer(30).x.shape[1] == 30
+    assert rows.breast_cancer(29, label="column").x.shape[1] == 29
+    with pytest.raises(ShapeError, match=r"29 features .* 30"):
+        rows.breast_cancer(30, label="column")
+    with pytest.raises(DataError, match=r"61 tokens .* 60"):
+        closeness.documents(2, 61, 10, torch.Generator(), rows=whole[:60])
 
 
 @pytest.mark.parametrize("norm", [0.5, 4.0])
@@ -115,6 +129,32 @@ def test_a_model_of_transformers_is_studied_like_any_other(frozen: bool) -> None
     assert near[0].mspd > 0
     with pytest.raises(ShapeError, match="hidden_size"):
         TransformersBackbone(torch.nn.Linear(2, 2))
+
+
+def test_learners_are_asked_without_dropout() -> None:
+    """Whatever mode training left a learner in; and they are left in it."""
+
+    class Dropping(torch.nn.Module):
+        width = 16
+
+        def forward(self, embedded: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.dropout(embedded, 0.5, self.training)
+
+        def hidden(self, embedded: torch.Tensor) -> list[torch.Tensor]:
+            return [embedded, self(embedded)]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        learner = InContextDecoder(3, examples=6, backbone=Dropping())  # type: ignore[arg-type]
+    d = TaskSampler(3).draw(20, 6, torch.Generator().manual_seed(0))
+    query, tests = d.xs[:, -1:], shifts.shifts(TaskSampler(3), 5, tasks=4, dtype=torch.float32)
+    assert float(measures.spd(learner, learner, d.xs, d.ys).max()) == 0.0
+    assert measures.ilwd(learner, learner, d.xs[:, :-1], d.ys[:, :-1], torch.randn(20, 12, 3)) == 0.0
+    assert closeness.closeness(learner, learner, d.xs[:, :-1], d.ys[:, :-1], query).sensitivities == 0.0
+    assert shifts.evaluate(learner, tests) == shifts.evaluate(learner, tests)
+    before, after = probes.read(learner, TaskSampler(3), targets=("moment",), width=8, steps=5)
+    assert before.error == after.error  # nothing happens between these layers
+    assert all(module.training for module in learner.modules())
 
 
 def test_learners_without_weights_say_that_they_are_done() -> None:

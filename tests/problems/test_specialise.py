@@ -35,6 +35,22 @@ def test_sentences_to_choose_by_are_apart_and_their_labels_can_be_shuffled() -> 
     assert sorted(shuffled.chosen.labels) == sorted(first.train.chosen.labels)
 
 
+@pytest.mark.parametrize("batch", [2, 3, 16])
+def test_fewer_sentences_than_a_batch_are_learnt_from(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, num_labels=2))
+    before = model.classifier.weight.detach().clone()
+    steps: list[int] = []
+    fit = tuned_classifier.fit
+    monkeypatch.setattr(tuned_classifier, "fit", lambda *a, **given: (steps.append(given["steps"]), fit(*a, **given)))
+    tuning = tuned_classifier.Tuning("none", ["a", "b"], 2, 1e-2, batch, 8)
+    tokenizer = lambda texts, **_: {"input_ids": torch.tensor([[len(text), 1] for text in texts])}  # noqa: E731
+    tuning._train(model, tokenizer, Labelled(["x", "xx", "xxx"], ["a", "b", "a"]), 0)
+    assert steps == [2]
+    assert not torch.equal(model.classifier.weight, before)
+
+
 def test_methods_take_parts_out_of_the_same_model_and_every_sentence_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     memory: dict[str, Any] = {}

@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from instar import catalogue
 from instar.bench import costs, run
-from instar.errors import DataError, ShapeError
+from instar.catalogue import Build
+from instar.errors import DataError, MissingExtraError, ShapeError
+from instar.interfaces import Predictor, Trace
+from instar.problems.denoise import DenoiseProblem
 from instar.problems.loop_regression import LoopRegressionProblem
 from instar.problems.next_state import NextStateProblem
 from instar.problems.text import BOS, IGNORED, preceding
@@ -37,6 +42,36 @@ def test_text_is_scored_by_steps_and_learnt(slug: str, arguments: dict[str, Any]
         assert sum(items.weights) == data.facts["test_bytes"]
     if slug == "transformer_pp":
         assert found["bits_per_byte@1"].totals == found["bits_per_byte@6"].totals
+
+
+class Scaled(Predictor):
+    """A stranger's predictor, which has what the interface asks for and nothing else."""
+
+    def __init__(self, width: int = 4, **sizes: Any) -> None:
+        super().__init__()
+        self.width, self.steps, self.sizes = width, 1, sizes
+        self.by = torch.nn.Parameter(torch.ones(1))
+
+    def predict(self, x: Tensor, *, steps: int, generator: torch.Generator | None = None) -> tuple[Tensor, Trace]:
+        return self.by.detach() * x, Trace(torch.zeros(len(x), dtype=torch.int64))
+
+    def loss(self, x: Tensor, target: Tensor) -> Tensor:
+        return (self.by * x - target).square().mean()
+
+    def example(self, batch: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("problem", "slug"), [(DenoiseProblem(batch=4), "recursed_denoiser"), (NextStateProblem(), "tam")])
+def test_a_strangers_predictor_is_timed(problem: Any, slug: str) -> None:
+    try:
+        data = problem.load(0)
+    except (DataError, MissingExtraError) as error:  # what is not there, and nothing that is wrong
+        pytest.skip(str(error))
+    subject = problem.subject(Build(catalogue.method(slug), Scaled, {}), data, 0)
+    for workload in problem.workloads():
+        workload.prepare(subject)()
+    assert subject.by.grad is not None
 
 
 def test_what_precedes_a_target() -> None:

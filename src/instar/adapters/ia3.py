@@ -6,6 +6,7 @@ Learning", NeurIPS 2022 (arXiv 2205.05638).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -20,16 +21,24 @@ class IA3(Adapter):
     """y = l ⊙ (W x + b) for keys and values, y = W (l ⊙ x) + b for the layer that ends the FFN;  l = 1 at birth.
 
     Args:
-        feedforward: layers whose input is scaled, by the last part of their names or a regular expression; None takes the
-            layers that end an FFN, where `instar.anatomy` finds them. All others have their output scaled. lr: see `Adapter`.
+        feedforward: layers whose input is scaled, each (or one for all) by the last part of their names or a regular
+            expression; None takes the layers that end an FFN, where `instar.anatomy` finds them. All others have their output
+            scaled. lr: see `Adapter`.
 
     Trainable numbers of a layer: out, or in where the input is scaled. Time beside the layer: one multiplication a number.
+    Raises ShapeError.
     """
 
-    def __init__(self, *, feedforward: Sequence[str] | None = None, lr: float = 1e-2) -> None:
+    def __init__(self, *, feedforward: str | Sequence[str] | None = None, lr: float = 1e-2) -> None:
         if not 0 < lr < float("inf"):
             raise ShapeError(f"lr expects more than 0; received {lr}.")
-        self.feedforward, self.lr = feedforward, lr
+        self.feedforward = [feedforward] if isinstance(feedforward, str) else feedforward
+        self.lr = lr
+        for pattern in self.feedforward or ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ShapeError(f"feedforward expects names or regular expressions; {pattern!r} is neither: {error}.") from error
 
     def targets(self, model: nn.Module) -> list[str]:
         both = {*places.by_role(model, lambda block: (block.key, block.value), "key and value"), *_ends(model)}

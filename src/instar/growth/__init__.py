@@ -50,7 +50,7 @@ def grow(
     """Make a model larger in place: a TokenFormer by pairs, a plain decoder by `lemon`; all or nothing.
 
     Args:
-        optimizer: any of torch, which goes on with what it knows. plan: name of a size -> the size, as in {"n": "2x"} or
+        optimizer: of torch, which goes on with its averages of gradients. plan: name of a size -> the size, as in {"n": "2x"} or
             {"width": 256}; None doubles n, or hidden. method: another one of the family. seed: of what is drawn.
 
     Raises TransformError for a model or plan that does not fit; then nothing is changed.

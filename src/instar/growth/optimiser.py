@@ -14,6 +14,8 @@ Role = Literal["gradient", "square"]
 """What an entry of a state is made of: gradients (a momentum), or their squares."""
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum")
 """Names that torch's optimisers give to averages and sums of squares."""
+_STOPPED = ("ax", "step_size")
+"""An average of the parameter itself (ASGD), and the step of each number (Rprop): zeros would be wrong at new places."""
 
 
 class Kept:
@@ -42,7 +44,8 @@ class Kept:
     def replace(self, old: nn.Parameter, new: nn.Parameter | None, grown: Callable[[Tensor, Role], Tensor] | None) -> None:
         """`new` in the place of `old`, or nobody; what the state has of its shape is what `grown` makes of it, or gone.
 
-        Raises TransformError where the optimiser keeps tensors of other shapes for it.
+        Raises TransformError where the optimiser keeps tensors of other shapes for it, or others than averages of gradients
+        where it becomes longer.
         """
         if self.optimiser is None:
             return
@@ -51,16 +54,18 @@ class Kept:
         for states in _states(self.optimiser):
             state: Mapping[str, Any] | None = states.pop(old, None)
             if state is not None and new is not None and grown is not None:
-                states[new] = self._entries(state, old, grown)
+                states[new] = self._entries(state, old, grown, longer=new.numel() > old.numel())
 
-    def _entries(self, state: Mapping[str, Any], old: nn.Parameter, grown: Callable[[Tensor, Role], Tensor]) -> dict[str, Any]:
+    def _entries(
+        self, state: Mapping[str, Any], old: nn.Parameter, grown: Callable[[Tensor, Role], Tensor], *, longer: bool
+    ) -> dict[str, Any]:
         entries: dict[str, Any] = {}
         for name, value in state.items():
             if not isinstance(value, Tensor):
                 entries[name] = value
             elif not value.dim():
                 entries[name] = value.clone()  # a count of steps, which is added to in place
-            elif value.shape == old.shape:
+            elif value.shape == old.shape and not (name in _STOPPED and longer):
                 entries[name] = grown(value, "square" if name in _SQUARES else "gradient")
             else:
                 raise TransformError(

@@ -206,7 +206,9 @@ class Pattention(nn.Module):
         goal = self.tau2 * ((self.n + m) / self.n)
         self.keys.append(new[0])
         self.values.append(new[1])
-        if tau != "fixed":
+        if tau == "fixed":
+            self.hold()
+        else:
             start = goal if tau == "grow" else self.tau2
             self.tau2_range = torch.stack([start, goal])
             self.tau2 = start.clone()
@@ -214,9 +216,15 @@ class Pattention(nn.Module):
 
     @torch.no_grad()
     def anneal(self, fraction: float) -> None:
-        """Set τ² a fraction of the way that `grow(…, tau="anneal")` opened, linearly; 1 is its end."""
+        """Set τ² a fraction of the way that `grow(…, tau="anneal")` opened, linearly; 1 is its end, and nothing moves it then."""
         start, goal = self.tau2_range
         self.tau2.copy_(goal if fraction >= 1 else start + max(fraction, 0.0) * (goal - start))
+        if fraction >= 1:  # or a later warm-up, which is not of this growth, would bring τ back to its start
+            self.tau2_range.copy_(self.tau2)
+
+    def hold(self) -> None:
+        """End the way of τ² where it stands."""
+        self.tau2_range = self.tau2.expand(2).clone()
 
     def shrink(self, idx: Tensor | Sequence[int]) -> list[tuple[nn.Parameter, nn.Parameter | None, Tensor]]:
         """Take the pairs `idx` out, in place; τ stays. What changed: (old parameter, new one or None, rows kept of it).

@@ -24,7 +24,7 @@ class TokenFormerGrowth(Growth):
 
     Args:
         keys: zero, or normal as in the released code, which changes the function. tau: fixed; grow with √n; or anneal, from one
-            to the other as `TokenFormer.anneal` says. values: normal.
+            to the other as `TokenFormer.anneal` says; τ on such a way from an earlier growth stays where it is. values: normal.
 
     A plan names n (all), a kind (query, key, value, output, feed) or one layer (`blocks.0.feed`), the more special before the
     more general. New rows are parameters of their own beside the old ones in the optimiser's group: they begin without state and
@@ -65,6 +65,8 @@ class TokenFormerGrowth(Growth):
                     new = part.grow(more[name], keys=self.keys, tau=tau, generator=stream(seed, f"grow/{name}/{part.n}"))
                     for fresh, beside in zip(new, old, strict=True):
                         work.kept.append(fresh, beside)
+                else:  # the warm-up of this growth is not theirs
+                    part.hold()
             model.describe()
         return work.grown
 

@@ -16,7 +16,7 @@ from instar.inference.energy_transformer import EnergyTransformer, Observed
 from instar.inference.norms import Norm
 from instar.inference.replay import ReplayBuffer
 from instar.inference.step_size import StepSize
-from instar.inference.thinker import Thinker
+from instar.inference.thinker import Start, Thinker
 from instar.inference.training import Unrolled
 from instar.inference.two_stream import Activation, Conditioning
 from instar.interfaces import Trace
@@ -161,7 +161,8 @@ class Ebt(TwoStream):
         with torch.no_grad():
             observed = self.observe_landscapes(tokens, past)
             energies = [self.energy(one, first=one.length - tokens.shape[1]) for one in observed]
-            states, trace = thinker(energies, lambda g: self.first(tokens, g), point=self.point, generator=generator)
+            drawn: Start = (lambda g: self.first(tokens, g)) if self.start == "noise" else self.first(tokens)
+            states, trace = thinker(energies, drawn, point=self.point, generator=generator)
             return states / self.temperature, trace
 
     def predict(self, x: Tensor, *, steps: int, generator: torch.Generator | None = None) -> tuple[Tensor, Trace]:

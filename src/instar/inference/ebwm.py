@@ -15,7 +15,7 @@ from instar.inference.energy_transformer import EnergyTransformer, Observed
 from instar.inference.norms import Norm
 from instar.inference.regression import random_walks
 from instar.inference.step_size import StepSize
-from instar.inference.thinker import Thinker
+from instar.inference.thinker import Start, Thinker
 from instar.inference.training import Unrolled
 from instar.inference.two_stream import Activation, Conditioning
 from instar.interfaces import Trace
@@ -131,7 +131,8 @@ class Ebwm(TwoStream):
         with torch.no_grad():
             observed = self.observe_landscapes(states, past)
             energies = [self.energy(one, first=one.length - states.shape[1]) for one in observed]
-            c, trace = thinker(energies, lambda g: self.first(states, g), generator=generator)
+            drawn: Start = (lambda g: self.first(states, g)) if self.start == "noise" else self.first(states)
+            c, trace = thinker(energies, drawn, generator=generator)
         return (c + states if self.residual else c), trace
 
     def predict(self, x: Tensor, *, steps: int, generator: torch.Generator | None = None) -> tuple[Tensor, Trace]:

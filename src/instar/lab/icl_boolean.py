@@ -86,7 +86,8 @@ class BooleanSampler:
     Args:
         width: D. family: of `FAMILIES`. noise: chance that a label is flipped, targets included. teaching: chance that a task
             begins with the teaching sequence of its function. With it, terms of a DNF have no negations. positives: chance that
-            an input is changed so; None is that of the authors, 0.3, or 0.35 for DNF.
+            an input is changed so; None is that of the authors, 0.3, or 0.35 for DNF. monotone: terms of a DNF have no negations
+            without teaching either, as where the same functions are asked for untaught.
 
     Raises ShapeError; also where a teaching sequence is longer than the task.
     """
@@ -96,6 +97,7 @@ class BooleanSampler:
     noise: float = 0.0
     teaching: float = 0.0
     positives: float | None = None
+    monotone: bool = False
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES or self.width < SPARSE_LITERALS or not 0 <= self.noise <= 1 or not 0 <= self.teaching <= 1:
@@ -121,7 +123,7 @@ class BooleanSampler:
         threshold = torch.full((tasks,), 0.5)
         if family in ("conjunction", "disjunction", "dnf", "cnf", "threshold"):
             several = family in ("dnf", "cnf")
-            monotone = family == "dnf" and self.teaching > 0
+            monotone = family == "dnf" and (self.monotone or self.teaching > 0)
             zero = 0.8 if several else 0.7
             drawn = chance(tasks, 3 if several else 1, D)
             w = (drawn > zero).float() * (1 if monotone else torch.where(chance(*drawn.shape) < 0.5, 1.0, -1.0))

@@ -57,6 +57,7 @@ class DenoiseProblem(Problem):
         self.data, self.patch, self.batch = data, patch, batch
         self.width, self.depth, self.heads, self.lr = width, depth, heads, lr
         self.tokens_per_step = batch
+        self.side = 8
 
     def load(self, seed: int) -> Data:
         """Images [N, S, S] in [−1, 1]; the same split for every seed."""
@@ -77,7 +78,8 @@ class DenoiseProblem(Problem):
     def subject(self, build: Build, data: Data, seed: int) -> Predictor:
         """The predictor at this problem's sizes."""
         require_reads(build, "images")
-        made: Predictor = build(self.width, size=data.train.shape[1], patch=self.patch, depth=self.depth, heads=self.heads)
+        self.side = data.train.shape[1]
+        made: Predictor = build(self.width, size=self.side, patch=self.patch, depth=self.depth, heads=self.heads)
         return made
 
     def fit(
@@ -127,8 +129,7 @@ class DenoiseProblem(Problem):
         yield Workload("predict_seconds", self._predict)
 
     def _images(self, subject: Any) -> Tensor:
-        size = subject.transformer.size
-        return torch.randn(self.batch, size, size, generator=stream(0, "timing")).to(device_of(subject))
+        return torch.randn(self.batch, self.side, self.side, generator=stream(0, "timing")).to(device_of(subject))
 
     def _step(self, subject: Any) -> Callable[[], object]:
         pixels = self._images(subject)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from instar import catalogue
 from instar.bench.seeds import stream
 from instar.catalogue import Build
 from instar.errors import ShapeError
 from instar.interfaces import Data, InContextLearner, Items, Monitor, Problem
+from instar.lab.icl.contexts import answering
 from instar.lab.icl.curriculum import Curriculum
 from instar.lab.icl.tasks import Family, TaskSampler
 
@@ -151,15 +152,8 @@ def make(cls: type, arguments: dict[str, Any], given: dict[str, Any]) -> Any:
 
 def answers(learner: InContextLearner, xs: Tensor, ys: Tensor) -> Tensor:
     """What is said of each label, [B, N], in eval mode without gradients."""
-    modes = [(m, m.training) for m in learner.modules()] if isinstance(learner, nn.Module) else []
-    if isinstance(learner, nn.Module):
-        learner.eval()
-    try:
-        with torch.no_grad():
-            return torch.cat([learner.prefixes(x, y) for x, y in zip(xs.split(250), ys.split(250), strict=True)])
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with answering(learner), torch.no_grad():
+        return torch.cat([learner.prefixes(x, y) for x, y in zip(xs.split(250), ys.split(250), strict=True)])
 
 
 def _ratio(above: Tensor, below: Tensor) -> Items:

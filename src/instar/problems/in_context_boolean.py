@@ -27,7 +27,8 @@ class InContextBooleanProblem(Problem):
 
     Args:
         family: of `lab.icl_boolean`. width: D. examples: pairs of a task. noise: chance of a flipped label. teaching: chance that
-            a training task begins with its function's teaching sequence; taught: whether all test tasks do. batch: tasks a step.
+            a training task begins with its function's teaching sequence; taught: whether all test tasks do. With either, terms
+            of a DNF have no negations, in training and tests. batch: tasks a step.
         curriculum: training steps until tasks grow from a quarter of their examples, by a part of a feature each, see
             `lab.icl.curriculum`; inputs stay whole. 0 is none.
         test_family: of the test tasks alone, say disjunctions after training on conjunctions; None is that of training.
@@ -61,8 +62,10 @@ class InContextBooleanProblem(Problem):
                 f"in_context_boolean expects batch ≥ 1 and more examples than a teaching sequence (width + 2); received {batch}, "
                 f"{examples} and {width}."
             )
-        self.sampler = BooleanSampler(width, family, noise, teaching)
-        self.test_sampler = BooleanSampler(width, test_family or family, noise, float(taught), test_positives)
+        # A mixture is trained on the functions that can be taught; both kinds of tasks are tested on the same.
+        plain = family == (test_family or family) == "dnf" and (teaching > 0 or taught)
+        self.sampler = BooleanSampler(width, family, noise, teaching, monotone=plain)
+        self.test_sampler = BooleanSampler(width, test_family or family, noise, float(taught), test_positives, plain)
         self.curriculum = Curriculum(width, examples, curriculum)
         if curriculum and teaching:
             raise ShapeError("A curriculum begins with tasks shorter than their teaching sequences: set one of them to 0.")
@@ -80,8 +83,9 @@ class InContextBooleanProblem(Problem):
             **{"valid_items": self.test_tasks, "test_items": self.test_tasks},
         }
         test = self.test_sampler
-        made = [test.family, test.width, test.noise, test.teaching, self.examples, self.test_tasks]
+        made: list[object] = [test.family, test.width, test.noise, test.teaching, self.examples, self.test_tasks]
         made += [] if test.positives is None else [test.positives]
+        made += ["monotone"] if test.monotone else []
         return Data(None, splits["valid"], splits["test"], "/".join(["in_context_boolean/1", *map(str, made)]), facts)
 
     def learner(self, build: Build, data: Data, seed: int) -> InContextLearner:

@@ -44,9 +44,9 @@ class NextStateProblem(Problem):
         context: frames that precede a prediction, at most. stride: every so-many-th frame is a state: where all are, the last
             state is nearly the next one. batch, width, depth, heads, lr: of training.
 
-    A window is `context` states and the one behind them; series are cut without overlap in evaluation. The item is the series,
-    whose windows are much alike. Raises ShapeError, DataError, and what `series_classes` raises. Source: Gladstone et al. 2024
-    (arXiv 2406.08862), at small scale.
+    A window is `context` states and the one behind them; series are cut without overlap, to train as to evaluate. The item is
+    the series, whose windows are much alike. Raises ShapeError, DataError, and what `series_classes` raises. Source: Gladstone
+    et al. 2024 (arXiv 2406.08862), at small scale.
     """
 
     accepts: ClassVar = {Predictor: "subject"}
@@ -68,6 +68,7 @@ class NextStateProblem(Problem):
         self.data, self.context, self.stride, self.batch = data, context, stride, batch
         self.width, self.depth, self.heads, self.lr = width, depth, heads, lr
         self.tokens_per_step = batch * context
+        self.channels = 1
 
     def load(self, seed: int) -> Data:
         """The split of `series_classes`, as windows."""
@@ -93,9 +94,9 @@ class NextStateProblem(Problem):
     def subject(self, build: Build, data: Data, seed: int) -> Predictor:
         """The predictor at this problem's sizes."""
         require_reads(build, "vectors")
-        channels = data.train.states.shape[2]
+        self.channels = data.train.states.shape[2]
         made: Predictor = build(
-            self.width, inputs=channels, outputs=channels, length=self.context, depth=self.depth, heads=self.heads
+            self.width, inputs=self.channels, outputs=self.channels, length=self.context, depth=self.depth, heads=self.heads
         )
         return made
 
@@ -109,7 +110,7 @@ class NextStateProblem(Problem):
         monitor: Monitor | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        """Random windows; the loss is the predictor's own."""
+        """Windows of the training series by chance; the loss is the predictor's own."""
 
         def batch(step: int) -> tuple[Tensor, Tensor]:
             chosen = train.states[torch.randint(len(train), (self.batch,), generator=stream(seed, f"data/{step}"))]
@@ -147,7 +148,7 @@ class NextStateProblem(Problem):
         yield Workload("step_seconds", self._step)
 
     def _step(self, subject: Any) -> Callable[[], object]:
-        states = torch.randn(self.batch, self.context + 1, subject.inputs, generator=stream(0, "timing")).to(device_of(subject))
+        states = torch.randn(self.batch, self.context + 1, self.channels, generator=stream(0, "timing")).to(device_of(subject))
 
         def call() -> None:
             subject.zero_grad(set_to_none=True)

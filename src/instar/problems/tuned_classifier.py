@@ -56,7 +56,7 @@ class Tuning:
             model = transformers.AutoModelForSequenceClassification.from_config(config)
         getattr(model, model.base_model_prefix).load_state_dict(encoder.state_dict(), strict=False)
         mark = pretrained.fingerprint(pretrained.folder(self.encoder))
-        settings = [self.epochs, self.lr, self.batch, self.length, seed]
+        settings = [self.epochs, self.lr, min(self.batch, len(train)), self.length, seed]
         recipe = ["specialise", 1, mark, digest([*train.texts, *train.labels]), *settings]
         weights = kept(recipe, lambda: self._train(model, tokenizer, train, seed))
         model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
@@ -83,12 +83,13 @@ class Tuning:
         return {"loss": loss, "right": right}
 
     def _train(self, model: nn.Module, tokenizer: Any, train: Labelled, seed: int) -> dict[str, Any]:
-        per_epoch = len(train) // self.batch
+        size = min(self.batch, len(train))
+        per_epoch = len(train) // size
 
         def batch(index: int) -> Batch:
             epoch, place = divmod(index, per_epoch)
             order = torch.randperm(len(train), generator=stream(seed, f"epoch/{epoch}")).tolist()
-            return self.rows(tokenizer, chosen(train, order[place * self.batch : (place + 1) * self.batch]))
+            return self.rows(tokenizer, chosen(train, order[place * size : (place + 1) * size]))
 
         fit(
             model,

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from instar.errors import DataError
 from instar.interfaces import InContextLearner
+from instar.lab.icl.contexts import answering
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,17 @@ def closeness(one: InContextLearner, other: InContextLearner, xs: Tensor, ys: Te
 
 
 def sensitivity(learner: InContextLearner, xs: Tensor, ys: Tensor, x_query: Tensor) -> tuple[Tensor, Tensor]:
-    """ŷ [B, Q] and ∂ŷ/∂x_q [B, Q, D]: each query is answered alone, so the gradient of their sum is that of each."""
+    """ŷ [B, Q] and ∂ŷ/∂x_q [B, Q, D]: each query is answered alone, so the gradient of their sum is that of each.
+
+    It is 0 where the answer is the same whatever is asked, or changes by jumps alone (a vote, a class).
+    """
     query = x_query.detach().clone().requires_grad_()
-    said = learner.predict(xs, ys, query)
-    return said.detach(), torch.autograd.grad(said.sum(), query)[0]
+    with answering(learner):
+        said = learner.predict(xs, ys, query)
+    if not said.requires_grad:
+        return said, torch.zeros_like(query)
+    (slope,) = torch.autograd.grad(said.sum(), query, allow_unused=True)
+    return said.detach(), torch.zeros_like(query) if slope is None else slope
 
 
 def documents(
@@ -41,8 +50,10 @@ def documents(
 ) -> tuple[Tensor, Tensor]:
     """Documents A [B, n, d] with entries N(0, 1/d), or rows of data, and labels softmax(A x*), times n so that their mean is 1.
 
-    norm: of x*: the larger, the more of a choice the label is.
+    norm: of x*: the larger, the more of a choice the label is. Raises DataError for fewer rows than tokens.
     """
+    if rows is not None and tokens > len(rows):
+        raise DataError(f"A document of {tokens} tokens needs as many rows; there are {len(rows)}.")
     if rows is None:
         A = torch.randn(tasks, tokens, width, generator=generator, dtype=torch.float64) / width**0.5
     else:

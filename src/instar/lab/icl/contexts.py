@@ -1,11 +1,24 @@
-"""Contexts: labelled examples and queries, whose shapes must fit."""
+"""Contexts: labelled examples and queries, whose shapes must fit, and learners as they are asked."""
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from instar.errors import ShapeError
+from instar.interfaces import InContextLearner
+from instar.models.modes import evaluating
+
+
+def answering(*learners: InContextLearner) -> contextlib.ExitStack:
+    """Inside the block learners that are modules do not train: what they say holds no dropout."""
+    stack = contextlib.ExitStack()
+    for learner in learners:
+        if isinstance(learner, nn.Module):
+            stack.enter_context(evaluating(learner))
+    return stack
 
 
 def fitting(xs: Tensor, ys: Tensor, x_query: Tensor) -> None:

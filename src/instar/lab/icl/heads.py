@@ -39,8 +39,9 @@ def neighbours(network: PairNetwork, xs: Tensor, ys: Tensor, *, start: int = 1) 
     N = xs.shape[1]
     if not 1 <= start < N:
         raise ShapeError(f"Neighbours need start in 1 … N − 1; received {start} and {N} examples.")
-    unit = xs / xs.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    likeness = (unit @ unit.mT).masked_fill(~torch.ones(N, N, dtype=torch.bool, device=xs.device).tril(-1), -torch.inf)
+    # Divided last: products of signs are whole numbers, whose ties the rounding of unit vectors would break.
+    likeness = xs @ xs.mT / xs.norm(dim=-1).clamp_min(1e-12).unsqueeze(1)
+    likeness = likeness.masked_fill(~torch.ones(N, N, dtype=torch.bool, device=xs.device).tril(-1), -torch.inf)
     nearest = likeness[:, start:].argmax(-1)  # [B, N - start]
     return _looked_at(network, xs, ys, start, torch.nn.functional.one_hot(nearest, N))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from instar.errors import ShapeError
 from instar.interfaces import InContextLearner
+from instar.lab.icl.contexts import answering
 
 
 def spd(one: InContextLearner, other: InContextLearner, xs: Tensor, ys: Tensor) -> Tensor:
@@ -17,7 +18,7 @@ def spd(one: InContextLearner, other: InContextLearner, xs: Tensor, ys: Tensor) 
 
     xs [B, N, D], ys [B, N]; x' is the next input of the same task. Akyürek et al. 2023, equation 13, divided by d.
     """
-    with torch.no_grad():
+    with answering(one, other), torch.no_grad():
         return (one.prefixes(xs, ys) - other.prefixes(xs, ys)).square().mean(0) / xs.shape[-1]
 
 
@@ -45,7 +46,7 @@ def implied(learner: InContextLearner, xs: Tensor, ys: Tensor, probes: Tensor) -
     """
     if probes.shape[1] <= probes.shape[2]:
         raise ShapeError(f"A fit of {probes.shape[2]} weights needs more probe inputs; received {probes.shape[1]}.")
-    with torch.no_grad():
+    with answering(learner), torch.no_grad():
         answers = learner.predict(xs, ys, probes)
     weights = torch.linalg.lstsq(probes, answers.unsqueeze(-1)).solution.squeeze(-1)
     rest = (answers - torch.einsum("bqd,bd->bq", probes, weights)).square().sum(1)
@@ -79,7 +80,7 @@ def compare(
     """Every reference beside the learner on the same tasks, the nearest (by MSPD) first."""
     found = []
     for name, other in references.items():
-        with torch.no_grad():
+        with answering(other), torch.no_grad():
             error = float((other.prefixes(xs, ys) - ys).square().sum() / ys.square().sum())
         all_, few = float(spd(learner, other, xs, ys).mean()), mspd(learner, other, xs, ys)
         found.append(Likeness(name, few, all_, ilwd(learner, other, xs[:, :-1], ys[:, :-1], probes), error))

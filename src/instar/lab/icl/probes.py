@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from instar.bench.fit import descend
 from instar.bench.seeds import initialising, stream
 from instar.errors import DataError, ShapeError
+from instar.lab.icl.contexts import answering
 from instar.lab.icl.tasks import TaskSampler
 from instar.lab.icl_linear import InContextDecoder
 from instar.lab.least_squares import LeastSquares
@@ -129,7 +130,7 @@ def _tasks(sampler: TaskSampler, n: int, count: int, seed: int, name: str) -> tu
 
 
 def _states(model: InContextDecoder, xs: Tensor, ys: Tensor) -> list[Tensor]:
-    with torch.no_grad():
+    with answering(model), torch.no_grad():
         return model.network.hidden(xs, ys)
 
 

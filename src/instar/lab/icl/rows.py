@@ -28,13 +28,14 @@ class Rows:
 
 
 def diabetes(width: int = 10, *, whiten: bool = True) -> Rows:
-    """442 patients: the first principal components, white or standardised features, and the standardised progression.
+    """442 patients: the first principal components of standardised features, white or not, and the standardised progression.
 
     White inputs have the covariance that learners were trained on; others are a covariate shift. Raises MissingExtraError.
     """
     found = _load("load_diabetes", width)
     y = torch.from_numpy(found.target).double()
-    x = _components(torch.from_numpy(found.data).double(), width, whiten)
+    x = torch.from_numpy(found.data).double()
+    x = _components((x - x.mean(0)) / x.std(0), width, whiten)  # as they come, the sum of their squares is 1
     return Rows(x, (y - y.mean()) / y.std())
 
 
@@ -50,7 +51,7 @@ def digits(width: int = 20, *, norm: float = 1.0) -> Rows:
 
 def breast_cancer(width: int = 10, *, label: Literal["diagnosis", "column"] = "diagnosis", seed: int = 0) -> Rows:
     """569 tumours as {−1, 1}: `width` of the 30 features above their median; y is malignant (1), or another feature so cut."""
-    found = _load("load_breast_cancer", width + 1)
+    found = _load("load_breast_cancer", width, spare=int(label == "column"))
     table = torch.from_numpy(found.data).double()
     bits = torch.where(table > table.median(0).values, 1.0, -1.0).double()
     order = torch.randperm(bits.shape[1], generator=torch.Generator().manual_seed(seed))
@@ -58,10 +59,12 @@ def breast_cancer(width: int = 10, *, label: Literal["diagnosis", "column"] = "d
     return Rows(bits[:, order[:width]], malignant if label == "diagnosis" else bits[:, order[width]])
 
 
-def _load(name: str, width: int) -> Any:
+def _load(name: str, width: int, spare: int = 0) -> Any:
+    """The set, if it has so many features that vary, and `spare` more."""
     found = getattr(extras.require("sklearn.datasets", "text"), name)()
-    if not 1 <= width <= found.data.shape[1]:
-        raise ShapeError(f"{name} has {found.data.shape[1]} features; received a width of {width}.")
+    most = int((found.data.std(0) > 0).sum()) - spare
+    if not 1 <= width <= most:
+        raise ShapeError(f"{name} has {most} features for inputs; received a width of {width}.")
     return found
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from instar.errors import ShapeError
 from instar.interfaces import InContextLearner
+from instar.lab.icl.contexts import answering
 from instar.lab.icl.tasks import Drawn, TaskSampler
 
 
@@ -67,7 +68,7 @@ def evaluate(learner: InContextLearner, tests: Mapping[str, tuple[Tensor, Tensor
     found = []
     for name, (xs, ys, query, label) in tests.items():
         try:
-            with torch.no_grad():
+            with answering(learner), torch.no_grad():
                 errors = (learner.predict(xs, ys, query) - label).square().mean(1)
         except ShapeError:
             if name.startswith("length"):
