@@ -94,6 +94,34 @@ def test_seeds_of_two_settings_are_not_mixed(tmp_path: Path) -> None:
     assert (rows["gru"].setting, rows["gru"].cells["accuracy"].value.value) == ("tuned", 1.0)
 
 
+def test_a_file_that_is_put_back_counts_again_and_each_text_has_its_own_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = (Path(__file__).parents[1] / "fixtures/toy_package/src/toy_mixers/moving_average.py").read_text()
+    slow = toy.replace("return self.out(mixed", "import time\n        time.sleep(0.2)\n        return self.out(2 * mixed")
+    asked, mine, out = (
+        request(methods=(), add=(f"{tmp_path}/mine.py:MovingAverage",), seeds=1),
+        tmp_path / "mine.py",
+        tmp_path / "o",
+    )
+    paces, ran = [], []
+    for year, text in enumerate((toy, slow, toy)):
+        mine.write_text(text)
+        monkeypatch.setattr(catalogue, "_ADDED", {})
+        done = compare(asked, out, timed=False)
+        paces.append(done.plan.calibration["mine"]["step_seconds"])
+        ran.append(done.ran)
+        for path in Store(out).runs.glob("*.json") if year < 2 else ():  # a record knows only seconds
+            record = json.loads(path.read_text())
+            if record["finished"] > "2010":
+                path.write_text(json.dumps({**record, "finished": f"{2000 + year}-01-01T00:00:00+00:00"}))
+    assert ran == [2, 1, 1]
+    assert paces[1] > 0.2 > max(paces[0], paces[2])
+    (group,) = summarise(done.records())
+    (run,) = next(row for row in group.rows if row.address == "mine").runs
+    assert run["spec"]["method"]["source"] == done.plan.entries[-1].source
+
+
 def test_an_argument_that_was_added_since_leaves_plans_and_runs_as_they_were(tmp_path: Path) -> None:
     plan, *_ = planning.prepare(request())
     gained = next(key for key in plan.settings if key not in SMALL)
@@ -234,7 +262,14 @@ def test_tuning_gives_every_method_the_same_trials(tmp_path: Path) -> None:
     assert len(set(rates.values())) == 3
     assert {r["split"] for r in records if r["kind"] == "run"} == {"test"}
     assert result.ran == 8
-    assert compare(request(seeds=1, trials=3), tmp_path, timed=False).ran == 0
+    heard = Heard()
+    assert compare(request(seeds=1, trials=3), tmp_path, timed=False, listener=heard).ran == heard.missing == 0
+
+
+def test_trials_that_chose_the_default_are_the_default(tmp_path: Path) -> None:
+    assert not catalogue.method("gru").knobs
+    done = compare(request(seeds=1, trials=3, settings={**SMALL, "lr": 3e-3}), tmp_path, timed=False)
+    assert {r["setting"] for r in done.records() if r["address"] == "gru"} == {"trial 0", "default"}
 
 
 def test_a_search_that_learns_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -353,9 +353,13 @@ def _extend(plan: Plan, existing: Plan) -> None:
     asked = {entry.address: entry for entry in plan.entries}
     kept = []
     for before in existing.entries:
+        source = before.source
         if before.address not in asked and before.added:  # added when the folder was begun
             catalogue.add(before.added)
             before = replace(before, source=_source(before.added))
+        if asked.get(before.address, before).source != source:  # another text is another method, with a pace of its own
+            plan.calibration.pop(before.address, None)
+            plan.steps.pop(before.address, None)
         kept.append(before)
     for before in kept:
         if (entry := asked.get(before.address)) is not None:
