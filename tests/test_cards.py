@@ -101,6 +101,8 @@ def test_a_formula_is_arithmetic_and_nothing_else() -> None:
         "lambda: 1",
         "True",
         "9 ** 9 ** 9",
+        "((((((9 ** 8) ** 8) ** 8) ** 8) ** 8) ** 8) ** 8",
+        "(0 - T) ** 0.5",
         "x",
         "1 / 0",
         "f(1)",
