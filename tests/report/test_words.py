@@ -51,6 +51,19 @@ def test_too_few_seeds_give_no_interval_and_no_verdict() -> None:
     assert not any("95 %" in text for text in found.passages[0].quality)
 
 
+def test_one_item_without_chance_is_not_called_too_few_seeds() -> None:
+    records = [run(address, seed) for address in ("softmax", "gla") for seed in range(5)]
+    for record in records:
+        bits = 1.0 if record["address"] == "gla" else 2.0
+        record["metrics"] = {"bits_per_byte@T": {"value": bits, "totals": [bits], "weights": [1.0]}}
+    group = group_of(records)
+    found = words.answer(group)
+    said = [found.headline, *found.passages[0].quality, columns.text(group, group.rows[1], group.metrics[0]).detail]
+    assert found.passages[0].verdict == "undecided"
+    assert not any("few" in text or "below 3" in text for text in said)
+    assert all("one item" in text for text in said[1:])
+
+
 def test_a_method_that_failed_is_named_with_its_reason() -> None:
     found = answer(["softmax", "better"], 3, failed("worse", 0, "loss is nan"))
     assert "worse is without a result" in found.headline

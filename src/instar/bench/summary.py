@@ -143,6 +143,8 @@ def _quality(group: Group, row: Row, metric: Metric) -> Cell | None:
     if word == "equal within the margin" and metric.id in group.floors:
         both = [sum(found[s].value for s in seeds) / len(seeds) for found in (mine, theirs)]
         reason = group.floors[metric.id].holds(both, metric.direction, metric.margin)
+    if gain.interval is None and gain.seeds >= statistics.MINIMUM_SEEDS:
+        reason = "one item, of which all seeds say the same, has no interval"
     by_seed = tuple(mine[s].value - theirs[s].value for s in seeds)
     return Cell(value, difference, "undecided" if reason else word, by_seed, reason=reason)
 
