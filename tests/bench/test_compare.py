@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import pytest
 
 from instar import catalogue
 from instar.bench import plan as planning
+from instar.bench import run as running
 from instar.bench.compare import Silence, compare
+from instar.bench.executor import Job, LocalExecutor, Outcome
 from instar.bench.plan import Plan, Request
 from instar.bench.record import Store
 from instar.bench.summary import summarise
@@ -120,6 +123,33 @@ def test_a_file_that_is_put_back_counts_again_and_each_text_has_its_own_pace(
     (group,) = summarise(done.records())
     (run,) = next(row for row in group.rows if row.address == "mine").runs
     assert run["spec"]["method"]["source"] == done.plan.entries[-1].source
+
+
+class Beside(LocalExecutor):
+    """Another process compares in the same folder while this one does a piece of work, which fails where it has done that too."""
+
+    def __init__(self, work: Any, other: Request, out: Path) -> None:
+        super().__init__(1)
+        self.work, self.other, self.out = work, other, out
+
+    def run(self, jobs: Iterable[Job], done: Callable[[Outcome], None], progress: Callable[[str, int, float], None]) -> None:
+        jobs = list(jobs)
+        if any(job.work is self.work for job in jobs):
+            self.work = None
+            compare(self.other, self.out, timed=False)
+            if jobs[0].work is running.execute:
+                for job in jobs:
+                    done(Outcome(job.name, "error", reason="its checkpoint is gone"))
+                return
+        super().run(jobs, done, progress)
+
+
+@pytest.mark.parametrize("work", [running.calibrate, running.execute])
+def test_two_processes_in_one_folder_lose_neither_plan_nor_runs(tmp_path: Path, work: Any) -> None:
+    mine, other = request(seeds=1), request(seeds=1, methods=("lstm",) if work is running.calibrate else ("gru",))
+    done = compare(mine, tmp_path, timed=False, executor=Beside(work, other, tmp_path))
+    assert {e.address for e in Plan.load(tmp_path / "plan.json").entries} == {"softmax", *mine.methods, *other.methods}
+    assert {r["address"]: r["status"] for r in done.records()} == dict.fromkeys(["softmax", *mine.methods, *other.methods], "ok")
 
 
 def test_an_argument_that_was_added_since_leaves_plans_and_runs_as_they_were(tmp_path: Path) -> None:

@@ -101,12 +101,16 @@ def compare(
     executor = executor or LocalExecutor(jobs)
     engine = _Engine(Store(out), executor.threads, executor, listener, kept)
     path = out / "plan.json"
-    plan, problem, data = planning.prepare(request, Plan.load(path) if path.exists() else None)
-    if not dry_run:
-        files.folder(out)
-    if train:
-        engine.calibrate(plan)
-        plan.steps = planning.steps(plan, problem)
+    while True:
+        existing = Plan.load(path) if path.exists() else None
+        plan, problem, data = planning.prepare(request, existing)
+        if not dry_run:
+            files.folder(out)
+        if train:
+            engine.calibrate(plan)
+            plan.steps = planning.steps(plan, problem)
+        if (Plan.load(path) if path.exists() else None) == existing:
+            break  # else another process has begun here meanwhile, and its plan stands
     again = [old["id"] for old in engine.store.all() if old["status"] != "ok"] if retry_failed else []
     if not dry_run:
         for name in again:
@@ -187,6 +191,8 @@ class _Engine:
         def done(outcome: Outcome) -> None:
             task = missing[outcome.name]
             ok = outcome.status == "ok"
+            if not ok and self.store.has(task.id):
+                return  # another process made this run meanwhile, and its checkpoint went with that
             value = outcome.value if ok else {**run.blank(task), "status": outcome.status, "reason": outcome.reason}
             if outcome.detail:
                 value["detail"] = outcome.detail
