@@ -76,6 +76,7 @@ def test_a_good_card(tmp_path: Path) -> None:
         ('state = "4 * D"', "", ["cost.state", "missing"]),
         ('against = "softmax"', "", ["claims.one.against"]),
         ('kind = "compare"', 'kind = "untestable"', ["reason"]),
+        ('kind = "compare"', 'kind = "threshold"', ["claims.one.against", "a number"]),
         ('slug = "foo"', 'slug = "bar"', ["file's name 'foo'"]),
         ('entry = "package.foo:Foo"', 'entry = "package.foo.Foo"', ["package.module:Class"]),
         ("[cost]", "[cost", ["is not TOML"]),
