@@ -12,6 +12,7 @@ import pytest
 
 from instar import catalogue
 from instar.bench import claims, plan
+from instar.bench.budget import Budget
 from instar.bench.record import Store
 from instar.bench.reproduce import reproduce
 from instar.cards import Claim
@@ -239,6 +240,18 @@ def test_claims_are_selected_by_method_preset_and_name() -> None:
     assert all("no_gate" in (str(c.against) + str(c.subject)) for _, c in claims.select(["gla:no_gate"]))
     with pytest.raises(UnknownNameError, match="gate_beats_none"):
         claims.select(["gla"], "gate_beats_nothing")
+
+
+def test_a_quick_look_takes_a_tenth_of_every_budget() -> None:
+    every = claims.select()
+    full, quick = ({w.folder.removeprefix("quick-"): w for w in claims.works(every, quick=quick)} for quick in (False, True))
+    units = set()
+    for name, work in quick.items():
+        before, after = Budget.parse(full[name].budget), Budget.parse(work.budget)
+        if before.amount > 1:  # costs are of one step
+            units.add(before.kind)
+            assert (after.kind, after.amount) == (before.kind, pytest.approx(before.amount / 10, abs=1))
+    assert units == {"seconds", "steps"}
 
 
 def test_equal_conditions_share_their_runs() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from instar import catalogue
 from instar.bench import record, statistics
+from instar.bench.budget import Budget
 from instar.bench.record import Record, Store
 from instar.bench.statistics import Estimate, Verdict
 from instar.cards import Card, Claim, Metric
@@ -340,5 +341,8 @@ def _conditions(claim: Claim) -> list[str]:
 
 
 def _tenth(budget: str) -> str:
-    """A tenth of a budget given in steps."""
-    return f"{max(1, int(budget.removesuffix('steps')) // 10)}steps" if budget.endswith("steps") else budget
+    """A tenth of a budget, a step at least."""
+    asked = Budget.parse(budget)
+    if asked.kind == "seconds":
+        return f"{asked.amount / 10:g}s"
+    return f"{max(1, int(asked.amount) // 10)}{'steps' if asked.kind == 'steps' else 'tok'}"

@@ -157,7 +157,7 @@ def reproduce(
     methods: Annotated[list[str], typer.Argument(help="Methods or presets whose claims are to be judged.")],
     claim: Annotated[str | None, typer.Option(help="Only this claim.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Instead of the number that the claim states.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the steps and 3 seeds: a look, kept apart.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the budget and 3 seeds: a look, kept apart.")] = False,
     results: Annotated[Path, typer.Option(help="Folder of the records behind the verdicts.")] = Path("results"),
     jobs: Jobs = None,
     cluster: Cluster = "",
