@@ -23,7 +23,7 @@ from instar.bench.executor import Job, LocalExecutor, Outcome
 from instar.bench.plan import Plan, Request
 from instar.bench.record import Store
 from instar.bench.summary import summarise
-from instar.errors import BudgetError, CardError, DataError, OutputError, PlanError, RecordError, UnknownNameError
+from instar.errors import BudgetError, CardError, DataError, OutputError, PlanError, RecordError, ShapeError, UnknownNameError
 from instar.report import table, words
 
 SMALL = {"length": 24, "pairs": 2, "vocab": 16, "width": 16, "batch": 4, "test_sequences": 20}
@@ -345,6 +345,8 @@ def test_the_timing_pass_is_interleaved_and_complete(tmp_path: Path) -> None:
         ({"budget": "0steps"}, BudgetError, "one step"),
         ({"seeds": 0}, PlanError, "1 seed"),
         ({"settings": {"lenght": 24}}, UnknownNameError, "length"),
+        ({"settings": {**SMALL, "length": 24.0}}, ShapeError, "length of recall expects a whole number"),
+        ({"settings": {**SMALL, "lr": "fast"}}, ShapeError, "lr of recall expects a number"),
         ({"overrides": {"gru": {"widht": 3}}}, UnknownNameError, "argument"),
         ({"overrides": {"gla": {"heads": 3}}}, UnknownNameError, "gru"),
         ({"problem": "text", "settings": {"data": "/nonexistent/file.txt"}}, DataError, "nonexistent"),
@@ -376,9 +378,11 @@ def test_an_unwritable_folder_and_damaged_files_are_clear_errors(tmp_path: Path)
         victim.write_text(damage)
         with pytest.raises(RecordError, match=victim.name):
             list(Store(out).all())
-    (out / "plan.json").write_text('{"schema": 1')
-    with pytest.raises(RecordError, match="plan"):
-        Plan.load(out / "plan.json")
+    plan = json.loads((out / "plan.json").read_text())
+    for text in ('{"schema": 1', json.dumps({**plan, "data": {}}), json.dumps({**plan, "entries": plan["entries"][1:]})):
+        (out / "plan.json").write_text(text)
+        with pytest.raises(RecordError, match="plan"):
+            Plan.load(out / "plan.json")
 
 
 def test_kill_at_random_moments_then_only_what_is_missing_runs(tmp_path: Path) -> None:

@@ -114,7 +114,10 @@ class Plan:
         try:
             table = json.loads(path.read_text("utf-8"))
             del table["schema"]
-            return cls(**{**table, "entries": [Entry(**entry) for entry in table["entries"]]})
+            plan = cls(**{**table, "entries": [Entry(**entry) for entry in table["entries"]]})
+            if not isinstance(plan.data["sha256"], str) or sum(entry.baseline for entry in plan.entries) != 1:
+                raise KeyError("its data or its baseline")
+            return plan
         except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise RecordError(f"{path} is no complete plan ({error}). Delete it, or choose another folder with --out.") from error
 
@@ -192,6 +195,10 @@ def build_problem(slug: str, settings: dict[str, Any]) -> Problem:
     for key in settings:
         if key not in known:
             raise UnknownNameError.among(f"setting of {slug}", key, known)
+        wanted, value = type(known[key]), settings[key]
+        if wanted in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, wanted))):
+            kind = "a whole number" if wanted is int else "a number"
+            raise ShapeError(f"The setting {key} of {slug} expects {kind}, such as {known[key]}; received {value!r}.")
     try:
         problem = cls(**settings)
     except TypeError as error:

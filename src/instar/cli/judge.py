@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -266,8 +265,10 @@ def settings(given: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]
             value = json.loads(text)
         except ValueError:
             value = text
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ShapeError(f"--set {key} expects a finite number, received {text}.")
+        try:
+            json.dumps(value, allow_nan=False)  # as records keep it
+        except ValueError:
+            raise ShapeError(f"--set {key} expects finite numbers, received {text}.") from None
         owner, dot, name = key.rpartition(".")
         if dot:
             overrides.setdefault(owner, {})[name] = value
