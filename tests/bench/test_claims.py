@@ -16,7 +16,7 @@ from instar.bench.budget import Budget
 from instar.bench.record import Store
 from instar.bench.reproduce import reproduce
 from instar.cards import Claim
-from instar.errors import RecordError, UnknownNameError
+from instar.errors import PlanError, RecordError, UnknownNameError
 from instar.items import Floor
 from instar.report import ledger
 
@@ -240,6 +240,11 @@ def test_claims_are_selected_by_method_preset_and_name() -> None:
     assert all("no_gate" in (str(c.against) + str(c.subject)) for _, c in claims.select(["gla:no_gate"]))
     with pytest.raises(UnknownNameError, match="gate_beats_none"):
         claims.select(["gla"], "gate_beats_nothing")
+
+
+def test_no_seeds_are_not_the_claim_s_own_number() -> None:
+    with pytest.raises(PlanError, match="received 0"):
+        claims.works(claims.select(["gla"]), seeds=0)
 
 
 def test_a_quick_look_takes_a_tenth_of_every_budget() -> None:

@@ -115,7 +115,9 @@ def metric_of(claim: Claim) -> tuple[str, Metric]:
 
 
 def works(claims: Sequence[tuple[Card, Claim]], seeds: int | None = None, quick: bool = False) -> list[Work]:
-    """The runs that these claims need, those with equal conditions together."""
+    """The runs that these claims need, those with equal conditions together. Raises PlanError for less than one seed."""
+    if seeds is not None and seeds < 1:
+        raise PlanError(f"A claim is judged on 1 seed at least; received {seeds}.")
     found: dict[str, Work] = {}
     for card, claim in claims:
         if claim.kind == "untestable":
