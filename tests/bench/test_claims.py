@@ -242,6 +242,18 @@ def test_claims_are_selected_by_method_preset_and_name() -> None:
         claims.select(["gla"], "gate_beats_nothing")
 
 
+@pytest.mark.parametrize("direction", ["lower", "higher"])
+@pytest.mark.parametrize("value", [0.3, 0.45, 0.55, 0.7])
+def test_what_the_ledger_says_is_needed_is_what_decides(direction: Any, value: float) -> None:
+    claim = replace(CLAIM, kind="threshold", against=0.5, direction=direction, margin=0.1)
+    records = [run("gla", seed, {"bits_per_byte@T": [value + 0.01 * seed] * 4}) for seed in range(3)]
+    found = claims.judge(CARD, claim, Path("nowhere"), records=records)
+    sign, bound = ledger.needed(asdict(found)).split()
+    assert found.interval is not None
+    beyond = [end > float(bound) if sign == ">" else end < float(bound) for end in found.interval]
+    assert found.verdict == ("holds" if all(beyond) else "undecided" if any(beyond) else "does not hold here")
+
+
 def test_no_seeds_are_not_the_claim_s_own_number() -> None:
     with pytest.raises(PlanError, match="received 0"):
         claims.works(claims.select(["gla"]), seeds=0)

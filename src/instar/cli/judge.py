@@ -297,6 +297,8 @@ def _print_claims(rows: list[dict[str, Any]], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from instar.report import ledger
+
     table = Table("method", "claim", "verdict", "improvement", "95 % interval", "seeds", "needed", box=None, pad_edge=False)
     for row in rows:
         low, high = row["interval"] or (None, None)
@@ -307,7 +309,7 @@ def _print_claims(rows: list[dict[str, Any]], as_json: bool) -> None:
             "" if row["value"] is None else f"{row['value']:.4g}",
             "" if low is None else f"{low:.4g} … {high:.4g}",
             str(row["seeds"] or ""),
-            "" if row["kind"] == "untestable" else f"{row['margin']:g}",
+            ledger.needed(row),
         )
     Console().print(table)
 
