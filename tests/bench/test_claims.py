@@ -254,6 +254,14 @@ def test_what_the_ledger_says_is_needed_is_what_decides(direction: Any, value: f
     assert found.verdict == ("holds" if all(beyond) else "undecided" if any(beyond) else "does not hold here")
 
 
+def test_a_rate_is_higher_where_seconds_are_fewer() -> None:
+    name = "train_tokens_per_second"
+    claim = replace(CLAIM, kind="ratio", measure=f"text.{name}", direction="higher", margin=1.5)
+    seconds = timing({"gla": {name: [1e-5, 1.1e-5, 1e-5]}, "softmax": {name: [2e-5, 2.2e-5, 2e-5]}})
+    found = claims.judge(CARD, claim, Path("nowhere"), records=[seconds])
+    assert (found.verdict, found.value) == ("holds", pytest.approx(2))
+
+
 def test_no_seeds_are_not_the_claim_s_own_number() -> None:
     with pytest.raises(PlanError, match="received 0"):
         claims.works(claims.select(["gla"]), seeds=0)
