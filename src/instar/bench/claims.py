@@ -302,7 +302,8 @@ def _slope(claim: Claim, who: str, records: list[Record]) -> tuple[Estimate | No
 def _reader(metric: Metric) -> Callable[[list[Record], str, str], dict[Any, Any]]:
     """What reads a metric of this kind. Timing passes hold seconds; of a rate so many a second are read."""
     rounds = functools.partial(_rounds, rate=metric.unit.endswith("/s"))
-    return {"quality": _items, "cost": _costs, "time": rounds}[metric.kind]
+    kinds: dict[str, Callable[..., dict[Any, Any]]] = {"quality": _items, "cost": _costs, "time": rounds}
+    return kinds[metric.kind]
 
 
 def _items(records: list[Record], address: str, measure: str) -> dict[int, Any]:
