@@ -93,7 +93,10 @@ def _group(members: list[Record], records: Sequence[Record], metrics: Collection
         else:
             row.failures.append(f"seed {item['spec']['seed']}: {item['status']}: {item['reason']}")
     timing = next((r for r in reversed(records) if _times(r, key, rows)), None)
-    ordered = sorted(rows.values(), key=lambda r: (not r.baseline, r.address))
+    ordered = sorted(rows.values(), key=lambda r: (not r.baseline, r.address not in card.baseline.values(), r.address))
+    for row in ordered[1:]:  # of folders that were compared with different ones, the problem's own is the baseline of them all
+        row.baseline = False
+    ordered[1:] = sorted(ordered[1:], key=lambda r: r.address)
     group = Group(key["problem"], key, ordered, [m for m in members if m["kind"] == "trial"], timing, card.metrics)
     group.floors = next((m["floors"] for m in members if "floors" in m), {})
     for metric in card.metrics if metrics is None else [m for m in card.metrics if m.id in metrics]:
