@@ -427,6 +427,8 @@ def _check(card: Card | ProblemCard) -> None:
             fail(f"{where}.measure", f"must read 'problem.metric', received {claim.measure!r}")
         elif claim.same_items and (claim.kind != "threshold" or not isinstance(claim.against, float)):
             fail(f"{where}.same_items", "is said of a threshold's number")
+        elif claim.kind == "threshold" and not isinstance(claim.against, float):
+            fail(f"{where}.against", f"is a number for a threshold, received {claim.against!r}")
         elif claim.kind != "slope" and claim.against is None:
             fail(f"{where}.against", "must name a method, 'self@condition' or a number")
         elif claim.kind == "slope" and len(claim.over) < 3:

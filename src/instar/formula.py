@@ -17,7 +17,7 @@ _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
+    ast.Pow: math.pow,  # of floats: powers of powers overflow, where integers would fill the memory, and none is complex
 }
 _FUNCTIONS: dict[str, Callable[..., float]] = {
     "min": min,
@@ -81,7 +81,7 @@ def evaluate(text: str, variables: Mapping[str, float]) -> float:
                 return -visit(operand)
             case ast.BinOp(left=left, op=op, right=right):
                 a, b = visit(left), visit(right)
-                if isinstance(op, ast.Pow) and abs(b) > 8:  # 9**9**9 would never end
+                if isinstance(op, ast.Pow) and abs(b) > 8:
                     raise FormulaError(f"'{text}' has an exponent beyond 8.")
                 return _BINARY[type(op)](a, b)
             case ast.Call(func=ast.Name(id=name), args=args):

@@ -12,10 +12,11 @@ import pytest
 
 from instar import catalogue
 from instar.bench import claims, plan
+from instar.bench.budget import Budget
 from instar.bench.record import Store
 from instar.bench.reproduce import reproduce
 from instar.cards import Claim
-from instar.errors import RecordError, UnknownNameError
+from instar.errors import PlanError, RecordError, UnknownNameError
 from instar.items import Floor
 from instar.report import ledger
 
@@ -239,6 +240,43 @@ def test_claims_are_selected_by_method_preset_and_name() -> None:
     assert all("no_gate" in (str(c.against) + str(c.subject)) for _, c in claims.select(["gla:no_gate"]))
     with pytest.raises(UnknownNameError, match="gate_beats_none"):
         claims.select(["gla"], "gate_beats_nothing")
+
+
+@pytest.mark.parametrize("direction", ["lower", "higher"])
+@pytest.mark.parametrize("value", [0.3, 0.45, 0.55, 0.7])
+def test_what_the_ledger_says_is_needed_is_what_decides(direction: Any, value: float) -> None:
+    claim = replace(CLAIM, kind="threshold", against=0.5, direction=direction, margin=0.1)
+    records = [run("gla", seed, {"bits_per_byte@T": [value + 0.01 * seed] * 4}) for seed in range(3)]
+    found = claims.judge(CARD, claim, Path("nowhere"), records=records)
+    sign, bound = ledger.needed(asdict(found)).split()
+    assert found.interval is not None
+    beyond = [end > float(bound) if sign == ">" else end < float(bound) for end in found.interval]
+    assert found.verdict == ("holds" if all(beyond) else "undecided" if any(beyond) else "does not hold here")
+
+
+def test_a_rate_is_higher_where_seconds_are_fewer() -> None:
+    name = "train_tokens_per_second"
+    claim = replace(CLAIM, kind="ratio", measure=f"text.{name}", direction="higher", margin=1.5)
+    seconds = timing({"gla": {name: [1e-5, 1.1e-5, 1e-5]}, "softmax": {name: [2e-5, 2.2e-5, 2e-5]}})
+    found = claims.judge(CARD, claim, Path("nowhere"), records=[seconds])
+    assert (found.verdict, found.value) == ("holds", pytest.approx(2))
+
+
+def test_no_seeds_are_not_the_claim_s_own_number() -> None:
+    with pytest.raises(PlanError, match="received 0"):
+        claims.works(claims.select(["gla"]), seeds=0)
+
+
+def test_a_quick_look_takes_a_tenth_of_every_budget() -> None:
+    every = claims.select()
+    full, quick = ({w.folder.removeprefix("quick-"): w for w in claims.works(every, quick=quick)} for quick in (False, True))
+    units = set()
+    for name, work in quick.items():
+        before, after = Budget.parse(full[name].budget), Budget.parse(work.budget)
+        if before.amount > 1:  # costs are of one step
+            units.add(before.kind)
+            assert (after.kind, after.amount) == (before.kind, pytest.approx(before.amount / 10, abs=1))
+    assert units == {"seconds", "steps"}
 
 
 def test_equal_conditions_share_their_runs() -> None:

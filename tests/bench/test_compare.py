@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import pytest
 
 from instar import catalogue
 from instar.bench import plan as planning
+from instar.bench import run as running
 from instar.bench.compare import Silence, compare
+from instar.bench.executor import Job, LocalExecutor, Outcome
 from instar.bench.plan import Plan, Request
 from instar.bench.record import Store
 from instar.bench.summary import summarise
-from instar.errors import BudgetError, CardError, DataError, OutputError, PlanError, RecordError, UnknownNameError
+from instar.errors import BudgetError, CardError, DataError, OutputError, PlanError, RecordError, ShapeError, UnknownNameError
 from instar.report import table, words
 
 SMALL = {"length": 24, "pairs": 2, "vocab": 16, "width": 16, "batch": 4, "test_sequences": 20}
@@ -92,6 +95,61 @@ def test_seeds_of_two_settings_are_not_mixed(tmp_path: Path) -> None:
     rows = {row.address: row for row in group.rows}
     assert {address: len(row.runs) for address, row in rows.items()} == {"softmax": 3, "gru": 2}
     assert (rows["gru"].setting, rows["gru"].cells["accuracy"].value.value) == ("tuned", 1.0)
+
+
+def test_a_file_that_is_put_back_counts_again_and_each_text_has_its_own_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = (Path(__file__).parents[1] / "fixtures/toy_package/src/toy_mixers/moving_average.py").read_text()
+    slow = toy.replace("return self.out(mixed", "import time\n        time.sleep(0.2)\n        return self.out(2 * mixed")
+    asked, mine, out = (
+        request(methods=(), add=(f"{tmp_path}/mine.py:MovingAverage",), seeds=1),
+        tmp_path / "mine.py",
+        tmp_path / "o",
+    )
+    paces, ran = [], []
+    for year, text in enumerate((toy, slow, toy)):
+        mine.write_text(text)
+        monkeypatch.setattr(catalogue, "_ADDED", {})
+        done = compare(asked, out, timed=False)
+        paces.append(done.plan.calibration["mine"]["step_seconds"])
+        ran.append(done.ran)
+        for path in Store(out).runs.glob("*.json") if year < 2 else ():  # a record knows only seconds
+            record = json.loads(path.read_text())
+            if record["finished"] > "2010":
+                path.write_text(json.dumps({**record, "finished": f"{2000 + year}-01-01T00:00:00+00:00"}))
+    assert ran == [2, 1, 1]
+    assert paces[1] > 0.2 > max(paces[0], paces[2])
+    (group,) = summarise(done.records())
+    (run,) = next(row for row in group.rows if row.address == "mine").runs
+    assert run["spec"]["method"]["source"] == done.plan.entries[-1].source
+
+
+class Beside(LocalExecutor):
+    """Another process compares in the same folder while this one does a piece of work, which fails where it has done that too."""
+
+    def __init__(self, work: Any, other: Request, out: Path) -> None:
+        super().__init__(1)
+        self.work, self.other, self.out = work, other, out
+
+    def run(self, jobs: Iterable[Job], done: Callable[[Outcome], None], progress: Callable[[str, int, float], None]) -> None:
+        jobs = list(jobs)
+        if any(job.work is self.work for job in jobs):
+            self.work = None
+            compare(self.other, self.out, timed=False)
+            if jobs[0].work is running.execute:
+                for job in jobs:
+                    done(Outcome(job.name, "error", reason="its checkpoint is gone"))
+                return
+        super().run(jobs, done, progress)
+
+
+@pytest.mark.parametrize("work", [running.calibrate, running.execute])
+def test_two_processes_in_one_folder_lose_neither_plan_nor_runs(tmp_path: Path, work: Any) -> None:
+    mine, other = request(seeds=1), request(seeds=1, methods=("lstm",) if work is running.calibrate else ("gru",))
+    done = compare(mine, tmp_path, timed=False, executor=Beside(work, other, tmp_path))
+    assert {e.address for e in Plan.load(tmp_path / "plan.json").entries} == {"softmax", *mine.methods, *other.methods}
+    assert {r["address"]: r["status"] for r in done.records()} == dict.fromkeys(["softmax", *mine.methods, *other.methods], "ok")
 
 
 def test_an_argument_that_was_added_since_leaves_plans_and_runs_as_they_were(tmp_path: Path) -> None:
@@ -234,7 +292,14 @@ def test_tuning_gives_every_method_the_same_trials(tmp_path: Path) -> None:
     assert len(set(rates.values())) == 3
     assert {r["split"] for r in records if r["kind"] == "run"} == {"test"}
     assert result.ran == 8
-    assert compare(request(seeds=1, trials=3), tmp_path, timed=False).ran == 0
+    heard = Heard()
+    assert compare(request(seeds=1, trials=3), tmp_path, timed=False, listener=heard).ran == heard.missing == 0
+
+
+def test_trials_that_chose_the_default_are_the_default(tmp_path: Path) -> None:
+    assert not catalogue.method("gru").knobs
+    done = compare(request(seeds=1, trials=3, settings={**SMALL, "lr": 3e-3}), tmp_path, timed=False)
+    assert {r["setting"] for r in done.records() if r["address"] == "gru"} == {"trial 0", "default"}
 
 
 def test_a_search_that_learns_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -280,6 +345,8 @@ def test_the_timing_pass_is_interleaved_and_complete(tmp_path: Path) -> None:
         ({"budget": "0steps"}, BudgetError, "one step"),
         ({"seeds": 0}, PlanError, "1 seed"),
         ({"settings": {"lenght": 24}}, UnknownNameError, "length"),
+        ({"settings": {**SMALL, "length": 24.0}}, ShapeError, "length of recall expects a whole number"),
+        ({"settings": {**SMALL, "lr": "fast"}}, ShapeError, "lr of recall expects a number"),
         ({"overrides": {"gru": {"widht": 3}}}, UnknownNameError, "argument"),
         ({"overrides": {"gla": {"heads": 3}}}, UnknownNameError, "gru"),
         ({"problem": "text", "settings": {"data": "/nonexistent/file.txt"}}, DataError, "nonexistent"),
@@ -311,9 +378,11 @@ def test_an_unwritable_folder_and_damaged_files_are_clear_errors(tmp_path: Path)
         victim.write_text(damage)
         with pytest.raises(RecordError, match=victim.name):
             list(Store(out).all())
-    (out / "plan.json").write_text('{"schema": 1')
-    with pytest.raises(RecordError, match="plan"):
-        Plan.load(out / "plan.json")
+    plan = json.loads((out / "plan.json").read_text())
+    for text in ('{"schema": 1', json.dumps({**plan, "data": {}}), json.dumps({**plan, "entries": plan["entries"][1:]})):
+        (out / "plan.json").write_text(text)
+        with pytest.raises(RecordError, match="plan"):
+            Plan.load(out / "plan.json")
 
 
 def test_kill_at_random_moments_then_only_what_is_missing_runs(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from instar.bench.curves import Curve
 from instar.bench.record import Store
 from instar.cli.app import app
 from instar.errors import PlanError, UnknownNameError
+from instar.interfaces import Mixer
 from instar.mixers.softmax import Softmax
 
 
@@ -55,6 +57,37 @@ def test_points_agree_with_the_card_and_are_found_again(tmp_path: Path) -> None:
     again = curves.measure(["softmax"], tmp_path, lengths=[16, 32], layer=layer)
     assert again == [curve] == curves.load(list(Store(tmp_path).all()), layer)
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.json")}
+
+
+class _Counting(Mixer):
+    """The state is how many tokens have been read; every state that a single token is given is remembered."""
+
+    given: ClassVar[list[int]] = []
+    tags = ("causal", "streaming")
+
+    def __init__(self, width: int, *, heads: int = 1) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def init_state(self, batch: int) -> torch.Tensor:
+        return torch.zeros(batch, dtype=torch.int64)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor | None = None, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        state = self.init_state(len(x)) if state is None else state
+        if x.shape[1] == 1:
+            self.given.append(int(state[0]))
+        return x * self.scale, state + x.shape[1]
+
+    reference = forward
+
+
+def test_each_token_that_is_timed_goes_on_from_the_one_before() -> None:
+    card = catalogue.minimal(_Counting, Path("counting.toml"))
+    _Counting.given.clear()
+    with catalogue.holding(card, _Counting):
+        found = curves.point("counting", 8, curves.Layer(8, 2), lambda *_: None)
+    assert len(_Counting.given) == 1 + len(found["rounds"]["decode_seconds"])
+    assert _Counting.given == list(range(8, 8 + len(_Counting.given)))  # from an older handle a cache is copied each time
 
 
 def test_a_point_without_time_enough_ends_its_curve_with_the_reason(tmp_path: Path) -> None:

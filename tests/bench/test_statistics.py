@@ -123,3 +123,12 @@ def test_one_item_and_no_chance_in_the_methods_give_no_interval() -> None:
     one, other = [Items([2.0], [1.0])] * 3, [Items([3.0], [1.0])] * 3
     assert statistics.paired(one, other) == Estimate(-1.0, None, None, 3, 1)
     assert statistics.paired(one, one) == Estimate(0.0, 0.0, 0.0, 3, 1)
+
+
+def test_items_without_weight_change_no_interval_into_none() -> None:
+    """As of a series that has nothing to forecast: one in nine draws of these three holds nothing at all."""
+    runs = [[Items([luck * w for w in weights], weights) for luck in (1.0, 1.1, 1.3)] for weights in ([2.0, 0, 0], [2.0, 1, 0])]
+    for run in runs:
+        found = statistics.value(run)
+        assert found.interval is not None
+        assert found.interval[0] < found.value < found.interval[1]

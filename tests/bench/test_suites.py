@@ -13,10 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from instar import catalogue
+from instar.bench import plan as planning
 from instar.bench import suite as running
 from instar.bench import suites
 from instar.bench.curves import Curve
+from instar.bench.plan import Request
 from instar.bench.record import Store
+from instar.bench.run import blank
 from instar.bench.suite import Findings, Question
 from instar.bench.suites import Rule
 from instar.bench.summary import summarise
@@ -188,6 +191,23 @@ def test_a_suite_takes_over_what_is_recorded_and_runs_what_is_missing(tmp_path: 
     (out / "recall").rename(tmp_path / "old")
     third = running.run("length", question, out, methods=["gla"], seeds=1, jobs=1)
     assert [row.address for row in third.groups["recall"].rows if row.baseline] == ["softmax"]
+
+
+def test_what_failed_elsewhere_is_not_taken_over_and_a_budget_has_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"vocab": 16, "pairs": 2, "length": 24, "width": 16, "batch": 4, "test_sequences": 20}
+    plan, *_ = planning.prepare(Request("recall", ("gla",), settings=settings, budget="3steps", seeds=2))
+    plan.steps, plan.calibration = {e.address: 3 for e in plan.entries}, {e.address: {"step_seconds": 0.1} for e in plan.entries}
+    monkeypatch.setattr(running, "results_folder", lambda: tmp_path / "results")
+    made = [{**blank(task), "status": "ok", "budget": "3 steps"} for task in plan.tasks(tmp_path)]
+    made[0] |= {"status": "timeout", "reason": "stopped after 9 s, its limit"}
+    for one in made:
+        Store(tmp_path / "results" / "recall-0").put(one)
+    running._take_over(plan, Store(tmp_path / "out"))
+    taken = list(Store(tmp_path / "out").all())
+    assert {one["id"] for one in taken} == {one["id"] for one in made[1:]}
+    assert {one["budget"] for one in taken} == {"3steps"}  # else they would be a comparison of their own
 
 
 def rules(found: Findings) -> dict[str, list[str]]:

@@ -50,6 +50,7 @@ def test_claims_have_what_programs_need() -> None:
         (["compare", "text", "--methods", "gla", "--set", "width"], 3, "name=value"),
         (["compare", "text"], 3, "nothing to compare"),
         (["compare", "text", "--methods", "gla", "--set", "lr=NaN"], 3, "finite number"),
+        (["compare", "text", "--methods", "gla", "--set", "gla.expand_k=[1e999]"], 3, "finite number"),
         (["reproduce", "gla", "--claim", "gate_beats_non"], 3, "gate_beats_none"),
         (["report", "/nowhere", "-o", "page.html"], 3, "no records"),
         (["claims", "--into", "/nowhere.md"], 3, "/nowhere.md"),

@@ -51,6 +51,33 @@ def test_too_few_seeds_give_no_interval_and_no_verdict() -> None:
     assert not any("95 %" in text for text in found.passages[0].quality)
 
 
+def test_one_item_without_chance_is_not_called_too_few_seeds() -> None:
+    records = [run(address, seed) for address in ("softmax", "gla") for seed in range(5)]
+    for record in records:
+        bits = 1.0 if record["address"] == "gla" else 2.0
+        record["metrics"] = {"bits_per_byte@T": {"value": bits, "totals": [bits], "weights": [1.0]}}
+    group = group_of(records)
+    found = words.answer(group)
+    said = [found.headline, *found.passages[0].quality, columns.text(group, group.rows[1], group.metrics[0]).detail]
+    assert found.passages[0].verdict == "undecided"
+    assert not any("few" in text or "below 3" in text for text in said)
+    assert all("one item" in text for text in said[1:])
+
+
+def test_folders_with_two_baselines_have_one_together() -> None:
+    one = [run(address, seed, EFFECTS[address]) for address in ("softmax", "better") for seed in range(3)]
+    other = [
+        {**run(address, seed, EFFECTS[address]), "baseline": address == "gla"}
+        for address in ("gla", "worse")
+        for seed in range(3)
+    ]
+    group = group_of([*other, *one])
+    assert [(row.address, row.baseline) for row in group.rows] == [
+        ("softmax", True), ("better", False), ("gla", False), ("worse", False)
+    ]  # fmt: skip
+    assert [passage.address for passage in words.answer(group).passages] == ["better", "gla", "worse"]
+
+
 def test_a_method_that_failed_is_named_with_its_reason() -> None:
     found = answer(["softmax", "better"], 3, failed("worse", 0, "loss is nan"))
     assert "worse is without a result" in found.headline

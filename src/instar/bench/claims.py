@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from instar import catalogue
 from instar.bench import record, statistics
+from instar.bench.budget import Budget
 from instar.bench.record import Record, Store
 from instar.bench.statistics import Estimate, Verdict
 from instar.cards import Card, Claim, Metric
@@ -114,7 +115,9 @@ def metric_of(claim: Claim) -> tuple[str, Metric]:
 
 
 def works(claims: Sequence[tuple[Card, Claim]], seeds: int | None = None, quick: bool = False) -> list[Work]:
-    """The runs that these claims need, those with equal conditions together."""
+    """The runs that these claims need, those with equal conditions together. Raises PlanError for less than one seed."""
+    if seeds is not None and seeds < 1:
+        raise PlanError(f"A claim is judged on 1 seed at least; received {seeds}.")
     found: dict[str, Work] = {}
     for card, claim in claims:
         if claim.kind == "untestable":
@@ -239,7 +242,7 @@ def _lost(claim: Claim, metric: Metric, who: str, records: list[Record]) -> dict
 
 
 def _one(claim: Claim, metric: Metric, measure: str, who: str, records: list[Record]) -> tuple[Estimate | None, Verdict]:
-    read: Callable[..., dict[Any, Any]] = {"quality": _items, "cost": _costs, "time": _rounds}[metric.kind]
+    read = _reader(metric)
     mine = read(records, who, measure)
     if isinstance(claim.against, float):
         theirs: dict[Any, Any] | None = None
@@ -286,7 +289,7 @@ def _unlearnt(claim: Claim, measure: str, who: str, records: list[Record]) -> st
 
 def _slope(claim: Claim, who: str, records: list[Record]) -> tuple[Estimate | None, Verdict, str | None]:
     metric = metric_of(claim)[1]
-    read = _costs if metric.kind == "cost" else _rounds
+    read = _reader(metric)
     columns = [list(read(records, who, measure).values()) for measure in _conditions(claim)]
     if not all(columns):
         return None, "not run", None
@@ -294,6 +297,13 @@ def _slope(claim: Claim, who: str, records: list[Record]) -> tuple[Estimate | No
     target = claim.against if isinstance(claim.against, float) else 1.0
     shifted = Estimate(found.value - target, *_shift(found, target), found.seeds)
     return found, statistics.superior(statistics.improvement(shifted, claim.direction), claim.margin), None
+
+
+def _reader(metric: Metric) -> Callable[[list[Record], str, str], dict[Any, Any]]:
+    """What reads a metric of this kind. Timing passes hold seconds; of a rate so many a second are read."""
+    rounds = functools.partial(_rounds, rate=metric.unit.endswith("/s"))
+    kinds: dict[str, Callable[..., dict[Any, Any]]] = {"quality": _items, "cost": _costs, "time": rounds}
+    return kinds[metric.kind]
 
 
 def _items(records: list[Record], address: str, measure: str) -> dict[int, Any]:
@@ -315,12 +325,12 @@ def _costs(records: list[Record], address: str, measure: str) -> dict[int, float
     return {}
 
 
-def _rounds(records: list[Record], address: str, measure: str) -> dict[int, float]:
+def _rounds(records: list[Record], address: str, measure: str, *, rate: bool) -> dict[int, float]:
     """The rounds of the timing pass, which pair over methods and lengths."""
     for item in reversed(records):
         rounds = item.get("times", {}).get(address, {}).get(measure, {}).get("rounds")
         if item["kind"] == "timing" and rounds:
-            return dict(enumerate(rounds))
+            return {number: 1 / seconds if rate else seconds for number, seconds in enumerate(rounds)}
     return {}
 
 
@@ -340,5 +350,8 @@ def _conditions(claim: Claim) -> list[str]:
 
 
 def _tenth(budget: str) -> str:
-    """A tenth of a budget given in steps."""
-    return f"{max(1, int(budget.removesuffix('steps')) // 10)}steps" if budget.endswith("steps") else budget
+    """A tenth of a budget, a step at least."""
+    asked = Budget.parse(budget)
+    if asked.kind == "seconds":
+        return f"{asked.amount / 10:g}s"
+    return f"{max(1, int(asked.amount) // 10)}{'steps' if asked.kind == 'steps' else 'tok'}"

@@ -7,7 +7,7 @@ pass. Call it again with the same folder and only what is missing runs.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,21 +101,26 @@ def compare(
     executor = executor or LocalExecutor(jobs)
     engine = _Engine(Store(out), executor.threads, executor, listener, kept)
     path = out / "plan.json"
-    plan, problem, data = planning.prepare(request, Plan.load(path) if path.exists() else None)
-    if not dry_run:
-        files.folder(out)
-    if train:
-        engine.calibrate(plan)
-        plan.steps = planning.steps(plan, problem)
+    while True:
+        existing = Plan.load(path) if path.exists() else None
+        plan, problem, data = planning.prepare(request, existing)
+        if not dry_run:
+            files.folder(out)
+        if train:
+            engine.calibrate(plan)
+            plan.steps = planning.steps(plan, problem)
+        if (Plan.load(path) if path.exists() else None) == existing:
+            break  # else another process has begun here meanwhile, and its plan stands
     again = [old["id"] for old in engine.store.all() if old["status"] != "ok"] if retry_failed else []
     if not dry_run:
         for name in again:
             engine.store.path(name).unlink()
     result = Comparison(plan, out, warnings=planning.warnings(plan))
-    final = list(plan.tasks(out)) if train else []
-    known = [trial.task for batch in search.rounds(plan, out, engine.store) for trial in batch] if train else []
+    known = [trial for batch in search.rounds(plan, out, engine.store) for trial in batch] if train else []
     trials = len(plan.entries) * plan.trials if train and plan.trials > 1 else 0  # TPE knows some of them only later
-    missing = sum(t.id in again or not engine.store.has(t.id) for t in (*known, *final)) + trials - len(known)
+    searched = len(known) == trials and not engine.missing([trial.task for trial in known], again)
+    final = list(plan.tasks(out, search.best(plan, known, engine.store) if searched else None)) if train else []
+    missing = len(engine.missing([*(trial.task for trial in known), *final], again)) + trials - len(known)
     listener.plan(plan, missing, trials + len(final))
     for text in result.warnings:
         listener.note(text)
@@ -166,15 +171,28 @@ class _Engine:
             plan.calibration[address] = {key: min(v[key] for v in values) for key in values[0]}
             del plan.steps[address]
 
+    def missing(self, tasks: Iterable[Task], again: Collection[str] = ()) -> dict[str, Task]:
+        """Tasks without a record, and those whose record later runs of another setting have replaced: this one counts now.
+
+        again: records that are to be made anew. Of equal tasks, such as trials that chose the default, the first.
+        """
+        kept = {one["id"] for one in record.current(self.store.all())}.difference(again)
+        found: dict[str, Task] = {}
+        for task in tasks:
+            if task.id not in kept:
+                found.setdefault(task.id, task)
+        return found
+
     def execute(self, tasks: list[Task], stage: str, result: Comparison) -> None:
-        """Run the tasks that have no record."""
-        unique = {task.id: task for task in tasks}
-        missing = {name: task for name, task in unique.items() if not self.store.has(name)}
+        """Run the tasks that are missing."""
+        missing = self.missing(tasks)
         self.listener.begin(stage, sum(t.spec["steps"] * t.step_seconds for t in missing.values()))
 
         def done(outcome: Outcome) -> None:
             task = missing[outcome.name]
             ok = outcome.status == "ok"
+            if not ok and self.store.has(task.id):
+                return  # another process made this run meanwhile, and its checkpoint went with that
             value = outcome.value if ok else {**run.blank(task), "status": outcome.status, "reason": outcome.reason}
             if outcome.detail:
                 value["detail"] = outcome.detail

@@ -114,7 +114,10 @@ class Plan:
         try:
             table = json.loads(path.read_text("utf-8"))
             del table["schema"]
-            return cls(**{**table, "entries": [Entry(**entry) for entry in table["entries"]]})
+            plan = cls(**{**table, "entries": [Entry(**entry) for entry in table["entries"]]})
+            if not isinstance(plan.data["sha256"], str) or sum(entry.baseline for entry in plan.entries) != 1:
+                raise KeyError("its data or its baseline")
+            return plan
         except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise RecordError(f"{path} is no complete plan ({error}). Delete it, or choose another folder with --out.") from error
 
@@ -192,6 +195,10 @@ def build_problem(slug: str, settings: dict[str, Any]) -> Problem:
     for key in settings:
         if key not in known:
             raise UnknownNameError.among(f"setting of {slug}", key, known)
+        wanted, value = type(known[key]), settings[key]
+        if wanted in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, wanted))):
+            kind = "a whole number" if wanted is int else "a number"
+            raise ShapeError(f"The setting {key} of {slug} expects {kind}, such as {known[key]}; received {value!r}.")
     try:
         problem = cls(**settings)
     except TypeError as error:
@@ -353,9 +360,13 @@ def _extend(plan: Plan, existing: Plan) -> None:
     asked = {entry.address: entry for entry in plan.entries}
     kept = []
     for before in existing.entries:
+        source = before.source
         if before.address not in asked and before.added:  # added when the folder was begun
             catalogue.add(before.added)
             before = replace(before, source=_source(before.added))
+        if asked.get(before.address, before).source != source:  # another text is another method, with a pace of its own
+            plan.calibration.pop(before.address, None)
+            plan.steps.pop(before.address, None)
         kept.append(before)
     for before in kept:
         if (entry := asked.get(before.address)) is not None:

@@ -25,7 +25,7 @@ def reproduce(
 ) -> tuple[list[Judgement], list[Comparison]]:
     """Judge the claims of some methods after running what has no record yet under `results/`.
 
-    claim: only this one. seeds: instead of the claim's own number. quick: a tenth of the steps and 3 seeds, for a look; kept
+    claim: only this one. seeds: instead of the claim's own number. quick: a tenth of the budget and 3 seeds, for a look; kept
     apart from the full records. jobs, executor: as of `compare`. Raises UnknownNameError and what `compare` raises.
     """
     chosen = claims.select(addresses, claim)

@@ -53,7 +53,8 @@ def best(plan: Plan, trials: Iterable[Trial], store: Store) -> dict[str, tuple[i
     chosen: dict[str, tuple[int, dict[str, Any]]] = {}
     trials = list(trials)
     for entry in plan.entries:
-        own = {trial.task.id: trial for trial in trials if trial.task.address == entry.address}
+        # Of trials that chose the same the first, which is the default where nothing varies.
+        own = {trial.task.id: trial for trial in reversed(trials) if trial.task.address == entry.address}
         winner = tune.best((store.get(name) for name in own), metric.id, metric.direction)
         chosen[entry.address] = (own[winner["id"]].index, own[winner["id"]].chosen) if winner else (0, {})
     return chosen

@@ -195,7 +195,8 @@ def _item_variance(subject: Sequence[Items], against: Sequence[Items], draws: in
     means = []
     for counts in [_kept_draws(n, draws)] if n * draws <= 8_000_000 else _draws(n, draws):
         a, aw, b, bw = (counts.astype(np.float64) @ array for array in arrays)
-        means.append((a / aw - b / bw).mean(axis=1))
+        some = ((aw > 0) & (bw > 0)).all(axis=1)  # few items may be drawn such that none has a weight, and there is no value
+        means.append((a[some] / aw[some] - b[some] / bw[some]).mean(axis=1))
     return float(np.concatenate(means).var(ddof=1))
 
 

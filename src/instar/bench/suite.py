@@ -166,13 +166,14 @@ def _compare(
 def _take_over(plan: Plan, store: Store) -> None:
     """Copy the records of these runs that stand under `results/`: a run is known by what decides its outcome.
 
-    By what name, and against which baseline, is said anew.
+    By what name, against which baseline and of which budget is said anew. A failure, as for want of time or memory, is not one of
+    this machine: the run is made here.
     """
     for task in plan.tasks(store.root):
         if not store.has(task.id):
-            for path in results_folder().glob(f"*/runs/{task.id}.json"):
-                store.put({**record.load(path), "address": task.address, "baseline": task.baseline})
-                break
+            found = map(record.load, results_folder().glob(f"*/runs/{task.id}.json"))
+            if (one := next((one for one in found if one["status"] == "ok"), None)) is not None:
+                store.put({**one, "address": task.address, "baseline": task.baseline, "budget": task.budget})
 
 
 def _plain(question: Question) -> dict[str, Any]:

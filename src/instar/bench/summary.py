@@ -93,7 +93,10 @@ def _group(members: list[Record], records: Sequence[Record], metrics: Collection
         else:
             row.failures.append(f"seed {item['spec']['seed']}: {item['status']}: {item['reason']}")
     timing = next((r for r in reversed(records) if _times(r, key, rows)), None)
-    ordered = sorted(rows.values(), key=lambda r: (not r.baseline, r.address))
+    ordered = sorted(rows.values(), key=lambda r: (not r.baseline, r.address not in card.baseline.values(), r.address))
+    for row in ordered[1:]:  # of folders that were compared with different ones, the problem's own is the baseline of them all
+        row.baseline = False
+    ordered[1:] = sorted(ordered[1:], key=lambda r: r.address)
     group = Group(key["problem"], key, ordered, [m for m in members if m["kind"] == "trial"], timing, card.metrics)
     group.floors = next((m["floors"] for m in members if "floors" in m), {})
     for metric in card.metrics if metrics is None else [m for m in card.metrics if m.id in metrics]:
@@ -143,6 +146,8 @@ def _quality(group: Group, row: Row, metric: Metric) -> Cell | None:
     if word == "equal within the margin" and metric.id in group.floors:
         both = [sum(found[s].value for s in seeds) / len(seeds) for found in (mine, theirs)]
         reason = group.floors[metric.id].holds(both, metric.direction, metric.margin)
+    if gain.interval is None and gain.seeds >= statistics.MINIMUM_SEEDS:
+        reason = "one item, of which all seeds say the same, has no interval"
     by_seed = tuple(mine[s].value - theirs[s].value for s in seeds)
     return Cell(value, difference, "undecided" if reason else word, by_seed, reason=reason)
 

@@ -14,7 +14,7 @@ from instar.bench.tune import Tried
 from instar.cards import Direction, Knob
 
 STARTUP = 4
-"""Trials that are drawn at random before the estimator is asked, the default setting among them."""
+"""Trials with a figure that are drawn at random before the estimator is asked. The default setting is none of them."""
 
 
 def propose(
@@ -23,7 +23,7 @@ def propose(
     """The setting of trial `index` after those `tried`: {"method": {…}, "problem": {…}}; empty for trial 0.
 
     A function of its arguments alone: the study is made anew from the figures. The default setting does not say where in the
-    space it lies, and failures have no figure: both count as trials, and nothing is learnt from them. Raises MissingExtraError.
+    space it lies, and failures have no figure: nothing is learnt from either. Raises MissingExtraError.
     """
     optuna = extras.require("optuna", "tuning")
     if index == 0:

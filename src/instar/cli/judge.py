@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -157,7 +156,7 @@ def reproduce(
     methods: Annotated[list[str], typer.Argument(help="Methods or presets whose claims are to be judged.")],
     claim: Annotated[str | None, typer.Option(help="Only this claim.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Instead of the number that the claim states.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the steps and 3 seeds: a look, kept apart.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the budget and 3 seeds: a look, kept apart.")] = False,
     results: Annotated[Path, typer.Option(help="Folder of the records behind the verdicts.")] = Path("results"),
     jobs: Jobs = None,
     cluster: Cluster = "",
@@ -266,8 +265,10 @@ def settings(given: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]
             value = json.loads(text)
         except ValueError:
             value = text
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ShapeError(f"--set {key} expects a finite number, received {text}.")
+        try:
+            json.dumps(value, allow_nan=False)  # as records keep it
+        except ValueError:
+            raise ShapeError(f"--set {key} expects finite numbers, received {text}.") from None
         owner, dot, name = key.rpartition(".")
         if dot:
             overrides.setdefault(owner, {})[name] = value
@@ -296,6 +297,8 @@ def _print_claims(rows: list[dict[str, Any]], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from instar.report import ledger
+
     table = Table("method", "claim", "verdict", "improvement", "95 % interval", "seeds", "needed", box=None, pad_edge=False)
     for row in rows:
         low, high = row["interval"] or (None, None)
@@ -306,7 +309,7 @@ def _print_claims(rows: list[dict[str, Any]], as_json: bool) -> None:
             "" if row["value"] is None else f"{row['value']:.4g}",
             "" if low is None else f"{low:.4g} … {high:.4g}",
             str(row["seeds"] or ""),
-            "" if row["kind"] == "untestable" else f"{row['margin']:g}",
+            ledger.needed(row),
         )
     Console().print(table)
 

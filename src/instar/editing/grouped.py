@@ -67,5 +67,6 @@ class Group:
             nll = ((each * real).sum(-1) / real.sum(-1)).view(-1, self.prompts).mean(-1)
             right = ((each <= -logp.amax(-1)) | ~real).view(len(nll), -1).all(1)
             eased = torch.where(right, ease, 1.0) * nll
-        grads = list(torch.autograd.grad(eased.sum(), list(leaves.values()))) if gradient else []
+            total = eased.sum()
+        grads = list(torch.autograd.grad(total, list(leaves.values()))) if gradient else []
         return nll.detach(), right, eased.detach(), grads

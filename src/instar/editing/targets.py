@@ -155,7 +155,8 @@ class _Search:
                 kl = (reference.exp() * (reference - after)).sum(-1)
                 decay = sum(delta[part].norm(dim=1) / lengths[part][active].square() for part in aim.parts)
                 held = aim.kl * kl + aim.decay * decay
-            grads = [] if last else list(torch.autograd.grad(held.sum(), list(delta.values())))
+                total = held.sum()  # here, where the graph is kept also of who calls without gradients
+            grads = [] if last else list(torch.autograd.grad(total, list(delta.values())))
             counts = [len(group) for group in self.groups]
             shares = zip(*(value.detach().split(counts) for value in delta.values()), strict=True)
             terms = [

@@ -85,7 +85,7 @@ def difference(cell: Cell, metric: Metric, base: str) -> tuple[str, str]:
     if metric.kind == "quality":
         short = units.signed(found.value, metric.unit, found.low, found.high)
         if found.interval is None:
-            return short, f"{short} against {base}; too few seeds for an interval"
+            return short, f"{short} against {base}; {cell.reason or 'too few seeds for an interval'}"
         return short, f"{word}{short} against {base} (95 % interval {units.interval(*found.interval, metric.unit, found.value)})"
     if cell.verdict == "equal":
         return "the same", f"the same as {base}"

@@ -39,13 +39,17 @@ def source(row: dict[str, Any]) -> str:
 
 
 def needed(row: dict[str, Any]) -> str:
-    """What the claim asks of the improvement."""
+    """What the claim asks of the improvement; of a figure that is held against a number, what it must be."""
     if row["kind"] == "untestable":
         return ""
     if row["kind"] == "parity":
         return f"within ±{row['margin']:g}"
     if row["kind"] == "exact":
         return f"= {row['against']}"
+    if row["kind"] in ("threshold", "slope"):  # the figure itself is shown, not how far it lies beyond
+        target = 1.0 if row["against"] is None else float(row["against"])
+        higher = row["direction"] == "higher"
+        return f"> {target + row['margin']:g}" if higher else f"< {target - row['margin']:g}"
     return f"> {row['margin']:g}"
 
 

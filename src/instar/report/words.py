@@ -193,6 +193,8 @@ def _quality(group: Group, row: Row, metric: Metric) -> str:
     if base is None or far is None:
         return f"{name}: {value}; there is no figure of the baseline with the same seeds to compare it with."
     short = units.signed(far.value, metric.unit, far.low, far.high)
+    if far.interval is None and cell.reason:
+        return f"{name}: {value}, {short} against {base.address}: {cell.verdict}, {cell.reason}."
     if far.interval is None:
         count = f"{far.seeds} seed{'s' if far.seeds > 1 else ''}"
         return f"{name}: {value}, {short} against {base.address} with {count}: no interval below {MINIMUM_SEEDS}."

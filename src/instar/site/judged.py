@@ -34,7 +34,8 @@ def rows(judgements: Sequence[Judgement], name: Callable[[str], str]) -> list[di
 def _row(judgement: Judgement) -> dict[str, Any]:
     """A row of the ledger whose texts are Markdown."""
     row = asdict(judgement)
-    return row | {"text": text.plain(judgement.text), "against": text.plain(str(judgement.against))}
+    against = judgement.against
+    return row | {"text": text.plain(judgement.text), "against": text.plain(against) if isinstance(against, str) else against}
 
 
 def _item(judgement: Judgement) -> str:
