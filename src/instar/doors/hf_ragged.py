@@ -18,7 +18,7 @@ from instar import extras
 from instar.doors import hf_decode
 from instar.doors.hf_ragged_cache import RaggedCache
 from instar.errors import ModelError, ShapeError
-from instar.models.generation import choose
+from instar.models.generation import choose, require_sampling
 from instar.models.modes import evaluating
 
 outputs: Any = extras.require("transformers.modeling_outputs", "models")
@@ -51,15 +51,14 @@ def generate(
         quantised: keys and values kept as int8 (see `RaggedCache`): longer texts in the same memory, and faster where the cache
             is much of what is read; tokens may differ.
 
-    Raises ShapeError for prompts that are empty, ModelError for a model with other caches than keys and values of all tokens.
+    Raises ShapeError for prompts that are empty and for settings that `stream` refuses, ModelError for a model with other caches
+    than keys and values of all tokens.
     Time: of prompts Σ_b (T_b P + T_b² D), of tokens P + Σ_b T_b D each, for P parameters.
     """
     rows = [torch.as_tensor(prompt, dtype=torch.int64).reshape(1, -1).to(model.device) for prompt in prompts]
-    if not rows or min(row.shape[1] for row in rows) < 1 or max_new_tokens < 0:
-        raise ShapeError(
-            f"generate expects prompts of at least one token and max_new_tokens ≥ 0; received {[r.shape[1] for r in rows]} and "
-            f"{max_new_tokens}."
-        )
+    if not rows or min(row.shape[1] for row in rows) < 1:
+        raise ShapeError(f"generate expects prompts of at least one token; received {[row.shape[1] for row in rows]}.")
+    require_sampling(temperature, max_new_tokens, top_k)
     stops = _stops(model, stop)
     if max_new_tokens == 0:
         return [row[0, :0] for row in rows]

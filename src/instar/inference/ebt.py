@@ -178,7 +178,8 @@ class Ebt(TwoStream):
         **think: Any,
     ) -> Tensor:
         """Continue prompts [B, T] by [B, max_new_tokens]: append a token and think about the next one."""
-        return torch.stack(list(self.stream(prompts, max_new_tokens, temperature, generator, **think)), 1)
+        found = list(self.stream(prompts, max_new_tokens, temperature, generator, **think))
+        return torch.stack(found, 1) if found else prompts.new_zeros(len(prompts), 0)
 
     def stream(
         self,
@@ -189,10 +190,11 @@ class Ebt(TwoStream):
         **think: Any,
     ) -> Iterator[Tensor]:
         """New tokens [B], one by one; `think` as of `think`."""
-        from instar.models.generation import choose
+        from instar.models.generation import choose, require_sampling
 
-        if prompts.dim() != 2 or prompts.shape[1] == 0 or max_new_tokens < 0:
-            raise ShapeError(f"generate expects prompts [B, T ≥ 1] and max_new_tokens ≥ 0; received {tuple(prompts.shape)}.")
+        if prompts.dim() != 2 or prompts.shape[1] == 0:
+            raise ShapeError(f"generate expects prompts [B, T ≥ 1]; received {tuple(prompts.shape)}.")
+        require_sampling(temperature, max_new_tokens)
         past: list[Observed] = []
         with torch.no_grad():
             if prompts.shape[1] > 1:

@@ -45,11 +45,7 @@ def stream(
     """
     if prompts.dim() != 2 or prompts.shape[1] == 0:
         raise ShapeError(f"generate expects prompts [B, T] with T ≥ 1; received {tuple(prompts.shape)}.")
-    if temperature < 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
-        raise ShapeError(
-            "generate expects temperature ≥ 0, max_new_tokens ≥ 0 and top_k ≥ 1; received "
-            f"{temperature}, {max_new_tokens} and {top_k}."
-        )
+    require_sampling(temperature, max_new_tokens, top_k)
     last = torch.full((prompts.shape[0],), prompts.shape[1] - 1, device=prompts.device)
     if mask is not None:
         if mask.shape != prompts.shape or not bool(mask.any(1).all()):
@@ -90,6 +86,15 @@ def _read(model: Decoder, prompts: Tensor, mask: Tensor | None, last: Tensor) ->
         read.append(state)
     layers = tuple(softmax.join(states) for states in zip(*(state["layers"] for state in read), strict=True))
     return torch.cat(found), {"position": torch.cat([state["position"] for state in read]), "layers": layers}
+
+
+def require_sampling(temperature: float, max_new_tokens: int, top_k: int | None = None) -> None:
+    """Raise ShapeError for settings that nothing can be drawn with."""
+    if not temperature >= 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
+        raise ShapeError(
+            "generate expects temperature ≥ 0, max_new_tokens ≥ 0 and top_k ≥ 1; received "
+            f"{temperature}, {max_new_tokens} and {top_k}."
+        )
 
 
 def choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
