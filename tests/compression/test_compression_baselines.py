@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from instar.checks import find
+from instar.checks.transform import check_refusals
 from instar.checks.transform_models import encoder
 from instar.compression import gguf_file
 from instar.compression.blockwise import Blockwise
@@ -17,7 +20,8 @@ from instar.compression.int8 import Int8
 from instar.compression.magnitude_pruning import MagnitudePruning, Sparse
 from instar.compression.per_channel_int8 import PerChannelInt8
 from instar.compression.per_tensor_int import PerTensorInt
-from instar.errors import ShapeError, TransformError, UnknownNameError
+from instar.errors import ContractError, ShapeError, TransformError, UnknownNameError
+from instar.receipt import Receipt, updating
 
 TYPES: list[Type] = ["Q8_0", "Q4_0", "Q4_1"]
 
@@ -94,6 +98,26 @@ def test_one_large_value_ruins_a_whole_tensor_and_one_block() -> None:
         with method.apply(plain):
             errors[name] = (plain[0].weight - weight)[4:].norm()
     assert errors["blocks"] < errors["tensor"] / 3
+
+
+class GoesThroughTwice(Blockwise):
+    """A second run does nothing, and says nothing."""
+
+    def apply(self, model: nn.Module, data: Any = None, **given: Any) -> Receipt:
+        try:
+            return super().apply(model, data, **given)
+        except TransformError:
+            if not model.state_dict() or not all(bool(p.isfinite().all()) for p in model.parameters()):
+                raise
+            with updating(model, method="blockwise", changes=[]) as update:
+                pass
+            return update.receipt
+
+
+def test_the_contract_of_transforms_asks_for_a_word_at_a_second_run() -> None:
+    check_refusals(find(Blockwise))
+    with pytest.raises(ContractError, match=r"A second run on layers of torch\.nn\.Linear must"):
+        check_refusals(find(GoesThroughTwice))
 
 
 def test_pruning_keeps_the_largest_and_nothing_else() -> None:

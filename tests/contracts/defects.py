@@ -245,6 +245,36 @@ class AnotherInference(Spoilt):
         return y if torch.is_grad_enabled() else y.to(torch.bfloat16).to(y.dtype), state
 
 
+class AnotherEval(Spoilt):
+    def forward(self, x: Tensor, *args: Any, **flags: Any) -> tuple[Tensor, Any]:
+        y, state = super().forward(x, *args, **flags)
+        return y if self.training else 1.01 * y, state
+
+
+class Seeds(Spoilt):
+    """Repeatable, at the cost of everybody else's random numbers."""
+
+    def forward(self, x: Tensor, *args: Any, **flags: Any) -> tuple[Tensor, Any]:
+        torch.manual_seed(0)
+        return super().forward(x, *args, **flags)
+
+
+class WidensHalf(Spoilt):
+    """In half precision the output is float32, which the next layer of a cast model does not take."""
+
+    def forward(self, x: Tensor, *args: Any, **flags: Any) -> tuple[Tensor, Any]:
+        y, state = super().forward(x, *args, **flags)
+        return y.to(torch.promote_types(y.dtype, torch.float32)), state
+
+
+class CountsInHalf(Spoilt):
+    """A sum over tokens that loses its small terms in bfloat16."""
+
+    def forward(self, x: Tensor, *args: Any, **flags: Any) -> tuple[Tensor, Any]:
+        y, state = super().forward(x, *args, **flags)
+        return (y + 300.0) - 300.0, state
+
+
 class ChangesMask(Spoilt):
     """Real tokens at the edge are taken for granted, in the caller's own tensor."""
 

@@ -15,6 +15,7 @@ from instar.cards import Card, Cost, Knob
 from instar.checks import Subject
 from instar.data.panel import Panel
 from instar.forecasting.neural import NeuralForecaster
+from instar.interfaces import Forecaster
 
 
 class Last(nn.Module):
@@ -50,6 +51,20 @@ class LooksAhead(Plain):
             if origin < len(panel):
                 found[place] += 0.01 * np.nan_to_num(panel.values[origin])
         return found
+
+
+class ReadsTheUnknown(Forecaster):
+    """Takes from a covariate what nobody knows at the origin."""
+
+    covariates, trained = True, False
+
+    def __init__(self, horizon: int, *, context: int = 96) -> None:
+        super().__init__(horizon, context)
+
+    def learn(self, panel: Panel, **given: Any) -> None: ...
+
+    def forecast(self, panel: Panel, origins: Sequence[int], *, rows: int = 256) -> NDArray[np.float64]:
+        return np.zeros((len(origins), self.horizon, len(panel.ids))) + panel.covariates[list(origins), -1][:, None, None]
 
 
 class ScalesByAll(Plain):

@@ -21,6 +21,7 @@ PLANTED = [  # defect · the check that is there for it · words of its message
     (subject(d.LooksAhead, SERIES), "no_look_ahead", "something is read that is not to be read"),
     (subject(d.ScalesByAll, SERIES), "no_look_ahead", "something is read that is not to be read"),
     (subject(d.ChangesPanel, SERIES), "no_look_ahead", "changed the panel"),
+    (subject(d.ReadsTheUnknown, SERIES), "covariates", "what an unknown covariate is later"),
     (subject(d.DropsTheLast, SERIES), "batches", "are 10 forecasts of 12"),
     (subject(d.CouplesWindows, SERIES), "batches", "at a time, forecasts differ"),
     (subject(d.DrawsGlobally, SERIES), "deterministic", "global generator"),

@@ -132,6 +132,15 @@ def test_archives_that_are_none_or_damaged(tmp_path: Path, monkeypatch: pytest.M
     path.write_bytes(path.read_bytes().replace(wav(tone())[100:110], b"0123456789", 1))
     with pytest.raises(DataError, match=r"cannot be read as a \.zip.*CRC"):
         speech.recordings(str(path))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a_x_0.wav", wav(tone()))
+    whole = path.read_bytes()
+    for seed in range(8):
+        spoilt = np.frombuffer(whole, dtype=np.uint8).copy()
+        spoilt[np.random.default_rng(seed).integers(45, 150, 6)] ^= 0x55
+        path.write_bytes(spoilt.tobytes())
+        with pytest.raises(DataError, match=r"cannot be read as a \.zip"):
+            speech.recordings(str(path))
     monkeypatch.setattr(speech, "_LARGEST", 1000)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a_x_0.wav", bytes(100_000))

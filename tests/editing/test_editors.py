@@ -15,6 +15,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_editing import ARCHITECTURES, FACTS, MORE_FACTS, TOKENIZER, tiny, world
 
+from instar.checks import find
+from instar.checks.editor import check_modes
 from instar.checks.receipt import check_receipts
 from instar.editing import deltas, prefixes, statistics, targets
 from instar.editing.above import Above
@@ -25,7 +27,7 @@ from instar.editing.memit import MEMIT
 from instar.editing.pmet import PMET
 from instar.editing.rome import ROME
 from instar.editing.rows import pack, row
-from instar.errors import EditError, ModelError, ShapeError
+from instar.errors import ContractError, EditError, ModelError, ShapeError
 from instar.interfaces import Fact
 from instar.receipt import fingerprint
 
@@ -144,6 +146,20 @@ def test_the_contract_of_receipts(method: Any) -> None:
         if o.status == "failed"
     ]
     assert failed == []
+
+
+class MindsMode(FineTune):
+    """Edits a model in training mode otherwise."""
+
+    def carry_out(self, model: nn.Module, *given: Any) -> None:
+        self.lr *= 2 if model.training else 1
+        super().carry_out(model, *given)
+
+
+def test_the_contract_of_editors_asks_for_the_same_edit_in_every_mode() -> None:
+    check_modes(find(FineTune))
+    with pytest.raises(ContractError, match="in training mode the edit makes other weights"):
+        check_modes(find(MindsMode))
 
 
 def test_a_receipt_says_how_and_what() -> None:

@@ -183,6 +183,21 @@ def test_options_train(options: dict[str, Any]) -> None:
     assert all(p.grad is not None for name, p in model.named_parameters() if "gate" in name or "index" in name)
 
 
+def test_without_injection_all_before_the_loop_is_learnt() -> None:
+    plain = {"pre": 1, "post": 1, "injection": "none", "start": "input"}
+    short, whole = made(**plain), made(**plain, window=4)
+    target = X[..., :1]
+    losses = torch.stack([squared_error(whole.leave(z), target) for z in whole.loop(whole.enter(X), 4)[-2:]])
+    losses.mean().backward()
+    short.loss(X, target).backward()
+    for (name, one), other in zip(short.named_parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-12), name  # type: ignore[arg-type]
+        assert one.grad.any(), name  # type: ignore[union-attr]
+    for wrong in ({"start": "zero"}, {"implicit": True}):
+        with pytest.raises(ShapeError, match="without injection"):
+            made(**{**plain, **wrong})
+
+
 def test_positions_without_a_target_are_not_counted() -> None:
     target = X[..., :1].clone()
     target[:, ::2] = float("nan")

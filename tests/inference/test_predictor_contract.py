@@ -69,6 +69,24 @@ class ForgetsAPart(Small):
         return (1 + self.hidden_scale) * y, trace
 
 
+class LeavesOneOut(Small):
+    """A parameter that no group of the optimiser holds."""
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        return [{**g, "params": [p for p in g["params"] if p is not self.read_out.bias]} for g in super().groups(lr)]
+
+
+class CutsOff(Small):
+    """The loss does not reach what is before the blocks."""
+
+    def loss(self, x: Tensor, target: Tensor) -> Tensor:
+        self.read_in.requires_grad_(False)
+        try:
+            return super().loss(x, target)
+        finally:
+            self.read_in.requires_grad_(True)
+
+
 class CountsTooMany(Small):
     def predict(self, x: Tensor, *, steps: int, generator: Any = None) -> tuple[Tensor, Trace]:
         y, _ = super().predict(x, steps=steps)
@@ -102,7 +120,9 @@ def failed(cls: type) -> set[str]:
         (DrawsGlobally, {"seeded"}),
         (KeepsAGraph, {"no_graph"}),
         (ChangesMode, {"no_graph"}),
-        (LearnsNothing, {"learns"}),
+        (LearnsNothing, {"learns", "trains"}),
+        (LeavesOneOut, {"trains"}),
+        (CutsOff, {"trains"}),
         (ForgetsAPart, {"copies"}),
         (CountsTooMany, {"shapes"}),
     ],

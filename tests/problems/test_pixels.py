@@ -107,6 +107,19 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     np.savez(path, pictures=np.zeros(3))
     with pytest.raises(DataError, match="images"):
         module.images(str(path))
+    np.savez_compressed(path, images=np.arange(9000, dtype=np.uint8).reshape(-1, 3, 3), labels=np.arange(1000) % 2)
+    whole = path.read_bytes()
+    for seed in range(8):  # what is damaged may be a header, a table of codes or a sum
+        spoilt = np.frombuffer(whole, dtype=np.uint8).copy()
+        spoilt[np.random.default_rng(seed).integers(45, 300, 6)] ^= 0x55
+        path.write_bytes(spoilt.tobytes())
+        with pytest.raises(DataError, match="cannot be read"):
+            module.images(str(path))
+    header = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**4, 10**4)}
+    with zipfile.ZipFile(path, "w") as archive, archive.open("images.npy", "w") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="cannot be read"):
+        module.images(str(path))
     monkeypatch.setattr(module, "_LARGEST", 1000)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", bytes(10_000))

@@ -108,6 +108,18 @@ class ReturnsTooFew(ExactIndex):
         return super().nearest(generation, queries, min(k, 10))
 
 
+class DropsEquals(ExactIndex):
+    """Of rows with the same vector one is found."""
+
+    def nearest(self, generation: int, queries: Floats, k: int) -> Hits:
+        hits = super().nearest(generation, queries, 2 * k)
+        places = [np.sort(np.unique(row, return_index=True)[1])[:k] for row in hits.scores]
+        if min(map(len, places), default=0) < k:
+            return super().nearest(generation, queries, k)
+        taken = [np.take_along_axis(of, np.stack(places), 1) for of in (hits.scores, hits.ids, hits.generations)]
+        return Hits(*taken)
+
+
 class MovesRowByRow(ExactIndex):
     """A batch that is killed half way has half happened."""
 

@@ -110,6 +110,7 @@ def test_stages_of_an_index_that_is_large_enough_to_be_searched_approximately(na
         (defects.TakesAnything, "refusals", "went through"),
         (defects.LetsStrangersBegin, "refusals", "went through"),
         (defects.ReturnsTooFew, "edges", "expected 20 x"),
+        (defects.DropsEquals, "stages", "of the 10 nearest"),
         (defects.MovesRowByRow, "killed_moving", "rows of a batch have moved"),
         (defects.ReadsOnlyAtOpening, "readers", "still found in the old generation"),
         (defects.LooksAtTheNewestFirst, "readers", "results"),

@@ -108,6 +108,21 @@ def check_order(subject: Subject) -> None:
                 raise ContractError(f"{world}: edited {what}, the weights are others.")
 
 
+def check_modes(subject: Subject) -> None:
+    """A model in training mode, one that takes no gradients, and a caller's `no_grad` change no bit of an edit."""
+    for world in worlds(subject):
+        usual = world.model()
+        world.edit(usual)
+        training, frozen, inside = world.model().train(), world.model().requires_grad_(False), world.model()
+        world.edit(training)
+        world.edit(frozen)
+        with torch.no_grad():
+            world.edit(inside)
+        for what, other in (("in training mode", training), ("that takes no gradients", frozen), ("under no_grad", inside)):
+            if fingerprint(other) != fingerprint(usual):
+                raise ContractError(f"{world}: of a model {what} the edit makes other weights.")
+
+
 def check_below(subject: Subject) -> None:
     """What lies below the first edited layer computes to the bit what it did, with and without the subject."""
     for world in worlds(subject):
@@ -198,6 +213,7 @@ CONTRACT: tuple[Check, ...] = (
     Check("says", check_says),
     Check("undo", check_undo),
     Check("order", check_order),
+    Check("modes", check_modes),
     Check("below", check_below),
     Check("refusals", check_refusals),
     Check("reload", check_reload),

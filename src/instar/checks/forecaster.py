@@ -31,7 +31,7 @@ from instar.checks.forecaster_world import (
 )
 from instar.checks.subject import Check, Subject
 from instar.data.panel import Panel
-from instar.errors import ContractError
+from instar.errors import ContractError, DataError
 from instar.forecasting import framing, saved
 
 _CLOSE = 1e-4
@@ -64,6 +64,22 @@ def check_no_look_ahead(subject: Subject) -> None:
                 )
     if not np.array_equal(whole.values, panel().values):
         raise ContractError("learn or forecast changed the panel that it was given.")
+
+
+def check_covariates(subject: Subject) -> None:
+    """Of covariates only what is known is read, within reach and horizon; who reads none refuses a panel that has some."""
+    told = np.random.default_rng(0).normal(size=(ROWS, 2))
+    given = replace(panel(), covariates=told, names=("known", "unknown"), known=(True, False))
+    if not subject.cls.covariates:
+        refused("a panel with covariates", lambda: learnt(subject, given), DataError)
+        return
+    forecaster, origin = learnt(subject, given), 30
+    changed = told.copy()
+    changed[origin:, 1] = changed[origin + HORIZON :, 0] = 1e3
+    changed[: max(0, origin - forecaster.reach)] = -1e3
+    found = forecaster.forecast(given, [origin])
+    if apart(found, forecaster.forecast(replace(given, covariates=changed), [origin])) > 0:
+        raise ContractError("A forecast changes with what an unknown covariate is later, or with covariates outside its rows.")
 
 
 def check_batches(subject: Subject) -> None:
@@ -266,6 +282,7 @@ def _equivariant(subject: Subject, factor: float) -> None:
 CONTRACT = (
     Check("arguments", check_arguments),
     Check("no_look_ahead", check_no_look_ahead),
+    Check("covariates", check_covariates),
     Check("batches", check_batches),
     Check("deterministic", check_deterministic),
     Check("monitor", check_monitor),

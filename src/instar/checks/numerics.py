@@ -14,6 +14,9 @@ from instar.checks.trace import finite, in_pieces, observe, same, same_trace
 from instar.errors import ContractError
 from instar.state import State, leaves, tree_map
 
+_HALF = 0.1
+"""Of the mean output: what half precision may change in most of them."""
+
 
 def check_reference(subject: Subject) -> None:
     """`forward` equals `reference`: outputs, final state, all gradients, with padding and packing too."""
@@ -93,21 +96,33 @@ def _slope(loss: Callable[[], Tensor], tensor: Tensor, direction: Tensor, step: 
 
 
 def check_deterministic(subject: Subject) -> None:
-    """The same call twice gives the same bits, whatever the global generator holds."""
-    for training in (False, True):
-        mixer = subject.build().train(training)
-        x, state = subject.x(2, subject.tokens(20)), subject.warm(mixer, 2)
-        if not torch.equal(mixer(x, state)[0], mixer(x, state)[0]):
-            mode = "training" if training else "eval"
-            raise ContractError(f"Two equal calls in {mode} mode differ. Random numbers need the tag 'stochastic'.")
+    """A call again gives the same bits, in eval mode the numbers of training mode; the global generator is left as it was."""
+    mixer = subject.build()
+    for tokens in (subject.tokens(20), 1):
+        state = subject.warm(mixer, 2)
+        x = subject.x(2, tokens)  # last, so that the generator stands where no call has put it
+        found = {}
+        for mode in ("training", "eval"):
+            mixer.train(mode == "training")
+            generator = torch.get_rng_state()
+            found[mode] = mixer(x, state)[0].detach()
+            if not torch.equal(found[mode], mixer(x, state)[0]):
+                raise ContractError(f"Two equal calls in {mode} mode differ. Random numbers need the tag 'stochastic'.")
+            _left_alone(generator, mode)
+        if not subject.card.capability("batch_statistics"):
+            because = "What only training does needs the tag 'stochastic' or 'batch_statistics'."
+            same(found["eval"], found["training"], subject.tolerance, "the output in eval mode, against training mode,", because)
 
 
 def check_seeded(subject: Subject) -> None:
     """A stochastic mixer: fixed in eval mode; in training mode the generator's state decides, and it does decide."""
     mixer = subject.build().eval()
-    x, state = subject.x(2, subject.tokens(20)), subject.warm(mixer, 2)
+    state = subject.warm(mixer, 2)
+    x = subject.x(2, subject.tokens(20))
+    generator = torch.get_rng_state()
     if not torch.equal(mixer(x, state)[0], mixer(x, state)[0]):
         raise ContractError("Two equal calls in eval mode differ; draw random numbers in training mode only.")
+    _left_alone(generator, "eval")
     mixer.train()
     outputs = []
     for seed in (1, 1, 2):
@@ -117,6 +132,13 @@ def check_seeded(subject: Subject) -> None:
         raise ContractError("Equal states of torch's generator gave two outputs; draw from torch's generator alone.")
     if torch.equal(outputs[0], outputs[2]):
         raise ContractError("Tagged 'stochastic', but the generator changes nothing in training mode; drop the tag.")
+
+
+def _left_alone(before: Tensor, mode: str) -> None:
+    if not torch.equal(before, torch.get_rng_state()):
+        raise ContractError(
+            f"A call in {mode} mode draws from torch's global generator, or seeds it: all that is drawn after it changes."
+        )
 
 
 def check_extremes(subject: Subject) -> None:
@@ -157,3 +179,28 @@ def check_autocast(subject: Subject) -> None:
         same(trace.output.float(), want, 0.1, f"the output in bfloat16 {name}, against float32,", because)
         for what, gradient in trace.gradients.items():
             finite(gradient, f"{name} the gradient with respect to {what}", because)
+
+
+def check_half(subject: Subject) -> None:
+    """Cast to half precision, in one call and in pieces: outputs of that type, most near float32's; finite, as gradients are."""
+    mixer, T = subject.build(torch.float32).eval(), subject.tokens(40)
+    x = subject.x(2, T, torch.float32)
+    because = "States, masks and constants follow the module's type; sums and exponents are taken in float32."
+    for dtype in (torch.bfloat16, torch.float16):
+        cast, name = copy.deepcopy(mixer).to(dtype), str(dtype).removeprefix("torch.")
+        for way, cuts in (("one call", ()), ("pieces", (T // 2, T // 2 + 1) if subject.streaming else ())):
+            given = x.to(dtype).requires_grad_()
+            got, want = in_pieces(cast, cuts)(given)[0], in_pieces(mixer, cuts)(x)[0].detach()
+            if got.dtype != dtype:
+                raise ContractError(f"Cast to {name}, the output in {way} is {got.dtype}. {because}")
+            finite(got.detach(), f"cast to {name} an output in {way}", because)
+            # Half of them: what is chosen or fires by a threshold may differ here and there.
+            apart = float((got.detach().float() - want).abs().median())
+            if apart > _HALF * float(want.abs().mean()):
+                raise ContractError(f"Cast to {name}, outputs in {way} are typically {apart:.2g} from float32's. {because}")
+            wanted = {"x": given, **{f"parameter {n}": p for n, p in cast.named_parameters()}}
+            for what, found in zip(
+                wanted, torch.autograd.grad(got.float().sum(), [*wanted.values()], allow_unused=True), strict=True
+            ):
+                if found is not None:
+                    finite(found, f"cast to {name} the gradient in {way} with respect to {what}", because)

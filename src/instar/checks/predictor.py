@@ -124,6 +124,30 @@ def check_learns(subject: Subject) -> None:
         raise ContractError(f"The loss was {losses[0]:.4g} and is {losses[-1]:.4g} after {len(losses)} steps on one batch.")
 
 
+def check_trains(subject: Subject) -> None:
+    """Each parameter is in one group of `groups`, and the loss reaches each that decides answers, or it would never be learnt."""
+    predictor, x, target = _made(subject)
+    names = {id(parameter): name for name, parameter in predictor.named_parameters() if parameter.requires_grad}
+    listed = [id(parameter) for group in predictor.groups(1e-3) for parameter in group["params"]]
+    if sorted(listed) != sorted(names):
+        odd = [name for key, name in names.items() if listed.count(key) != 1]
+        raise ContractError(f"groups(lr) must hold each parameter once; look at {', '.join(odd) or 'those that learn nothing'}.")
+    predictor.train()
+    for seed in range(4):  # what is drawn may pass over some
+        torch.manual_seed(seed)
+        predictor.loss(x, target).backward()
+    idle = [
+        (name, p) for name, p in predictor.named_parameters() if id(p) in names and (p.grad is None or not bool(p.grad.any()))
+    ]
+    predictor.eval()
+    before = predictor.predict(x, steps=predictor.steps, generator=_generator())[0]
+    with torch.no_grad():
+        for _, parameter in idle:
+            parameter.add_(torch.randn_like(parameter))
+    if not torch.equal(before, predictor.predict(x, steps=predictor.steps, generator=_generator())[0]):
+        raise ContractError(f"The loss has no gradient for {', '.join(name for name, _ in idle)}, which decides answers.")
+
+
 def check_no_graph(subject: Subject) -> None:
     """predict keeps no graph, leaves no gradients and no other mode behind, with and without `no_grad` around it."""
     predictor, x, _ = _made(subject)
@@ -192,6 +216,7 @@ CONTRACT = (
     Check("rows", check_rows),
     Check("causality", check_causality, needs="causal"),
     Check("learns", check_learns),
+    Check("trains", check_trains),
     Check("no_graph", check_no_graph),
     Check("copies", check_copies),
 )

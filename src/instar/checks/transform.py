@@ -102,6 +102,12 @@ def check_refusals(subject: Subject) -> None:
         refused(f"A weight with {what}", partial(applied, subject, model))
         require(model, before, f"After a weight with {what} was refused")
     refused("A model without layers", lambda: applied(subject, nn.Sequential(nn.ReLU())))
+    for name, make in taken(subject).items():
+        model = make()
+        applied(subject, model)
+        before = picture(model)
+        refused(f"A second run on layers of {name}", partial(applied, subject, model))
+        require(model, before, f"On layers of {name}, after a second run was refused")
 
 
 def check_data(subject: Subject) -> None:

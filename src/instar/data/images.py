@@ -66,7 +66,9 @@ def _arrays(path: Path) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
             return stored["images"], stored["labels"]
     except KeyError as error:
         raise DataError(f"{path} has no array {error}; it must hold images and labels.") from error
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # damaged bytes make numpy, zipfile and zlib raise almost anything
         raise DataError(f"{path} cannot be read as an .npz file of numbers: {error}") from error
 
 

@@ -113,6 +113,11 @@ def _csv(path: Path) -> Labelled:
             if lacking := {"text", "label"} - set(reader.fieldnames or ()):
                 raise DataError(f"{path} expects the columns text and label; it lacks {', '.join(sorted(lacking))}.")
             for row in reader:
+                if None in row:  # fields beyond the header: what stands as the label would be a piece of the sentence
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: more fields than the {len(reader.fieldnames or ())} columns of the "
+                        'header. Put a sentence that holds a comma between quotes: "so, it is",label.'
+                    )
                 text, label = (row["text"] or "").strip(), (row["label"] or "").strip()
                 if not text or not label:
                     raise DataError(

@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import gcd
@@ -142,7 +143,7 @@ def _zipped(path: Path) -> dict[str, bytes]:
             entries = sorted((entry for entry in entries if _meant(entry.filename)), key=lambda entry: entry.filename)
             _bounded(path, sum(entry.file_size for entry in entries), len(entries))
             return {entry.filename: archive.read(entry) for entry in entries}
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as a .zip file: {error}") from error
 
 

@@ -32,7 +32,8 @@ class Looped(Predictor):
         inputs, outputs: F and O, channels of x and y. length: most positions. heads: of attention.
         depth: blocks of the loop. pre, post: blocks before and behind it; where both are 0 it is the looped transformer.
         steps: loops at the end of training and of a plain call. window: loops whose outputs are trained on; earlier ones run
-            without a graph. grow_every: loops begin with `window` and grow by 2 after so many training steps; 0 begins with all.
+            without a graph, unless nothing is injected. grow_every: loops begin with `window` and grow by 2 after so many
+            training steps; 0 begins with all.
         random_loops: up to so many more, drawn for each batch. last_only: only the last output counts. deepen: weights of the
             outputs in the window grow linearly. implicit: gradients at the fixed point instead of a window.
         injection, start, index: of `Loop`. causal: False for encoders. init: of linear maps.
@@ -71,6 +72,10 @@ class Looped(Predictor):
         super().__init__()
         if min(width, inputs, outputs, length, heads, depth, steps, window) < 1 or min(pre, post, grow_every, random_loops) < 0:
             raise ShapeError("Looped takes sizes, depth, steps and window of at least 1, and no negative pre, post or loops.")
+        if injection == "none" and (implicit or start != "input"):
+            raise ShapeError(
+                "Looped without injection reads x by its start alone: it takes start='input', and no implicit gradient."
+            )
         self.width, self.inputs, self.outputs, self.length = width, inputs, outputs, length
         self.steps, self.window, self.grow_every, self.random_loops = steps, window, grow_every, random_loops
         self.last_only, self.deepen, self.implicit, self.tolerance = last_only, deepen, implicit, tolerance
@@ -124,7 +129,9 @@ class Looped(Predictor):
             self.trained += 1
             loops += int(torch.randint(self.random_loops + 1, ())) if self.random_loops else 0
         p = self.enter(x)
-        iterates = [self.loop.implicit(p, loops)] if self.implicit else self.loop(p, loops, window=self.window)
+        # Where nothing is injected P enters by Z₀ alone, and loops without a graph would cut off all that is before the loop.
+        window = loops if self.loop.injection == "none" else self.window
+        iterates = [self.loop.implicit(p, loops)] if self.implicit else self.loop(p, loops, window=window)[-self.window :]
         iterates = iterates[-1:] if self.last_only else iterates
         losses = torch.stack([squared_error(self.leave(z), target) for z in iterates])
         weights = torch.arange(1.0, len(losses) + 1).to(losses) if self.deepen else torch.ones_like(losses)

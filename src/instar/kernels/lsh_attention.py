@@ -13,6 +13,11 @@ SELF = -1e5
 """The score of a token with itself: it is read only where there is nothing else."""
 
 
+def unit(q: Tensor) -> Tensor:
+    """q / |q|, 0 for 0. torch's bound of 1e-12 is itself 0 in float16."""
+    return F.normalize(q, dim=-1, eps=max(1e-12, torch.finfo(q.dtype).tiny))
+
+
 def lsh_attention(q: Tensor, v: Tensor, bucket: Tensor, lengths: Tensor, chunk: int) -> Tensor:
     r"""o_i = Σ_{j ∈ P(i)} softmax_j(q_i·k_j / √K) v_j with k_j = q_j / |q_j|.
 
@@ -64,7 +69,7 @@ def lsh_attention(q: Tensor, v: Tensor, bucket: Tensor, lengths: Tensor, chunk: 
     itself = token == beside(token).mT
 
     queries = sort(q)
-    scores = queries @ beside(F.normalize(queries, dim=-1)).mT * q.shape[-1] ** -0.5
+    scores = queries @ beside(unit(queries)).mT * q.shape[-1] ** -0.5
     scores = scores.to(torch.promote_types(q.dtype, torch.float32))  # in half precision SELF overflows, or hides the meetings
     scores = scores.masked_fill(itself, SELF) - meetings.clamp(min=1).to(scores.dtype).log()
     scores = scores.masked_fill(~torch.stack(here, dim=1) | twice, torch.finfo(scores.dtype).min)

@@ -7,11 +7,10 @@ Kitaev, Kaiser, Levskaya 2020, "Reformer: The Efficient Transformer" (arXiv 2001
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
-from instar.kernels.lsh_attention import SELF, lsh_attention
+from instar.kernels.lsh_attention import SELF, lsh_attention, unit
 from instar.mixers.drawn_seed import drawn_seed
 from instar.mixers.whole_sequence import WholeSequence
 
@@ -87,7 +86,7 @@ class Reformer(WholeSequence):
                 for c, members in enumerate(chunks):
                     for i in members:
                         meet[h, i, [j for j in members + chunks[c - 1] if own[i] == own[j]]] = True
-        scores = q @ F.normalize(q, dim=-1).mT * self.head_width**-0.5
+        scores = q @ unit(q).mT * self.head_width**-0.5
         scores = scores.masked_fill(torch.eye(L, dtype=torch.bool, device=x.device), SELF)
         y = torch.softmax(scores.masked_fill(~meet.to(x.device), -torch.inf), dim=-1) @ v
         return self.o_proj(y[0].transpose(0, 1).flatten(1))
