@@ -26,10 +26,16 @@ def folder(path: Path) -> Path:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content`, durably and at once. Raises OutputError (the old file then still stands)."""
+    """Replace `path` by `content`, durably and at once. Raises OutputError (the old file then still stands).
+
+    A device or a pipe (/dev/null, /dev/stdout) is written to, as nothing may take its place.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = ""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
