@@ -25,6 +25,14 @@ def folder(path: Path) -> Path:
         raise OutputError(f"Cannot write to {path}: {error.strerror}. Choose another folder.") from error
 
 
+def target(path: Path) -> Path:
+    """Find out before the work that a file can be written there, and make its folder. Raises OutputError."""
+    folder(path.parent)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; the name of a file is expected.")
+    return path
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`, durably and at once. Raises OutputError (the old file then still stands).
 

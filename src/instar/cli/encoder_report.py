@@ -12,7 +12,6 @@ import typer
 from instar.cli import encoder_given as given
 from instar.cli.command import command
 from instar.cli.encoder_given import Quiet
-from instar.errors import OutputError
 
 if TYPE_CHECKING:
     from instar.upgrade.result import Report
@@ -76,11 +75,9 @@ def report(
     from instar.doors.opening import pairs
     from instar.upgrade import report as measuring
 
-    for path, suffix in ((html, ".html"), (md, ".md"), (json_, ".json")):  # find out before the work that its results can be kept
+    for path in (html, md, json_):
         if path is not None and str(path) != "-":
-            files.folder(path.parent)
-            if path.is_dir():
-                raise OutputError(f"{path} is a folder; a file is expected, such as {path / 'report'}{suffix}.")
+            files.target(path)
     with given.Telling(quiet or str(json_) == "-") as telling:
         found = loading.gather(
             loading.Named("old", old, pairs(set_old or []), old_queries),

@@ -220,6 +220,7 @@ def freeze(
     from instar.gate import baseline
 
     cases = _cases(data, examples, documents)
+    baseline.vacant(out)
     with _Bar(quiet) as bar:
         settings = {"old": opening.pairs(set_old or [])}
         found = opening.gather(
@@ -277,7 +278,7 @@ def _writable(paths: list[Path], read: list[str]) -> None:
 
     taken = {Path(one).expanduser().resolve() for one in read}
     for path in paths:
-        files.folder(path.parent)
+        files.target(path)
         if path.resolve() in taken:
             raise OutputError(f"{path} is read, and would be written over. Choose another file or folder.")
 
