@@ -113,6 +113,11 @@ def _csv(path: Path) -> Labelled:
             if lacking := {"text", "label"} - set(reader.fieldnames or ()):
                 raise DataError(f"{path} expects the columns text and label; it lacks {', '.join(sorted(lacking))}.")
             for row in reader:
+                if None in row:  # a comma inside a text, which would make its rest the label
+                    raise DataError(
+                        f"{path}, line {reader.line_num} has more fields than the header. "
+                        'A text with a comma in it stands between quotes ("…").'
+                    )
                 text, label = (row["text"] or "").strip(), (row["label"] or "").strip()
                 if not text or not label:
                     raise DataError(
