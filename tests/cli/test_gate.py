@@ -168,6 +168,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_a_version_is_run(folde
         assert not (folder / "asked").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_the_answer_is_said_where_the_disk_is_full(folder: Path) -> None:
+    done = _gate(folder, "old.jsonl", "bad.jsonl", "--html", "/dev/full")
+    assert (done.returncode, "FAIL" in done.stdout) == (3, True)
+    assert "/dev/full" in done.stderr
+
+
 def test_help_has_examples() -> None:
     for arguments in (["--help"], ["plan", "--help"], ["freeze", "--help"]):
         done = _gate(Path.cwd(), *arguments)

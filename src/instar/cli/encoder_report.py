@@ -115,6 +115,22 @@ def _names(given_: str) -> list[str] | None:
 
 
 def _write(made: Report, html: Path | None, md: Path | None, json_: Path | None, quiet: bool) -> None:
+    try:
+        _keep(made, html, md, json_)
+    finally:  # what hours have measured is said also where the disk is full
+        if str(json_) == "-":
+            from instar.upgrade.result import as_json
+
+            typer.echo(as_json(made), nl=False)
+        elif not quiet:
+            from rich.console import Console
+
+            from instar.upgrade import terminal
+
+            terminal.show(made, Console(highlight=False, width=None if sys.stdout.isatty() else terminal.WIDTH))
+
+
+def _keep(made: Report, html: Path | None, md: Path | None, json_: Path | None) -> None:
     from instar import files
     from instar.upgrade.result import as_json
 
@@ -128,11 +144,3 @@ def _write(made: Report, html: Path | None, md: Path | None, json_: Path | None,
         from instar.upgrade import markdown
 
         files.write(md, markdown.render(made))
-    if str(json_) == "-":
-        typer.echo(as_json(made), nl=False)
-    elif not quiet:
-        from rich.console import Console
-
-        from instar.upgrade import terminal
-
-        terminal.show(made, Console(highlight=False, width=None if sys.stdout.isatty() else terminal.WIDTH))
