@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +42,19 @@ def test_what_stood_there_stays_where_nothing_can_be_written(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "b.json", {"x": float("nan")})
     assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_device_or_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)  # as /dev/stdout is one
+    for path in (pipe, tmp_path / "link"):
+        writing = threading.Thread(target=files.write, args=(path, "text"), daemon=True)
+        descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        writing.start()
+        writing.join(10)
+        assert pipe.is_fifo()
+        assert (tmp_path / "link").is_symlink()
+        assert os.read(descriptor, 10) == b"text"
+        os.close(descriptor)

@@ -25,11 +25,25 @@ def folder(path: Path) -> Path:
         raise OutputError(f"Cannot write to {path}: {error.strerror}. Choose another folder.") from error
 
 
+def target(path: Path) -> Path:
+    """Find out before the work that a file can be written there, and make its folder. Raises OutputError."""
+    folder(path.parent)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; the name of a file is expected.")
+    return path
+
+
 def write(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content`, durably and at once. Raises OutputError (the old file then still stands)."""
+    """Replace `path` by `content`, durably and at once. Raises OutputError (the old file then still stands).
+
+    A device or a pipe (/dev/null, /dev/stdout) is written to, as nothing may take its place.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = ""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -55,6 +55,7 @@ def test_claims_have_what_programs_need() -> None:
         (["report", "/nowhere", "-o", "page.html"], 3, "no records"),
         (["claims", "--into", "/nowhere.md"], 3, "/nowhere.md"),
         (["check"], 2, "Name a method"),
+        (["check", "--family", "mixer"], 3, "Did you mean mixers"),
         (["frobnicate"], 2, "No such command"),
     ],
 )
@@ -63,6 +64,12 @@ def test_errors_say_what_to_do(words: list[str], code: int, message: str, tmp_pa
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_was_checked_is_said_before_a_later_name_is_found_wrong() -> None:
+    done = instar("check", "repeat_last", "nothere")
+    assert done.returncode == 3
+    assert "repeat_last: " in done.stdout
 
 
 def test_every_command_has_examples() -> None:

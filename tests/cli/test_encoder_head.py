@@ -209,6 +209,7 @@ def test_search_and_backfill_with_a_head(folder: Path) -> None:
         (("project", "head", "--vectors", "old.npz", "-o", "x.npy"), "expects vectors"),
         (("project", "head", "--vectors", "new.npz", "--generation", "2", "-o", "x.npy"), "0 to 1"),
         (("project", "head", "--texts", "queries.jsonl", "--encoder", "lsa:old", "-o", "x.npy"), "was fitted for"),
+        (("project", "head", "--texts", "queries.jsonl", "--encoder", "lsa:old", "-o", "x.bin"), "no file of vectors"),
         (("search", "exact:store", "a", "--encoder", "lsa:old", "--head", "head"), "was fitted for"),
     ],
 )

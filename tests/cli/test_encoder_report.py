@@ -249,6 +249,13 @@ def test_where_nothing_can_be_written_nothing_is_measured(folder: Path) -> None:
     assert "is a folder" in _refused(folder, OutputError, "gone.npz", "new.npz", "--html", folder)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_what_was_measured_is_said_where_the_disk_is_full(folder: Path) -> None:
+    done = _run(folder, "old.npz", "new.npz", *FEW, "--html", "/dev/full")
+    assert isinstance(done.exception, OutputError)
+    assert "recall" in done.stdout
+
+
 def _said(made: Report, words: str) -> bool:
     return any(words in caution for caution in made.cautions)
 

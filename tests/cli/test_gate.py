@@ -158,6 +158,23 @@ def test_freeze_and_judge(folder: Path) -> None:
     assert _gate(folder, "base", "bad.jsonl").returncode == 1
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_a_version_is_run(folder: Path) -> None:
+    (folder / "ask.py").write_text("def answer(text):\n    open('asked', 'a').close()\n    return text\n")
+    (folder / "cases.jsonl").write_text('{"id": 1, "input": "a", "label": "a"}\n')
+    (folder / "taken").mkdir()
+    for arguments in (["freeze", "ask.py:answer", "-o", "taken"], ["ask.py:answer", "ask.py:answer", "--html", "taken"]):
+        done = _gate(folder, *arguments, "--data", "cases.jsonl")
+        assert (done.returncode, "taken" in done.stderr) == (3, True)
+        assert not (folder / "asked").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_the_answer_is_said_where_the_disk_is_full(folder: Path) -> None:
+    done = _gate(folder, "old.jsonl", "bad.jsonl", "--html", "/dev/full")
+    assert (done.returncode, "FAIL" in done.stdout) == (3, True)
+    assert "/dev/full" in done.stderr
+
+
 def test_help_has_examples() -> None:
     for arguments in (["--help"], ["plan", "--help"], ["freeze", "--help"]):
         done = _gate(Path.cwd(), *arguments)

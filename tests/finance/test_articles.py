@@ -246,6 +246,7 @@ def test_a_table_of_symbols_is_read_and_its_errors_are_told(tmp_path: Path) -> N
         ("name\nAlu\n", "column symbol"),
         ("symbol\n../x y\n", "line 2"),
         ("symbol,from\nALU,yesterday\n", "line 2"),
+        ("symbol,name\nALU,Alu Works, Inc.\n", "more fields"),
         ("symbol,from,to\nALU,2020-01-02,2020-01-01\n", "before it begins"),
     ):
         path.write_text(text)

@@ -121,6 +121,7 @@ def project(
     from instar.encoders import files
     from instar.retrieval.bridge import Bridge, as_read
 
+    files.place(out)
     saved = given.head(head)
     assert saved is not None
     number = saved.head.newest - 1 if generation is None else generation

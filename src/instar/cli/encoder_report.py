@@ -12,7 +12,6 @@ import typer
 from instar.cli import encoder_given as given
 from instar.cli.command import command
 from instar.cli.encoder_given import Quiet
-from instar.errors import OutputError
 
 if TYPE_CHECKING:
     from instar.upgrade.result import Report
@@ -76,11 +75,9 @@ def report(
     from instar.doors.opening import pairs
     from instar.upgrade import report as measuring
 
-    for path, suffix in ((html, ".html"), (md, ".md"), (json_, ".json")):  # find out before the work that its results can be kept
+    for path in (html, md, json_):
         if path is not None and str(path) != "-":
-            files.folder(path.parent)
-            if path.is_dir():
-                raise OutputError(f"{path} is a folder; a file is expected, such as {path / 'report'}{suffix}.")
+            files.target(path)
     with given.Telling(quiet or str(json_) == "-") as telling:
         found = loading.gather(
             loading.Named("old", old, pairs(set_old or []), old_queries),
@@ -118,6 +115,22 @@ def _names(given_: str) -> list[str] | None:
 
 
 def _write(made: Report, html: Path | None, md: Path | None, json_: Path | None, quiet: bool) -> None:
+    try:
+        _keep(made, html, md, json_)
+    finally:  # what hours have measured is said also where the disk is full
+        if str(json_) == "-":
+            from instar.upgrade.result import as_json
+
+            typer.echo(as_json(made), nl=False)
+        elif not quiet:
+            from rich.console import Console
+
+            from instar.upgrade import terminal
+
+            terminal.show(made, Console(highlight=False, width=None if sys.stdout.isatty() else terminal.WIDTH))
+
+
+def _keep(made: Report, html: Path | None, md: Path | None, json_: Path | None) -> None:
     from instar import files
     from instar.upgrade.result import as_json
 
@@ -131,11 +144,3 @@ def _write(made: Report, html: Path | None, md: Path | None, json_: Path | None,
         from instar.upgrade import markdown
 
         files.write(md, markdown.render(made))
-    if str(json_) == "-":
-        typer.echo(as_json(made), nl=False)
-    elif not quiet:
-        from rich.console import Console
-
-        from instar.upgrade import terminal
-
-        terminal.show(made, Console(highlight=False, width=None if sys.stdout.isatty() else terminal.WIDTH))

@@ -220,6 +220,7 @@ def freeze(
     from instar.gate import baseline
 
     cases = _cases(data, examples, documents)
+    baseline.vacant(out)
     with _Bar(quiet) as bar:
         settings = {"old": opening.pairs(set_old or [])}
         found = opening.gather(
@@ -277,20 +278,33 @@ def _writable(paths: list[Path], read: list[str]) -> None:
 
     taken = {Path(one).expanduser().resolve() for one in read}
     for path in paths:
-        files.folder(path.parent)
+        files.target(path)
         if path.resolve() in taken:
             raise OutputError(f"{path} is read, and would be written over. Choose another file or folder.")
 
 
 def _write(result: Result, html: Path | None, md: Path | None, junit: Path | None, json_: Path | None, quiet: bool) -> None:
+    try:
+        _keep(result, html, md, junit, json_)
+    finally:  # what was asked for hours is said also where the disk is full
+        if str(json_) == "-":
+            from instar.gate.result import as_json
+
+            typer.echo(as_json(result), nl=False)
+        elif not quiet:
+            from rich.console import Console
+
+            from instar.gate import terminal
+
+            terminal.show(result, Console(highlight=False))
+
+
+def _keep(result: Result, html: Path | None, md: Path | None, junit: Path | None, json_: Path | None) -> None:
     from instar import files
     from instar.gate.result import as_json
 
-    if json_ is not None:
-        if str(json_) == "-":
-            typer.echo(as_json(result), nl=False)
-        else:
-            files.write(json_, as_json(result))
+    if json_ is not None and str(json_) != "-":
+        files.write(json_, as_json(result))
     if html is not None:
         from instar.gate import page
 
@@ -303,9 +317,3 @@ def _write(result: Result, html: Path | None, md: Path | None, junit: Path | Non
         from instar.gate import junit as xml
 
         files.write(junit, xml.render(result))
-    if not quiet and str(json_) != "-":
-        from rich.console import Console
-
-        from instar.gate import terminal
-
-        terminal.show(result, Console(highlight=False))

@@ -12,7 +12,7 @@ import typer
 
 from instar import catalogue
 from instar.cli.browse import Json
-from instar.errors import RecordError, ShapeError
+from instar.errors import RecordError, ShapeError, UnknownNameError
 
 if TYPE_CHECKING:
     from instar.bench.executor import Executor
@@ -41,18 +41,22 @@ def check(
     Examples:  `instar check gla ridge`  ·  `instar check my_package.mixers:MyMixer`  ·  `instar check --family mixers`
     """
     names = list(targets or ())
-    names += [slug for slug, card in catalogue.methods().items() if card.interface and family and card.family == family]
+    families = {card.family for card in catalogue.methods().values() if card.interface}
+    if family is not None and family not in families:
+        raise UnknownNameError.among("family", family, families)
+    names += [slug for slug, card in catalogue.methods().items() if card.interface and card.family == family]
     if not names:
         raise typer.BadParameter("Name a method, or give --family.")
     from instar.checks import check as run
 
-    outcomes = {name: run(name) for name in names}
+    outcomes = {}
+    for name in names:
+        outcomes[name] = run(name)
+        if not as_json:  # at once: a contract takes minutes, and a later name may be wrong
+            _print_outcomes(name, outcomes[name], quiet)
     failed = sum(outcome.status == "failed" for found in outcomes.values() for outcome in found)
     if as_json:
         typer.echo(json.dumps({name: [asdict(o) for o in found] for name, found in outcomes.items()}, indent=1))
-    else:
-        for name, found in outcomes.items():
-            _print_outcomes(name, found, quiet)
     raise typer.Exit(1 if failed else 0)
 
 

@@ -70,7 +70,11 @@ def program(
 
     learner = _learner(restarts, knob or [])
     parts = _parts(task, vocab, length, samples)
-    files.folder(out.parent)
+    for path in (out, page, save):
+        if path is not None:
+            files.target(path)
+    if tables is not None:
+        files.folder(tables)
     with Telling(quiet or as_json) as telling:
         step = telling.begin(f"learning {task} from {restarts} beginnings")
         begun: dict[str, Any] = {}

@@ -113,10 +113,10 @@ def _csv(path: Path) -> Labelled:
             if lacking := {"text", "label"} - set(reader.fieldnames or ()):
                 raise DataError(f"{path} expects the columns text and label; it lacks {', '.join(sorted(lacking))}.")
             for row in reader:
-                if None in row:  # fields beyond the header: what stands as the label would be a piece of the sentence
+                if None in row:  # a comma inside a text, which would make its rest the label
                     raise DataError(
-                        f"{path}, line {reader.line_num}: more fields than the {len(reader.fieldnames or ())} columns of the "
-                        'header. Put a sentence that holds a comma between quotes: "so, it is",label.'
+                        f"{path}, line {reader.line_num} has more fields than the header. "
+                        'A text with a comma in it stands between quotes ("…").'
                     )
                 text, label = (row["text"] or "").strip(), (row["label"] or "").strip()
                 if not text or not label:

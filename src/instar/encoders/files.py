@@ -53,12 +53,20 @@ def vectors(path: str | Path) -> tuple[list[str] | None, Floats, dict[str, Any]]
     return ids, found, {**facts, "rows": len(found), "dim": int(found.shape[1])}
 
 
+def place(path: str | Path) -> Path:
+    """Where vectors may be written, found out before the work. Raises DataError for another kind of file, OutputError."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in KINDS:
+        raise DataError(f"{path} is no file of vectors; those end in {', '.join(KINDS)}.")
+    return files.target(path)
+
+
 def write(path: str | Path, ids: Sequence[str] | None, vectors: Floats) -> None:
     """Write vectors [N, D] in float32, at once; a .npy has no place for ids and keeps the order alone.
 
     Raises DataError for another kind of file, ShapeError for other shapes, OutputError.
     """
-    path, table = Path(path).expanduser(), np.ascontiguousarray(vectors, np.float32)
+    path, table = place(path), np.ascontiguousarray(vectors, np.float32)
     if table.ndim != 2 or (ids is not None and len(ids) != len(table)):
         raise ShapeError(f"Vectors expect a table [N, D] and N ids; received {list(table.shape)} and {len(ids or ())} ids.")
     stream = io.BytesIO()
@@ -68,14 +76,11 @@ def write(path: str | Path, ids: Sequence[str] | None, vectors: Floats) -> None:
     elif kind == ".npz":
         named = {} if ids is None else {"ids": np.array([str(one) for one in ids], dtype=np.str_)}
         np.savez(stream, allow_pickle=False, vectors=table, **named)
-    elif kind == ".parquet":
+    else:
         arrow, parquet = extras.require("pyarrow", "parquet"), extras.require("pyarrow.parquet", "parquet")
         lists = arrow.FixedSizeListArray.from_arrays(arrow.array(table.ravel()), table.shape[1])
         named = {} if ids is None else {"id": arrow.array([str(one) for one in ids], arrow.string())}
         parquet.write_table(arrow.table({**named, "embedding": lists}), stream)
-    else:
-        raise DataError(f"{path} is no file of vectors; those end in {', '.join(KINDS)}.")
-    files.folder(path.parent)
     files.write(path, stream.getvalue())
 
 

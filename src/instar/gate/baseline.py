@@ -43,6 +43,13 @@ def recognised(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def vacant(folder: Path) -> None:
+    """Raise OutputError unless a baseline may be written here, before any version is run."""
+    if folder.exists():
+        raise OutputError(f"{folder} exists. A baseline is not overwritten: remove it, or freeze into another folder with --out.")
+    files.folder(folder.parent)
+
+
 def freeze(
     folder: Path,
     old: Predictions,
@@ -55,9 +62,7 @@ def freeze(
 ) -> Path:
     """Write a baseline, whole or not at all. Raises OutputError when the folder exists."""
     folder = Path(folder)
-    if folder.exists():
-        raise OutputError(f"{folder} exists. A baseline is not overwritten: remove it, or freeze into another folder with --out.")
-    files.folder(folder.parent)
+    vacant(folder)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         reading.write(temporary / "predictions.jsonl", old)

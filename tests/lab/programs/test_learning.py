@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from instar.checks.labeller import world
 from instar.checks.program import executed
 from instar.cli.app import app
-from instar.errors import DataError, ShapeError
+from instar.errors import DataError, OutputError, ShapeError
 from instar.interfaces import Examples
 from instar.lab.programs import TransformerPrograms, generate, python
 from instar.lab.programs.training import accuracy
@@ -86,5 +86,8 @@ def test_the_command_writes_a_checked_file(tmp_path: Path) -> None:
     html = (tmp_path / "page.html").read_text()
     assert "def run(tokens" in html
     assert "By length" in html
+    taken = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "new.py"), "--page", str(tmp_path / "t")])
+    assert isinstance(taken.exception, OutputError)
+    assert not (tmp_path / "new.py").exists()  # refused before the work
     wrong = CliRunner().invoke(app, [*command, *ends, "--knob", "k=3"])
     assert isinstance(wrong.exception, ShapeError)

@@ -61,7 +61,9 @@ def read_symbols(path: Path) -> list[Symbol]:
                 raise DataError(f"{path} expects a column symbol; it has {', '.join(reader.fieldnames or ()) or 'none'}.")
             for row in reader:
                 try:
-                    found.append(_symbol({key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}))
+                    if None in row:  # a comma inside a name, which would move the rest by a column
+                        raise ValueError('more fields than the header; a name with a comma in it stands between quotes ("…")')
+                    found.append(_symbol({key: (value or "").strip() for key, value in row.items()}))
                 except ValueError as error:
                     raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
     except OSError as error:
