@@ -29,7 +29,7 @@ def test_with_a_matrix_one_token_no_gate_and_chunks_of_one_it_is_delta_net(cls: 
     """The whole layer, its state and its gradients."""
     torch.manual_seed(0)
     special = {"window": 1, "degree": 1} if cls is OmegaNet else {"momentum": False}
-    ours = cls(D, heads=H, matrices=1, chunk=1, largest_gradient=0.0, **special).double()
+    ours = cls(D, heads=H, matrices=1, chunk=1, largest_step=1.0, largest_gradient=0.0, **special).double()
     theirs = DeltaNet(D, heads=H, output_gate=True).double()
     for p in theirs.parameters():
         nn.init.normal_(p, std=0.5)

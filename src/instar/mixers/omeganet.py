@@ -47,7 +47,7 @@ class OmegaNet(NeuralMemory):
         norm: bool = False,
         chunk: int = 16,
         lagged: bool = False,
-        largest_step: float = 1.0,
+        largest_step: float = 0.1,
         largest_gradient: float = 2.0,
         conv_size: int = 4,
         output_gate: bool = True,

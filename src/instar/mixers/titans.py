@@ -24,8 +24,10 @@ class Titans(NeuralMemory):
         momentum: without it W_t = α_t W_{t-1} - η_t ∇.
         chunk: C. It is part of the model: what is trained with one chunk is another function with another. 1 is exact.
         lagged: read the weights after the last whole chunk, rather than after the token.
-        largest_step: bound of η. largest_gradient: n becomes n / √(1 + (n / largest_gradient)²) for the norm n of a token's
-            gradient of each matrix; 0 leaves it, and then equal keys in one chunk can make the memory diverge.
+        largest_step: bound of η. Steps of a chunk add up where keys are equal: with 1 and chunks of 16, outer gradients of text
+            exploded within 50 steps of training.
+        largest_gradient: n becomes n / √(1 + (n / largest_gradient)²) for the norm n of a token's gradient of each matrix; 0
+            leaves it, and then equal keys in one chunk can make the memory diverge.
         conv_size: tokens of the convolutions. output_gate: whether swish(W_g x_t) is there.
 
     Shapes: x [B, T, D] -> [B, T, D]; state `NeuralMemoryState`. Raises ShapeError.
@@ -45,7 +47,7 @@ class Titans(NeuralMemory):
         momentum: bool = True,
         chunk: int = 16,
         lagged: bool = False,
-        largest_step: float = 1.0,
+        largest_step: float = 0.1,
         largest_gradient: float = 2.0,
         conv_size: int = 4,
         output_gate: bool = True,
