@@ -67,12 +67,14 @@ _STEP = (
 _SCAN = "The scan over log decays runs in bfloat16."
 
 CASES = (
-    Case(of("HFMamba"), "transformers", "MambaMixer", because={"padding": _DECAYS}),
-    Case(
-        of("HFMamba2"),
-        "transformers",
-        "Mamba2Mixer",
-        because={"padding": _DECAYS, **dict.fromkeys(("split", "reference", "autocast"), _IN_PLACE)},
+    *(
+        Case(
+            of(layer),
+            "transformers",
+            mixer,
+            because={"padding": _DECAYS, **dict.fromkeys(("split", "reference", "autocast", "half"), _IN_PLACE)},
+        )
+        for layer, mixer in (("HFMamba", "MambaMixer"), ("HFMamba2", "Mamba2Mixer"))
     ),
     Case(of("Qwen3NextGatedDeltaNet"), "transformers", "Qwen3NextGatedDeltaNet", because={"padding": _DECAYS}),
     Case(
@@ -98,7 +100,7 @@ CASES = (
         "RwkvSelfAttention",
         because={
             **dict.fromkeys(("shapes", "value", "precision", "inference"), _ROWS),
-            **dict.fromkeys(("causality", "split", "rows", "reference", "gradients", "extremes", "autocast"), _IN_PLACE),
+            **dict.fromkeys(("causality", "split", "rows", "reference", "gradients", "extremes", "autocast", "half"), _IN_PLACE),
         },
     ),
     Case(of("XLSTMLayer"), "transformers", "xLSTMLayer", because={"gradients": _STEP}),
