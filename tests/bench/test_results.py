@@ -30,4 +30,5 @@ def test_a_folder_holds_runs_of_the_settings_of_today(path: Path) -> None:
     for record in Store(path.parent).all():
         if record["kind"] == "run":
             assert record["address"] in named, "a run of a method that the plan does not name"
-            assert record["setting"] != "default" or record["spec"]["method"]["arguments"] == named[record["address"]], record["id"]
+            arguments = record["spec"]["method"]["arguments"]
+            assert record["setting"] != "default" or arguments == named[record["address"]], record["id"]
