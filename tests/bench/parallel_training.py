@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,4 +63,6 @@ def main(rank: int, folder: str, parallel: str, stop: int, checkpoint: str) -> N
     weights = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in net.state_dict().items()}
     if rank == 0:
         torch.save((losses, weights), f"{folder}/{parallel}-{stop}.pt")
+    del net, weights
+    gc.collect()  # shards hold their processes: torch aborts now and then where they are still there at the end
     dist.destroy_process_group()
