@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -105,11 +106,13 @@ def turns(
 ) -> dict[str, list[float]]:
     """Seconds of each call, round by round; who is slow is asked in fewer rounds.
 
-    With one set its caches stay where they are; with several, nobody is given the one that the call before him has read.
+    With one set its caches stay where they are; with several, nobody is given the one that the call before him has read. The
+    order is another one each round: who always came behind the same call would find the caches as that one leaves them.
     """
     taken: dict[str, list[float]] = {name: [] for name in sets[0]}
     for turn in range(rounds + 1):
-        for place, (name, found) in enumerate(taken.items()):
+        for place, name in enumerate(random.Random(turn).sample(list(taken), len(taken))):
+            found = taken[name]
             if sum(found) > patience:
                 continue
             call = sets[(turn + place) % len(sets)][name]
@@ -177,9 +180,9 @@ def schedules(only: str, rounds: int) -> list[dict[str, Any]]:
             sets["one thread"] = partial(attend, plan, q, k, v, form="compiled")
             read = torch.ones(sum(sizes[0]) * sizes[2] * 2 * sizes[3] * dtype.itemsize // 4)
             sets["read, one thread"] = partial(on_one_thread, read.sum)
-            sets["settle"] = sets["read"] = read.sum  # the first call after a change of threads wakes them
-            taken = turns([sets], rounds, time.perf_counter)
-            del taken["settle"]
+            sets["read"] = read.sum
+            # Each after a call of its own: whose turn comes after another's threads and memory would pay for both.
+            taken = turns([sets], rounds, time.perf_counter, warm=True)
             best = {name: min(found) for name, found in taken.items()}
             ratio = best["one-per-output"] / best["stream-k"]
             shown = "  ".join(f"{name} {found * 1e3:.3f} ms" for name, found in best.items())

@@ -204,6 +204,26 @@ def test_trainer_lowers_the_loss(mixer: str, tmp_path: Path) -> None:
     assert near(again(tokens(1, 5)).logits, model(tokens(1, 5)).logits)
 
 
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_checkpoints_keep_less_and_give_the_same_gradients(mixer: str) -> None:
+    model, found = make(mixer, num_hidden_layers=3).train(), []
+    batch = padded([tokens(1, n) for n in (40, 64)])
+    for on in (False, True):
+        if on:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        kept: list[Tensor] = []
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+            loss = model(**batch, labels=batch["input_ids"]).loss
+        memory = sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept}.values())
+        loss.backward()
+        found.append((memory, loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (most, *wanted), (least, *got) = found
+    assert least < most / 2
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("mixer", [*SEVERAL, "gla:fixed_decay"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_saved_is_loaded(mixer: str, tied: bool, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from instar.kernels.quantised_rows import dequantise_rows, quantise_rows
 transformers = pytest.importorskip("transformers")
 
 from instar.doors import hf_ragged  # noqa: E402 - imports transformers
+from instar.doors.hf_causal_lm import InstarConfig, InstarForCausalLM  # noqa: E402
 from instar.doors.hf_ragged_cache import RaggedCache, RaggedLayer  # noqa: E402
 
 CACHE = hf_ragged.CACHE
@@ -196,6 +197,15 @@ def test_what_cannot_be_is_refused() -> None:
     model = llama()
     with pytest.raises(ShapeError, match="at least one token"):
         hf_ragged.generate(model, [[1], []], max_new_tokens=2)
+    for wrong_prompts, words in (
+        ([], "at least one prompt"),
+        ([[1.5, 2.5]], "torch.float32"),  # was read as 1 and 2
+        ([torch.ones(2, 5, dtype=torch.int64)], r"\(2, 5\)"),  # two texts were read as one
+        ([[1, 97]], "from 0 to 96; a prompt has them from 1 to 97"),
+        ([[-1, 3]], "from -1 to 3"),
+    ):
+        with pytest.raises(ShapeError, match=words):
+            hf_ragged.generate(model, wrong_prompts, max_new_tokens=2)
     settings: tuple[dict[str, Any], ...] = (
         {"temperature": -1.0},
         {"temperature": float("nan")},
@@ -217,6 +227,8 @@ def test_what_cannot_be_is_refused() -> None:
     windowed = transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=8))
     with pytest.raises(ModelError, match="window"):
         hf_ragged.generate(windowed, [[1]], max_new_tokens=2)
+    with pytest.raises(ModelError, match="InstarForCausalLM does not use that interface"):
+        hf_ragged.generate(InstarForCausalLM(InstarConfig()), [[1]], max_new_tokens=2)
 
 
 def test_a_real_model_says_what_transformers_says() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from instar.errors import BuildError, ShapeError
+from instar.kernels import decode_attention as kernel
 from instar.kernels.decode_attention import DecodePlan, Partial, attend, decode_attention, merge_partials
 from instar.kernels.decode_attention_partial import partial
 from instar.kernels.decode_attention_schedule import SCHEDULES
@@ -306,6 +307,18 @@ def test_a_wide_query_over_a_narrow_cache(form: str) -> None:
     out = decode_attention(q, k, v, LENGTHS, form=form)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.double(), direct(q, k, v, LENGTHS)[0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_little_is_left_to_sdpa_where_that_is_fast(dtype: torch.dtype, compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+    run = kernel.compiled.run
+    monkeypatch.setattr(kernel.compiled, "run", lambda *given: ran.append(given) or run(*given))
+    q, k, v = draw(dtype)
+    attend(DecodePlan.of([100] * len(q), 2), q, k, v)
+    assert len(ran) == (dtype != torch.float32)  # of 16 bits it is slow
+    attend(DecodePlan.of([100, *([99] * (len(q) - 1))], 2), q, k, v)
+    assert len(ran) == 1 + (dtype != torch.float32)
 
 
 def test_values_of_another_width(form: str) -> None:

@@ -58,3 +58,28 @@ def test_no_prompt_is_read_with_padding(monkeypatch: pytest.MonkeyPatch) -> None
     read.clear()
     model.generate(ids[:, -4:], mask=mask[:, -4:], max_new_tokens=2)  # little padding: one call is cheaper
     assert read == [12, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mixer", ["softmax", "softmax:multi_query"])
+def test_a_batch_without_padding_decodes_by_the_kernel(
+    mixer: str, dtype: torch.dtype, compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(mixer).to(dtype)
+    ids, _ = batch("left")
+    plans: list[Any] = []
+    decode = softmax.decode
+    monkeypatch.setattr(softmax, "decode", lambda plan, *given: plans.append(plan) or decode(plan, *given))
+    found = []
+    for least in (10**9, 1):
+        monkeypatch.setattr(softmax, "MANY", least)
+        monkeypatch.setattr(softmax, "MANY_NARROW", least)
+        with torch.no_grad():
+            state = model(ids[:, :-4])[1]
+            for place in range(-4, 0):
+                logits, state = model(ids[:, place, None], state)
+                found.append(logits.float())
+        assert len(plans) == (4 * 2 if least == 1 else 0)
+    assert len(set(map(id, plans))) == 4  # one a token, for both layers
+    near = 1e-4 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(found[4:], found[:4], rtol=near, atol=near)

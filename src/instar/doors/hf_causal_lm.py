@@ -34,7 +34,8 @@ class InstarForCausalLM(transformers.PreTrainedModel, transformers.GenerationMix
 
     `generate` (greedy, sampling, beams) keeps the mixers' states in a `StateCache`; padding on either side leaves them as they
     are, and positions count real tokens. `labels` give the mean cross-entropy of the next token; −100 is ignored. The decoder
-    itself is `model.decoder`: it streams, and saves in our own format.
+    itself is `model.decoder`: it streams, and saves in our own format. With gradient checkpointing (also that of `Trainer`) training
+    keeps the inputs of the blocks alone, and running statistics of batches are followed twice a step.
 
     Args:
         config: what it is. decoder: an existing one, which is taken and not copied (see `from_decoder`).
@@ -48,6 +49,7 @@ class InstarForCausalLM(transformers.PreTrainedModel, transformers.GenerationMix
     config_class = InstarConfig
     main_input_name = "input_ids"
     _is_stateful = True
+    supports_gradient_checkpointing = True
     _no_split_modules = ("Block",)
 
     def __init__(self, config: InstarConfig, decoder: Decoder | None = None) -> None:

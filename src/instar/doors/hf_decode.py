@@ -10,7 +10,6 @@ not once a layer. Values are those of SDPA but for rounding.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from instar import extras
 from instar.errors import ModelError
 from instar.kernels.decode_attention import DecodePlan, attend
-from instar.kernels.decode_attention_mask import plan_of_mask
+from instar.kernels.decode_attention_mask import plan_of_all, plan_of_mask
 from instar.kernels.quantised_rows import dequantise_rows
 
 NAME = "instar_decode"
@@ -84,12 +83,11 @@ def _scales(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
 def _plan(mask: Tensor | None, key: Tensor) -> DecodePlan | None:
     """The plan of one token for all layers: kept on the mask, which all of them are given. None where a mask is no run."""
     B, heads, columns = key.shape[:3]
-    threads = torch.get_num_threads()
     if mask is None:
-        return _whole(B, heads, columns, threads)
+        return plan_of_all(B, columns, heads)
     if mask.dim() != 4 or mask.shape[1:3] != (1, 1) or torch.compiler.is_compiling():
         return None
-    of = (B, heads, columns, threads, None if mask.is_inference() else mask._version)
+    of = (B, heads, columns, torch.get_num_threads(), None if mask.is_inference() else mask._version)
     kept = getattr(mask, "_instar_plan", None)
     # Tensors of inference mode do not count what is written into them.
     if kept is None or kept[0] != of or (mask.is_inference() and not torch.equal(mask, kept[2])):
@@ -97,8 +95,3 @@ def _plan(mask: Tensor | None, key: Tensor) -> DecodePlan | None:
         kept = (of, plan_of_mask(mask[:, 0, 0, :columns].expand(B, -1), heads), before)
         mask._instar_plan = kept  # type: ignore[attr-defined]
     return kept[1]
-
-
-@functools.lru_cache(maxsize=4)
-def _whole(rows: int, heads: int, columns: int, threads: int) -> DecodePlan:
-    return DecodePlan.of([columns] * rows, heads)

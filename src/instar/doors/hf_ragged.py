@@ -45,19 +45,19 @@ def generate(
 
     Args:
         model: a causal model with full attention in all layers, in any mode; it samples in eval mode.
-        prompts: token ids, at least one each.
+        prompts: token ids, [T] or [1, T] with T ≥ 1 each.
         temperature, top_k, generator: as in `instar.models.generation.stream`.
         stop: tokens that end a row; None is `eos_token_id` of the model's generation config. () for none.
         quantised: keys and values kept as int8 (see `RaggedCache`): longer texts in the same memory, and faster where the cache
             is much of what is read; tokens may differ.
 
-    Raises ShapeError for prompts that are empty and for settings that `stream` refuses, ModelError for a model with other caches
-    than keys and values of all tokens.
+    Raises ShapeError for prompts that are no token ids of the model and for settings that `stream` refuses, ModelError for a
+    model with other caches than keys and values of all tokens.
     Time: of prompts Σ_b (T_b P + T_b² D), of tokens P + Σ_b T_b D each, for P parameters.
     """
-    rows = [torch.as_tensor(prompt, dtype=torch.int64).reshape(1, -1).to(model.device) for prompt in prompts]
-    if not rows or min(row.shape[1] for row in rows) < 1:
-        raise ShapeError(f"generate expects prompts of at least one token; received {[row.shape[1] for row in rows]}.")
+    rows = [_row(prompt, model) for prompt in prompts]
+    if not rows:
+        raise ShapeError("generate expects at least one prompt; received none.")
     require_sampling(temperature, max_new_tokens, top_k)
     stops = _stops(model, stop)
     if max_new_tokens == 0:
@@ -85,6 +85,23 @@ def generate(
     return [_until(row, stops) for row in torch.stack(found, 1)]
 
 
+def _row(prompt: Tensor | Sequence[int], model: Any) -> Tensor:
+    """int64 [1, T] on the model's device. Raises ShapeError for what is no prompt of it."""
+    found = torch.as_tensor(prompt)
+    batch = found.dim() not in (1, 2) or (found.dim() == 2 and found.shape[0] != 1)
+    if batch or found.numel() == 0 or found.is_floating_point() or found.dtype == torch.bool:
+        raise ShapeError(
+            "generate expects prompts of at least one token, [T] or [1, T] integers each; received "
+            f"{tuple(found.shape)} of {found.dtype}."
+        )
+    most = model.get_input_embeddings().num_embeddings
+    if not 0 <= int(found.min()) <= int(found.max()) < most:
+        raise ShapeError(
+            f"The model knows tokens from 0 to {most - 1}; a prompt has them from {int(found.min())} to {int(found.max())}."
+        )
+    return found.reshape(1, -1).to(model.device, torch.int64)
+
+
 def _until(tokens: Tensor, stops: Tensor) -> Tensor:
     """The tokens up to the first that stops."""
     ends = torch.isin(tokens, stops).nonzero()
@@ -101,10 +118,12 @@ def _layers(model: Any) -> int:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    if kinds != {"full_attention"} or windowed or not getattr(model, "_supports_attention_backend", False):
+    known = getattr(model, "_supports_attention_backend", False)
+    if kinds != {"full_attention"} or windowed or not known:
+        has = f"has {', '.join(sorted(kinds))}{' with a window' if windowed else ''}"
         raise ModelError(
             f"Ragged generation expects a causal model with full attention in all layers, by the attention interface; "
-            f"{type(model).__name__} has {', '.join(sorted(kinds))}{' with a window' if windowed else ''}."
+            f"{type(model).__name__} {has if known else 'does not use that interface'}."
         )
     return int(config.num_hidden_layers)
 

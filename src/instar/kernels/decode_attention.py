@@ -26,7 +26,7 @@ FORMS = get_args(Form)
 Layout = Literal["bhld", "blhd"]
 LAYOUTS = get_args(Layout)
 FEW = 2**13
-"""Keys, over all heads, up to which one call of SDPA is as fast, where one call serves all sequences."""
+"""Keys of float32, over all heads, up to which one call of SDPA is as fast, where one call serves all sequences."""
 WORTH_A_HINT = 2**16
 """Keys, over all heads, from which the compiled form would be missed."""
 
@@ -63,7 +63,7 @@ def decode_attention(
         return_lse: also the log-sum-exp [B, H] of the scaled scores, float32 or better; see `Partial` for what it is good for.
         form: "compiled" (`instar kernels build`; float32, bfloat16, float16 and int8 on the CPU, widths in multiples of 32);
             "torch", SDPA sequence by sequence; "segments", the plan run segment by segment in torch: the reference; "auto" is
-            the first that applies of the first two, and SDPA where there is little to read and it serves all at once.
+            the first that applies of the first two, and SDPA where there is little of float32 to read, for all at once.
 
     Returns the output in the shape of q with V for K and its type; sums are in float32 or better. A sequence without keys gives 0
     and a log-sum-exp of -∞. Keys and values have one type, which is that of q, a narrower one, or int8 with scales.
@@ -114,7 +114,8 @@ def attend(
     _validate(plan, q, keys, values, scales)
     scale = q.shape[2] ** -0.5 if scale is None else scale
     library = None
-    if form == "auto" and plan.uniform and plan.reads <= FEW and not return_lse:
+    few = plan.uniform and plan.reads <= FEW and keys.dtype == torch.float32  # narrow types: up to ten times as slow by SDPA
+    if form == "auto" and few and not return_lse:
         form = "torch"
     if form in ("auto", "compiled") and compiled.takes(q, keys, values):
         library = native.library()

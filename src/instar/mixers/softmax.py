@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from instar.errors import ShapeError
 from instar.interfaces import Mixer
 from instar.kernels.decode_attention import attend as decode
-from instar.kernels.decode_attention_mask import plan_of_mask
+from instar.kernels.decode_attention_mask import plan_of_all, plan_of_mask
 from instar.kernels.eager_attention import scores
 from instar.mixers.positions import columns, count_positions, rotate
 
 BLOCK = 128
 """The cache grows by this many columns at a time."""
 MANY = 2**15
-"""Cached keys, over all rows and heads, from which one token of a padded batch is worth a plan that leaves the padding out."""
+"""Cached keys, over all rows and heads, from which one token is worth a plan: padding is left out, and each key read once."""
+MANY_NARROW = 2**11
+"""The same for numbers of 16 bits, which SDPA reads ten to a hundred times as slowly where there is one query for each head."""
 
 
 class SoftmaxState(NamedTuple):
@@ -178,9 +180,14 @@ class Softmax(Mixer):
 
         attend: bool [B, 1, T, C], the columns that each may see; None for all, or with `causal` (C = T) those up to its own.
         """
-        rows = attend is not None and attend.dtype == torch.bool and attend.shape[:-1] == (len(q), 1, 1)  # not all who call have
-        if attend is not None and rows and keys.shape[:3].numel() >= MANY and not torch.compiler.is_compiling():
-            plan = plan_of_mask(attend[:, 0, 0], self.kv_heads)
+        if q.shape[2] == 1 and not torch.compiler.is_compiling():
+            plan = None
+            if keys.shape[:3].numel() < (MANY_NARROW if keys.dtype.itemsize == 2 else MANY):
+                pass
+            elif attend is None:
+                plan = plan_of_all(len(q), keys.shape[2], self.kv_heads)
+            elif attend.dtype == torch.bool and attend.shape[:-1] == (len(q), 1, 1):  # not all who call have
+                plan = plan_of_mask(attend[:, 0, 0], self.kv_heads)
             if plan is not None:
                 return decode(plan, q, keys, values)[0]
         shared = self.kv_heads != self.heads

@@ -69,6 +69,9 @@ class Decoder(nn.Module):
     (sinusoids), Xiong et al. 2020 (pre-norm, 2002.04745).
     """
 
+    gradient_checkpointing: bool = False
+    """Whether training keeps the inputs of blocks alone and computes the rest again: `transformers` sets it, and what does so."""
+
     def __init__(
         self,
         vocabulary: int,
@@ -147,8 +150,12 @@ class Decoder(nn.Module):
         if self.amplitude is not None:
             x = x + self.amplitude * sinusoid(where, self.width).to(x.dtype)
         layers = []
+        again: Any = self._gradient_checkpointing_func if self.gradient_checkpointing else None
         for block, layer in zip(self.blocks, state["layers"], strict=True):
-            x, layer = block(x, layer, mask, reset)
+            if again is not None and self.training and torch.is_grad_enabled():
+                x, layer = again(block, x, layer, mask, reset)
+            else:
+                x, layer = block(x, layer, mask, reset)
             layers.append(layer)
         return self.norm(x), {"position": position, "layers": tuple(layers)}
 
