@@ -106,6 +106,16 @@ class PadsDecayState(Spoilt):
     counts_pads = True
 
 
+class ViewsChunks(Spoilt):
+    """Chunks of 64 tokens by a view, of what padding has copied; whole chunks are not padded."""
+
+    def forward(self, x: Tensor, *args: Any, **flags: Any) -> tuple[Tensor, Any]:
+        B, T, D = x.shape
+        n = -(-T // 64)
+        chunks = F.pad(x, (0, 0, 0, 64 * n - T)).view(B * n, 64, D)
+        return super().forward(chunks.view(B, 64 * n, D)[:, :T], *args, **flags)
+
+
 class IgnoresReset(Spoilt):
     ignores_reset = True
 

@@ -45,6 +45,7 @@ PLANTED = [  # defect · the check that is there for it · words of its message 
     (subject(d.LosesBuffer), "copies", "persistent buffer", ""),
     (subject(d.AnotherInference), "inference", "without gradients", ""),
     (subject(d.ChangesMask), "inputs", "argument mask in place", "split padding reset reference extremes inference"),
+    (subject(d.ViewsChunks), "inputs", "raised RuntimeError", ""),
     (subject(d.Leaky, state="4 * D + 4"), "state_bytes", "32 bytes; the card's formula '4 * D + 4' gives 36", ""),
     (subject(d.Leaky, state="4 * T * D"), "state_bytes", "after 24 tokens", ""),
     (subject(d.Leaky, knobs={"decay": Knob(range=[0, 1])}), "arguments", "decay", ""),

@@ -49,6 +49,13 @@ def test_forms_equal_the_recurrence(T: int) -> None:
     close(observe(u, state, form="blocks"), observe(u, state, form="recurrent"))
 
 
+def test_whole_blocks_of_inputs_that_lie_time_first() -> None:
+    """As those of spiking neurons do; where blocks are whole nothing is padded, and so nothing is copied."""
+    u, state = draw(128)
+    other = u.transpose(0, 1).contiguous().transpose(0, 1)
+    close(observe(other, state, form="blocks"), observe(u, state, form="recurrent"))
+
+
 @given(seed=st.integers(0, 10_000), T=st.integers(1, 40), size=st.sampled_from([1, 4, 16]), reals=st.floats(0, 1))
 @settings(max_examples=25, deadline=None)
 def test_padding_and_restarts_anywhere(seed: int, T: int, size: int, reals: float) -> None:

@@ -67,6 +67,14 @@ def test_frame_by_frame_is_the_whole(knobs: dict[str, int]) -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_the_papers_128_frames_are_those_of_each_half() -> None:
+    """A whole number of the memory's blocks, in a batch and without padding."""
+    model, _ = make()
+    x = torch.randn(B, 128, D, dtype=torch.float64)
+    first, state = model(x[:, :50])
+    assert torch.equal(model(x)[0], torch.cat([first, model(x[:, 50:], state)[0]], 1))
+
+
 def test_a_call_leaves_no_potential_behind() -> None:
     """What neurons hold lies in the state alone: a second sequence starts from rest."""
     model, x = make()

@@ -12,6 +12,8 @@ from instar.state import clone, index_select, leaves
 
 LONG = 150
 """Crosses chunks of 16, 32, 64 and 128 tokens."""
+WHOLE = 256
+"""A whole number of them: where nothing is padded, nothing is copied."""
 DRAWS = 16
 """Rows in which a change may show: a method that chooses among tokens may leave out the changed one."""
 
@@ -63,18 +65,20 @@ def check_shapes(subject: Subject) -> None:
 
 
 def check_inputs(subject: Subject) -> None:
-    """Inputs are left as they are, and their memory layout does not matter."""
-    mixer, T = subject.build(), subject.tokens(20)
-    x, mask, reset = subject.x(2, T), ragged(2, T), starts(2, T)
-    kept = [t.clone() for t in (x, mask, reset)]
-    strided = x.transpose(0, 2).contiguous().transpose(0, 2)
-    for flags, strided_flags in (({}, {}), ({"mask": mask, "reset": reset}, {"mask": mask.mT.contiguous().mT, "reset": reset})):
-        want = mixer(x, **flags)[0]
-        for name, now, before in zip(("x", "mask", "reset"), (x, mask, reset), kept, strict=True):
-            if not torch.equal(now, before):
-                raise ContractError(f"forward changed its argument {name} in place; work on a copy.")
-        got = mixer(strided, **strided_flags)[0]
-        same(got, want, subject.tolerance, "the output for a transposed view of x", "Use reshape where view assumes a layout.")
+    """Inputs are left as they are, and their memory layout does not matter, also where chunks are whole."""
+    mixer = subject.build()
+    for T in (subject.tokens(20), subject.tokens(WHOLE)):
+        x, mask, reset = subject.x(2, T), ragged(2, T), starts(2, T)
+        kept = [t.clone() for t in (x, mask, reset)]
+        strided = x.transpose(0, 2).contiguous().transpose(0, 2)
+        flags = {"mask": mask, "reset": reset}
+        for given, other in (({}, {}), (flags, {name: flag.mT.contiguous().mT for name, flag in flags.items()})):
+            want = mixer(x, **given)[0]
+            for name, now, before in zip(("x", "mask", "reset"), (x, mask, reset), kept, strict=True):
+                if not torch.equal(now, before):
+                    raise ContractError(f"forward changed its argument {name} in place; work on a copy.")
+            because = "Use reshape where view assumes a layout."
+            same(mixer(strided, **other)[0], want, subject.tolerance, f"the output for a transposed view of {T} tokens", because)
 
 
 def check_split(subject: Subject) -> None:

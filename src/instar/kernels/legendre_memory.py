@@ -160,7 +160,7 @@ def _blocks(rows: RightAligned, squares: Tensor, taps: Tensor, state: Tensor | N
     size = min(BLOCK, 1 << (T - 1).bit_length())
     n_blocks = -(-T // size)
     lack = n_blocks * size - T
-    u = F.pad(rows.x, (0, 0, lack, 0)).view(B * n_blocks, size, H)
+    u = F.pad(rows.x, (0, 0, lack, 0)).reshape(B * n_blocks, size, H)
     windows = F.pad(u, (0, 0, size - 1, 0)).unfold(1, size, 1)  # [M, size, H, size], the newest last
     begun = None
     if rows.segment is not None:
