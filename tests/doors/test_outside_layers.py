@@ -89,6 +89,21 @@ def test_with_padding_and_packing_by_the_door_the_contract_is_kept(name: str) ->
     assert [o.message for o in (run(check, subject) for check in asked) if o.status != "passed"] == []
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_rotary_positions_are_exact_in_half_precision(dtype: torch.dtype) -> None:
+    """The layer of Llama under the positions that its own model gives it."""
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    config = pytest.importorskip("transformers").LlamaConfig(hidden_size=64, num_attention_heads=2)
+    torch.manual_seed(0)
+    layer = outside_layers.HFLlamaAttention(64, heads=2).to(dtype).eval()
+    layer.layer.q_proj.weight.mul_(30)
+    x = torch.randn(1, 600, 64, dtype=dtype)
+    turned = llama.LlamaRotaryEmbedding(config)(x, torch.arange(600).unsqueeze(0))
+    want, _ = layer.layer(x, position_embeddings=turned, attention_mask=None)
+    torch.testing.assert_close(layer(x)[0], want)
+
+
 def test_a_module_s_class_is_a_method_of_its_own_name() -> None:
     card = catalogue.add("instar.doors.outside_layers:Qwen3NextGatedDeltaNet")
     assert (card.slug, card.capability("positions")) == ("qwen3_next_gated_delta_net", "none")
