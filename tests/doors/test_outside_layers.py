@@ -160,6 +160,37 @@ def test_the_cache_of_fla_is_a_value() -> None:
     torch.testing.assert_close(layer(x, mask=mask)[0][1, 1::2], layer(x[1:, 1::2])[0][0])
 
 
+class Placed(Decayed):
+    """As retention of `fla`: it asks the cache where its positions go on."""
+
+    def forward(self, hidden_states: Tensor, past_key_values: object = None, **given: object) -> tuple[Tensor, None, object]:  # type: ignore[override]
+        first = past_key_values.get_seq_length(0)  # type: ignore[union-attr]
+        place = torch.arange(first, first + hidden_states.shape[1]).view(-1, 1)
+        return super().forward(hidden_states * (1 + place), past_key_values=past_key_values)
+
+
+@torch.no_grad()
+def test_the_cache_of_fla_counts_tokens() -> None:
+    class Layer(FlaLayer):
+        def make(self, width: int, heads: int) -> nn.Module:
+            return Placed(width)
+
+    layer, x = Layer(4), torch.randn(2, 6, 4)
+    whole, end = layer(x)
+    y, state = layer(x[:, :2])
+    for t in range(2, 6):
+        part, state = layer(x[:, t : t + 1], state)
+        y = torch.cat([y, part], 1)
+    torch.testing.assert_close(y, whole)
+    torch.testing.assert_close(layer(x[:, :1], layer.init_state(2))[0], whole[:, :1])
+    mask = torch.tensor([[True] * 6, [False, True] * 3])
+    y, apart = layer(x, mask=mask)
+    torch.testing.assert_close(y[1, 1::2], layer(x[1:, 1::2])[0][0])
+    assert (end["seen"].tolist(), apart["seen"].tolist()) == ([6, 6], [6, 3])
+    with pytest.raises(NotOfferedError, match="one has read 3 tokens and another 6"):
+        layer(x, apart)
+
+
 def test_own_mask_is_the_layer_s_or_not_offered() -> None:
     class Own(outside_layers.XLSTMLayer):
         own_mask = True
