@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,8 @@ def test_every_problem_card_names_a_baseline_that_it_accepts(slug: str) -> None:
     assert isinstance(card, ProblemCard)
     for interface, baseline in card.baseline.items():
         assert catalogue.parse(baseline).card.interface == interface
+    named = set(re.findall(r"\b([a-z_]+)=", f"{card.idea} {card.caution}"))
+    assert named <= inspect.signature(catalogue.load(card)).parameters.keys(), "the card speaks of settings that there are not"
 
 
 def test_unknown_names_come_with_the_nearest() -> None:

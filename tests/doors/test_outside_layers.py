@@ -89,6 +89,21 @@ def test_with_padding_and_packing_by_the_door_the_contract_is_kept(name: str) ->
     assert [o.message for o in (run(check, subject) for check in asked) if o.status != "passed"] == []
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_rotary_positions_are_exact_in_half_precision(dtype: torch.dtype) -> None:
+    """The layer of Llama under the positions that its own model gives it."""
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    config = pytest.importorskip("transformers").LlamaConfig(hidden_size=64, num_attention_heads=2)
+    torch.manual_seed(0)
+    layer = outside_layers.HFLlamaAttention(64, heads=2).to(dtype).eval()
+    layer.layer.q_proj.weight.mul_(30)
+    x = torch.randn(1, 600, 64, dtype=dtype)
+    turned = llama.LlamaRotaryEmbedding(config)(x, torch.arange(600).unsqueeze(0))
+    want, _ = layer.layer(x, position_embeddings=turned, attention_mask=None)
+    torch.testing.assert_close(layer(x)[0], want)
+
+
 def test_a_module_s_class_is_a_method_of_its_own_name() -> None:
     card = catalogue.add("instar.doors.outside_layers:Qwen3NextGatedDeltaNet")
     assert (card.slug, card.capability("positions")) == ("qwen3_next_gated_delta_net", "none")
@@ -143,6 +158,37 @@ def test_the_cache_of_fla_is_a_value() -> None:
         torch.testing.assert_close(layer(x[:, 2:], state)[0], whole[:, 2:])
     mask = torch.tensor([[True] * 6, [False, True] * 3])
     torch.testing.assert_close(layer(x, mask=mask)[0][1, 1::2], layer(x[1:, 1::2])[0][0])
+
+
+class Placed(Decayed):
+    """As retention of `fla`: it asks the cache where its positions go on."""
+
+    def forward(self, hidden_states: Tensor, past_key_values: object = None, **given: object) -> tuple[Tensor, None, object]:  # type: ignore[override]
+        first = past_key_values.get_seq_length(0)  # type: ignore[union-attr]
+        place = torch.arange(first, first + hidden_states.shape[1]).view(-1, 1)
+        return super().forward(hidden_states * (1 + place), past_key_values=past_key_values)
+
+
+@torch.no_grad()
+def test_the_cache_of_fla_counts_tokens() -> None:
+    class Layer(FlaLayer):
+        def make(self, width: int, heads: int) -> nn.Module:
+            return Placed(width)
+
+    layer, x = Layer(4), torch.randn(2, 6, 4)
+    whole, end = layer(x)
+    y, state = layer(x[:, :2])
+    for t in range(2, 6):
+        part, state = layer(x[:, t : t + 1], state)
+        y = torch.cat([y, part], 1)
+    torch.testing.assert_close(y, whole)
+    torch.testing.assert_close(layer(x[:, :1], layer.init_state(2))[0], whole[:, :1])
+    mask = torch.tensor([[True] * 6, [False, True] * 3])
+    y, apart = layer(x, mask=mask)
+    torch.testing.assert_close(y[1, 1::2], layer(x[1:, 1::2])[0][0])
+    assert (end["seen"].tolist(), apart["seen"].tolist()) == ([6, 6], [6, 3])
+    with pytest.raises(NotOfferedError, match="one has read 3 tokens and another 6"):
+        layer(x, apart)
 
 
 def test_own_mask_is_the_layer_s_or_not_offered() -> None:

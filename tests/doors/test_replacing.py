@@ -156,6 +156,31 @@ def test_positions_that_differ_only_beyond_a_length_change_nothing_within_it() -
         assert not torch.allclose(model(TOKENS).logits, plain, atol=1e-3)
 
 
+@torch.no_grad()
+def test_positions_are_squeezed_beyond_the_longest_input_of_the_model() -> None:
+    tokens = TOKENS.repeat(1, 30)
+    for longest, changed in ((512, False), (300, True)):
+        model = llama(max_position_embeddings=longest)
+        plain = model(tokens).logits
+        replace_attention(model, "scaled_rope:yarn")
+        torch.testing.assert_close(model(tokens[:, :300]).logits, plain[:, :300], rtol=0, atol=1e-5)
+        assert (float((model(tokens).logits - plain)[:, 300:].abs().max()) > 1e-2) == changed
+
+
+@torch.no_grad()
+def test_what_always_rotates_takes_over_rotation_and_no_other_attention() -> None:
+    for knobs in ({"window": 16}, {"window": 16, "rope_base": 500.0}):
+        model = decoder("streaming_llm", **knobs)
+        plain = model(TOKENS)[0]
+        for name in ("softmax", "scaled_rope", "local_window"):
+            with replace_attention(model, name):
+                torch.testing.assert_close(model(TOKENS)[0], plain, rtol=0, atol=1e-5)
+    for model in (gpt2(), decoder(rope=False), decoder("alibi")):
+        for name in ("streaming_llm", "scaled_rope:ntk"):
+            with pytest.raises(ModelError, match=f"does not rotate.*'{name}' always does"):
+                replace_attention(model, name)
+
+
 @pytest.mark.parametrize("build", [llama, gpt2, decoder])
 def test_queries_that_are_keys_take_the_trained_queries(build: Any) -> None:
     """EcoFormer: W_q for both, and hash functions that are fitted to what the layer reads, by hand or by the distillation."""

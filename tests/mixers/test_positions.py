@@ -135,6 +135,7 @@ def test_each_query_reads_at_the_scale_of_its_position() -> None:
         fixed.load_state_dict(layer.state_dict())
         close(layer(x)[0][:, last], fixed(x[:, : last + 1])[0][:, -1])
         close(layer.attention(x)[:, :, last, : last + 1], fixed.attention(x[:, : last + 1])[:, :, -1])
+    assert layer.attention(x[:, :0]).shape == (B, H, 0, 0)
 
 
 def test_a_fixed_factor_is_softmax_with_other_frequencies() -> None:

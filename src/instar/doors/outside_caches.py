@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instar.doors.outside import StatefulLayer
+from instar.doors.outside import NotOfferedError, StatefulLayer
 from instar.errors import ModelError
-from instar.state import State, clone
+from instar.state import State, clone, leaves
 
 
 class TransformersLayer(StatefulLayer):
@@ -79,7 +79,8 @@ class ValueCache:
 class FlaLayer(StatefulLayer):
     """A recurrent layer of `flash-linear-attention`, with layer_idx=0. Its kernels need a GPU.
 
-    State: what the layer stores, such as {"recurrent_state": [B, H, …], "conv_state": (…)}.
+    State: what the layer stores, such as {"recurrent_state": [B, H, …], "conv_state": (…)}, and "seen" [B], tokens read. Layers
+    that count rotary positions by the cache (retention) take rows together only where these are equal; NotOfferedError else.
     """
 
     def run(self, x: Tensor, state: State, mask: Tensor | None = None) -> tuple[Tensor, State]:
@@ -100,6 +101,18 @@ class FlaCache:
     def __getitem__(self, layer_idx: int) -> dict[str, Any]:
         return {"conv_state": None, "recurrent_state": None, **clone(self.state)}  # convolutions write into theirs
 
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens that have been read: where rotary positions go on."""
+        if self.state is None:
+            return 0
+        seen = self.state["seen"]
+        if bool((seen != seen[:1]).any()):
+            raise NotOfferedError(f"no rows of which one has read {int(seen.min())} tokens and another {int(seen.max())}")
+        return int(seen[0])
+
     def update(self, layer_idx: int = 0, offset: int = 1, **parts: Any) -> dict[str, Any]:
-        self.state = {name: part for name, part in parts.items() if part is not None}
+        kept = {name: part for name, part in parts.items() if part is not None}
+        first = next(iter(leaves(kept)))
+        before = torch.zeros(len(first), dtype=torch.int64, device=first.device) if self.state is None else self.state["seen"]
+        self.state = {**kept, "seen": before + offset}
         return self.state

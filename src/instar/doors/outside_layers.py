@@ -172,13 +172,15 @@ class HFLlamaAttention(StatelessLayer):
     def run(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         where = torch.arange(x.shape[1], device=x.device).unsqueeze(0) if mask is None else (mask.cumsum(1) - 1).clamp(min=0)
         size = self.width // self.heads
-        rate = 10_000.0 ** (-torch.arange(0, size, 2, device=x.device, dtype=x.dtype) / size)
-        angle = where.to(x.dtype).unsqueeze(-1) * torch.cat([rate, rate])
+        exact = torch.promote_types(x.dtype, torch.float32)  # as its model has it: bfloat16 holds no place beyond 256
+        rate = 10_000.0 ** (-torch.arange(0, size, 2, device=x.device, dtype=exact) / size)
+        angle = where.to(exact).unsqueeze(-1) * torch.cat([rate, rate])
         seen = None
         if mask is not None:  # padding sees itself, as its model would let it
             own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
             seen = own | (torch.ones_like(own).tril() & mask[:, None, None])
-        return self.layer(x, position_embeddings=(angle.cos(), angle.sin()), attention_mask=seen)[0]
+        turned = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        return self.layer(x, position_embeddings=turned, attention_mask=seen)[0]
 
 
 class XTransformersAttention(StatelessLayer):

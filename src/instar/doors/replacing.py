@@ -43,6 +43,8 @@ class Trained:
     kv_heads: int
     rope_base: float | None
     """None where the layer itself does not rotate."""
+    longest: int | None
+    """Tokens that the model was trained to read, None where nothing says it."""
     projections: Mapping[str, tuple[Tensor, Tensor | None]]
     """Name -> weight [out, in] and bias."""
 
@@ -51,9 +53,10 @@ def replace_attention(model: nn.Module, name: str, *, layers: Sequence[int] | No
     """Put a mixer in the place of attention, in chosen layers, with the trained W_q, W_k, W_v and W_o.
 
     What the mixer has beyond them (gates, sinks, norms) starts as the mixer says. Keys and values that query heads share stay
-    shared where the mixer knows `kv_heads`, and are repeated otherwise; rotary positions stay where it knows `rope`, and are
-    lost otherwise. A mixer whose queries are its keys takes W_q and no W_k; what it fits to its inputs (hash functions) waits
-    for `instar.models.refitting`. Dropout of the attention is lost. Softmax for softmax changes nothing but rounding.
+    shared where the mixer knows `kv_heads`, and are repeated otherwise; rotary positions stay where the mixer rotates too, and
+    are lost otherwise; a mixer that squeezes them does so beyond the longest input that the model's configuration names, unless
+    `trained` says another. A mixer whose queries are its keys takes W_q and no W_k; what it fits to its inputs (hash functions)
+    waits for `instar.models.refitting`. Dropout of the attention is lost. Softmax for softmax changes nothing but rounding.
 
     Args:
         model: a causal language model of `transformers` with the attention of Llama (SmolLM2), Mistral, Qwen2 or GPT-2, or a
@@ -108,7 +111,12 @@ def mixer_for(one: Trained, name: str, knobs: Mapping[str, Any]) -> Mixer:
         raise UnknownNameError.among(f"knob of {address.slug}", unknown[0], known)
     width = one.projections["q_proj"][0].shape[1]
     taken = {"heads": one.heads, "kv_heads": one.kv_heads, "rope": one.rope_base is not None, **_WIDE}
-    taken |= {} if one.rope_base is None else {"rope_base": one.rope_base}
+    if one.rope_base is not None:
+        taken["rope_base"] = one.rope_base
+    elif "rope_base" in known and "rope" not in known:
+        raise ModelError(f"{one.path} does not rotate queries and keys, and '{name}' always does: they were not trained for it.")
+    if one.longest is not None:
+        taken["trained"] = one.longest
     arguments = {key: value for key, value in taken.items() if key in known}
     mixer = cls(width, **{**arguments, **address.arguments, **knobs})
     weight = one.projections["q_proj"][0]
@@ -157,9 +165,11 @@ def _of_decoder(model: Decoder) -> list[Trained]:
         projections: dict[str, Any] = {key: getattr(mixer, key, None) for key in PROJECTIONS}
         if missing := [key for key, one in projections.items() if not isinstance(one, nn.Linear)]:
             raise ModelError(f"The mixer of block {i}, {type(mixer).__name__}, has no {', '.join(missing)} to keep.")
-        base = float(mixer.rope_base) if getattr(mixer, "rope", False) else None
+        rotates = getattr(mixer, "rope", hasattr(mixer, "rope_base"))  # some always do
+        base = float(mixer.rope_base) if rotates else None
         taken = {key: (one.weight, one.bias) for key, one in projections.items()}
-        found.append(Trained(f"blocks.{i}.mixer", mixer, mixer.heads, getattr(mixer, "kv_heads", mixer.heads), base, taken))
+        kv_heads, longest = getattr(mixer, "kv_heads", mixer.heads), getattr(mixer, "trained", None)
+        found.append(Trained(f"blocks.{i}.mixer", mixer, mixer.heads, kv_heads, base, longest, taken))
     return found
 
 
@@ -181,7 +191,8 @@ def _of_transformers(model: nn.Module) -> list[Trained]:
             taken = {key: _pair(one) for key, one in linears if one is not None}
         taken["o_proj"] = _pair(block.attention_out)
         base = _rope_base(path, module) if type(module).__name__ in _ROTARY else None
-        found.append(Trained(path, module, parts.heads, parts.kv_heads, base, taken))
+        longest = getattr(module.config, "max_position_embeddings", None)
+        found.append(Trained(path, module, parts.heads, parts.kv_heads, base, longest, taken))
     return found
 
 

@@ -84,7 +84,7 @@ class ScaledRope(Softmax):
 
     def score_placed(self, q: Tensor, keys: Tensor, where: Tensor, at: Tensor) -> Tensor:
         level, found = self._level(where), q.new_zeros(*q.shape[:3], keys.shape[2])
-        for n in range(int(level.max()) + 1):
+        for n in range(self._level_of(keys.shape[2] - 1) + 1):
             (queries,), (columns,) = self._turned((q,), where, 2.0**n), self._turned((keys,), at, 2.0**n)
             found = torch.where((level == n)[:, None, :, None], scores(queries, columns), found)
         return found
