@@ -129,6 +129,44 @@ def test_a_likelihood_alone_misleads_where_it_does() -> None:
     assert said.missing == ["finding a key in text", "nested lists", "images as rows of pixels", "naming spoken digits"]
 
 
+def by_seed(problem: str, metric: str, base: float, gains: list[float], floors: dict[str, Floor] | None = None) -> Any:
+    """A comparison of gla, better than softmax by so much in each seed."""
+    found = [
+        {**record(problem, metric, name, seed, [base + far + 0.001 * (i % 5) for i in range(40)]), "floors": floors or {}}
+        for seed, gain in enumerate(gains)
+        for name, far in (("softmax", 0.0), ("gla", gain))
+    ]
+    return summarise(found)[0]
+
+
+def test_what_an_interval_shows_to_be_no_worse_is_said_to_be() -> None:
+    """An interval from −0.017 to 0.047 is no verdict, but with a margin of 0.02 it is no loss either."""
+    curves = [curve("softmax", 1e-5, 4096.0), curve("gla", 5e-6, 64.0)]
+
+    def said(base: float, gains: list[float]) -> tuple[list[str], str]:
+        lists = by_seed("listops", "accuracy", base, gains, {"accuracy": Floor(0.259, "naming something else")})
+        found = Findings(LENGTH, Question(length=1024), curves, {"listops": lists})
+        return rules(found)["gla"], report.answer(found).tasks["hierarchical"]
+
+    shown, sentence = said(0.325, [0.0255, 0.0005, 0.0195])
+    assert "no_worse" in shown
+    assert sentence == "no worse than softmax: gla."
+    for base, gains in ((0.325, [0.0255, -0.03, 0.0195]), (0.25, [0.0255, 0.0005, 0.0195])):  # a wide one; both at the floor
+        shown, sentence = said(base, gains)
+        assert "no_worse" not in shown
+        assert sentence.endswith("undecided: gla.")
+
+
+def test_a_likelihood_misleads_whom_it_recommends_without_a_verdict() -> None:
+    groups = {"text": by_seed("text", "bits_per_byte@T", 2.42, [-0.22, -0.112, -0.09]),
+              "recall": by_seed("recall", "accuracy", 0.97, [-0.65, -0.68, -0.64])}  # fmt: skip
+    curves = [curve("softmax", 1e-5, 4096.0), curve("gla", 5e-6, 64.0)]
+    (one,) = advice.misled(Findings(LENGTH, Question(length=1024), curves, groups))
+    assert one.text.startswith("gla has the best figure, 2.281 bits, at predicting text (−0.14 bits, 95 % interval −0.31 … 0.03)")
+    groups["text"] = by_seed("text", "bits_per_byte@T", 2.42, [0.22, 0.112, -0.09])
+    assert not advice.misled(Findings(LENGTH, Question(length=1024), curves, groups))
+
+
 def test_page_and_terminal_say_the_same(tmp_path: Path) -> None:
     said = report.answer(findings(Question(length=1024, layers=2), curve("softmax", 1e-5, 4096.0), curve("gla", 5e-6, 64.0)))
     report.write(said, tmp_path / "page.html")
@@ -146,10 +184,12 @@ def test_questions_and_files_that_make_no_sense(tmp_path: Path) -> None:
     for wrong in (Question(length=0), Question(memory=0.0), Question(layers=0)):
         with pytest.raises(PlanError):
             running.run("length", wrong, tmp_path)
-    with pytest.raises(PlanError, match="later tokens"):
+    with pytest.raises(PlanError, match="later tokens: ask with --no-causal"):
         running.run("length", Question(), tmp_path, methods=["linformer"])
     with pytest.raises(PlanError, match="mixers"):
         running.run("length", Question(), tmp_path, methods=["lora"])
+    with pytest.raises(PlanError, match="No part of the suite length is two-sided and swapped"):
+        running.run("length", Question(causal=False, how="swapped"), tmp_path)
     with pytest.raises(PlanError, match="No part swap"):
         running.run("length", Question(), tmp_path, only=["swap"])
     with pytest.raises(RecordError, match="no complete record"):

@@ -19,12 +19,12 @@ class Done(NamedTuple):
     stderr: str
 
 
-def instar(*words: str, cwd: Path | None = None) -> Done:
+def instar(*words: str, cwd: Path | None = None, columns: int = 140) -> Done:
     """What `instar WORDS` prints in `cwd`, and its exit code."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["instar", *words])
-        patch.setenv("COLUMNS", "140")
+        patch.setenv("COLUMNS", str(columns))
         if cwd is not None:
             patch.chdir(cwd)
         try:

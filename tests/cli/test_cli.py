@@ -28,6 +28,12 @@ def test_list_has_what_programs_need() -> None:
     assert instar("list", "--domain", "nothing").returncode == 1
 
 
+def test_names_of_claims_are_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
+    shown = instar("claims", "gla", "linformer", "--results", str(tmp_path), columns=80).stdout
+    assert "not run" in shown
+    assert "…" not in shown
+
+
 def test_claims_have_what_programs_need() -> None:
     rows = json.loads(instar("claims", "--json").stdout)
     assert rows

@@ -194,3 +194,13 @@ def test_what_is_no_table(tmp_path: Path) -> None:
         series(str(write(tmp_path, "", "own.xlsx")))
     with pytest.raises(DataError, match="One table"):
         series(["a.csv", "b.csv"])
+
+
+def test_row_numbers_of_pandas_are_no_channel(tmp_path: Path) -> None:
+    """In a table that is sorted by class they tell it."""
+    head, *below = long(many(12)).splitlines()
+    numbered = "\n".join([f",{head}", *(f"{number},{row}" for number, row in enumerate(below))])
+    found = series(str(write(tmp_path, numbered)))
+    assert found.channels == series(str(write(tmp_path, long(many(12)), "plain.csv"))).channels
+    with pytest.raises(DataError, match=r"Column 1 of .* has no name"):
+        series(str(write(tmp_path, numbered.replace("\n1,", "\n7,"), "other.csv")))

@@ -59,6 +59,21 @@ def test_names_tell_label_and_speaker(tmp_path: Path) -> None:
         speech.recordings(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["noise.wav", "yes/noise.wav", "all/noise.wav"])
+def test_a_recording_beside_folders_of_recordings_has_no_label(name: str, tmp_path: Path) -> None:
+    """It made a class of its own: without a name, or of the name of the folder above."""
+    names = {"noise.wav": ["yes/a_1.wav", "no/a_1.wav"], "yes/noise.wav": ["yes/more/a_1.wav", "no/a_1.wav"]}
+    names["all/noise.wav"] = ["all/yes/a_1.wav", "all/no/a_1.wav"]
+    given = lay(tmp_path, dict.fromkeys([*names[name], name], wav(tone())))
+    with pytest.raises(DataError, match=rf"'{name}' stands beside folders of recordings"):
+        speech.recordings(given)
+
+
+def test_one_folder_with_a_label_says_that_it_is_the_only_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"in 'ann_x\.wav', and all recordings are in the folder 'yes'"):
+        speech.recordings(lay(tmp_path, {"yes/ann_x.wav": wav(tone())}))
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.float32])
 def test_kinds_of_samples_are_one_wave(kind: type, tmp_path: Path) -> None:
     wave = np.sin(2 * np.pi * 440 * np.arange(1600) / 8000) * 0.5

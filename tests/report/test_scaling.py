@@ -18,6 +18,28 @@ def test_metrics_with_one_name_are_a_family() -> None:
     assert (found["bits_per_byte"].title, found["state_bytes"].title) == ("Bits per byte", "State")
 
 
+def test_a_metric_without_a_condition_is_no_point_of_the_line() -> None:
+    metrics = [Metric("m", "Whole", "fraction", "higher", "quality")]
+    metrics += [Metric(f"m@{n}", f"After {n}", "fraction", "higher", "quality", over="frames seen") for n in (10, 20)]
+    whole, line = scaling.families(metrics)
+    assert (whole.members, line.lengths, line.over) == ((metrics[0],), [10.0, 20.0], "frames seen")
+
+
+@pytest.mark.parametrize(
+    ("titles", "title"),
+    [
+        (("test accuracy, labels kept", "the last"), "some name"),
+        (("the last of a lesson", "the labels"), "some name"),
+        (("bits of the first text", "bits of the fifth"), "bits"),
+        (("errors of outputs", "errors of outputs, before"), "errors of outputs"),
+        (("layer, 256 tokens", "layer, 2048 tokens"), "layer"),
+    ],
+)
+def test_a_shared_title_ends_with_a_word(titles: tuple[str, str], title: str) -> None:
+    members = tuple(Metric(f"some_name@{i}", text, "s", "lower", "time") for i, text in enumerate(titles))
+    assert scaling.Family("some_name", members).title == title
+
+
 def test_numeric_conditions_are_put_in_order() -> None:
     metrics = [Metric(f"m@{n}", "M", "s", "lower", "time") for n in (4096, 256, 1024)]
     assert scaling.families(metrics)[0].lengths == [256.0, 1024.0, 4096.0]

@@ -98,6 +98,8 @@ def run(
     baseline = chosen.against(causal=question.causal)
     named = _named(chosen, question, methods)
     parts = chosen.chosen(causal=question.causal, how=question.how)
+    if not parts:
+        raise PlanError(f"No part of the suite {slug} is two-sided and swapped into a trained model: ask for one of the two.")
     if unknown := set(only) - {part.id for part in parts}:
         raise PlanError(
             f"No part {', '.join(sorted(unknown))} answers this question; there are {', '.join(p.id for p in parts)}."
@@ -148,7 +150,7 @@ def _named(chosen: Suite, question: Question, methods: Sequence[str]) -> list[st
         if card.interface != "Mixer":
             raise PlanError(f"{address} is a {card.interface or card.kind}; the suite {chosen.slug} compares mixers.")
         if question.causal and card.capability("bidirectional"):
-            raise PlanError(f"{address} reads later tokens: ask without --causal, or leave it out.")
+            raise PlanError(f"{address} reads later tokens: ask with --no-causal, or leave it out.")
     return [address for address in dict.fromkeys(named) if address != chosen.against(causal=question.causal)]
 
 

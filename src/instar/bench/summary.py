@@ -143,7 +143,7 @@ def _quality(group: Group, row: Row, metric: Metric) -> Cell | None:
     difference = statistics.paired([mine[s] for s in seeds], [theirs[s] for s in seeds])
     gain = statistics.improvement(difference, metric.direction)
     word, reason = _word(gain, metric.margin), ""
-    if word == "equal within the margin" and metric.id in group.floors:
+    if word in ("equal within the margin", "undecided") and metric.id in group.floors:
         both = [sum(found[s].value for s in seeds) / len(seeds) for found in (mine, theirs)]
         reason = group.floors[metric.id].holds(both, metric.direction, metric.margin)
     if gain.interval is None and gain.seeds >= statistics.MINIMUM_SEEDS:

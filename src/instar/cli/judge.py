@@ -303,7 +303,9 @@ def _print_claims(rows: list[dict[str, Any]], as_json: bool) -> None:
 
     from instar.report import ledger
 
-    table = Table("method", "claim", "verdict", "improvement", "95 % interval", "seeds", "needed", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for head in ("method", "claim", "verdict", "improvement", "95 % interval", "seeds", "needed"):
+        table.add_column(head, overflow="fold")  # a name that is cut short cannot be given to --claim
     for row in rows:
         low, high = row["interval"] or (None, None)
         table.add_row(

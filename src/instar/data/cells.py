@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,15 @@ def columns(frame: Any) -> Columns:
     if len(lengths := {len(values) for values in arrays.values()}) > 1:
         raise DataError(f"The columns have different lengths: {', '.join(map(str, sorted(lengths)))}.")
     return arrays
+
+
+def named(given: Columns, path: Path) -> Columns:
+    """Without the row numbers that pandas writes first, in a column without a name. Raises DataError for another such column."""
+    for name in [name for name in given if not name.strip() or re.fullmatch(r"Unnamed: \d+", name)]:
+        if [str(value) for value in given[name]] != [str(row) for row in range(len(given[name]))]:
+            raise DataError(f"Column {list(given).index(name) + 1} of {path} has no name. Name it, or take it out.")
+        given = {key: values for key, values in given.items() if key != name}
+    return given
 
 
 def maker(frame: Any) -> Callable[[Columns], Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from instar.data import datasets, frames
-from instar.data.cells import numbers, times
+from instar.data.cells import named, numbers, times
 from instar.data.panel import Panel, of_array
 from instar.data.time_grid import place
 from instar.errors import DataError, UnknownNameError
@@ -85,7 +84,7 @@ def _eeg() -> Panel:
 
 
 def _table(path: Path, time: str | None, target: str | Sequence[str] | None, covariates: Sequence[str]) -> Panel:
-    given = _named(rows.columns(path), path)
+    given = named(rows.columns(path), path)
     if not given or not next(iter(given.values())):
         raise DataError(f"{path} holds no row below its header.")
     chosen = next((name for name in given if name.lower() in _TIMES), None) if time is None else time
@@ -102,15 +101,6 @@ def _table(path: Path, time: str | None, target: str | Sequence[str] | None, cov
         raise DataError(f"{path} has no column {value}; it has {', '.join(given)}. Say which one holds the values: target=NAME.")
     kept = {frames.ID: given[frames.ID], frames.TIME: given[chosen], frames.VALUE: given[value]}
     return frames.panel({**kept, **{name: given[name] for name in covariates}})
-
-
-def _named(given: dict[str, list[Any]], path: Path) -> dict[str, list[Any]]:
-    """Without the row numbers that pandas writes first, in a column without a name. Raises DataError for another such column."""
-    for name in [name for name in given if not name.strip() or re.fullmatch(r"Unnamed: \d+", name)]:
-        if [str(value) for value in given[name]] != [str(row) for row in range(len(given[name]))]:
-            raise DataError(f"Column {list(given).index(name) + 1} of {path} has no name. Name it, or take it out.")
-        given = {key: values for key, values in given.items() if key != name}
-    return given
 
 
 def _wide(

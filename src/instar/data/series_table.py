@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from instar.data.cells import named
 from instar.data.series import Series, SeriesSet, held_out
 from instar.errors import DataError
 from instar.gate import rows
@@ -28,9 +29,10 @@ def table(path: Path) -> SeriesSet:
 
     Rows come in any order; those of a series are sorted by `ds`, whose distances are not looked at. Lengths may differ. An empty
     cell, NaN, NA or null is a missing value. A column `split` says train or test, the same for all rows of a series; without it
-    a fifth of each class is the test set, by the hash of unique_id. Raises DataError that says what is wrong, and where.
+    a fifth of each class is the test set, by the hash of unique_id. Row numbers in a column without a name, as pandas writes
+    them, are no channel. Raises DataError that says what is wrong, and where.
     """
-    columns = rows.columns(path)
+    columns = named(rows.columns(path), path)
     if not columns or not next(iter(columns.values())):
         raise DataError(f"{path} holds no row. Expected are the columns {_EXPECTED}.")
     channels = [name for name in columns if name not in (*NEEDED, SPLIT)]

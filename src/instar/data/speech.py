@@ -88,6 +88,9 @@ def said(names: Iterable[str], where: str) -> tuple[list[str], list[str] | None]
     """Label and speaker of each recording, by RULE. Raises DataError."""
     paths = [PurePosixPath(name) for name in names]
     if len({path.parent.name for path in paths}) > 1:
+        above = {folder for path in paths for folder in path.parent.parents}
+        if stray := [path for path in paths if path.parent in above]:
+            raise DataError(f"{where}: '{stray[0]}' stands beside folders of recordings; what is spoken in it is unclear. {RULE}")
         stems = [path.stem.partition("_") for path in paths]
         known = all(speaker and rest for speaker, _, rest in stems)
         return [path.parent.name for path in paths], [speaker for speaker, _, _ in stems] if known else None
@@ -95,7 +98,8 @@ def said(names: Iterable[str], where: str) -> tuple[list[str], list[str] | None]
     for path in paths:
         match = _FLAT.fullmatch(path.stem)
         if match is None:
-            raise DataError(f"{where}: nothing says what is spoken in '{path.name}'. {RULE}")
+            alone = f", and all recordings are in the folder '{path.parent.name}'" if path.parent.name else ""
+            raise DataError(f"{where}: nothing says what is spoken in '{path.name}'{alone}. {RULE}")
         found.append((match[1], match[2]))
     return [label for label, _ in found], [speaker for _, speaker in found]
 

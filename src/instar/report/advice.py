@@ -40,7 +40,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Misled:
-    """A method that a likelihood shows as no worse than the baseline and another part shows as worse."""
+    """A method that a likelihood recommends, as no worse than the baseline or the best, and that another part shows as worse."""
 
     address: str
     likelihood: str
@@ -66,22 +66,40 @@ def verdicts(found: Findings) -> list[Verdict]:
 
 
 def misled(found: Findings) -> list[Misled]:
-    """Where a likelihood alone would mislead: not worse by it, worse by what else was asked of the same method."""
+    """Where a likelihood alone would mislead: what it recommends is worse by what else was asked of the same method."""
     result = []
     parts = {part.id: part for part in found.parts}
     for address in dict.fromkeys(row.address for name in parts for row in found.groups[name].rows):
         cells = {name: cell for name in parts if (cell := cell_of(found, parts[name], address)) is not None}
         for name, cell in cells.items():
-            if not parts[name].likelihood or cell.verdict not in ("better", "equal within the margin"):
-                continue
+            praise = _praise(found, parts[name], cell) if parts[name].likelihood else ""
             for other, answer in cells.items():
-                if not parts[other].likelihood and answer.verdict == "worse":
+                if praise and not parts[other].likelihood and answer.verdict == "worse":
                     text = (
-                        f"{address} is {cell.verdict} at {parts[name].title} ({difference(parts[name], cell)}) and worse at "
+                        f"{address} {praise} at {parts[name].title} ({difference(parts[name], cell)}) and is worse at "
                         f"{parts[other].title} ({difference(parts[other], answer)})."
                     )
                     result.append(Misled(address, name, other, text))
     return result
+
+
+def no_worse(part: Part, cell: Cell) -> bool:
+    """Whether the whole interval of the gain lies at or above minus the margin, and not because neither has learnt anything."""
+    if cell.difference is None or cell.reason:
+        return False
+    gain = statistics.improvement(cell.difference, part.metric.direction).interval
+    return gain is not None and (cell.verdict == "better" or gain[0] >= -part.metric.margin)
+
+
+def _praise(found: Findings, part: Part, cell: Cell) -> str:
+    """What one who looks at this part alone would say for a method; "" where that is nothing."""
+    if cell.difference is None:
+        return ""
+    if no_worse(part, cell):
+        return "is no worse" if cell.verdict == "undecided" else f"is {cell.verdict}"
+    values = [row.cells[part.metric.id].value.value for row in found.groups[part.id].rows if part.metric.id in row.cells]
+    best = min(values) if part.metric.direction == "lower" else max(values)
+    return f"has the best figure, {units.quantity(best, part.metric.unit, 4)}," if cell.value.value == best else ""
 
 
 def cell_of(found: Findings, part: Part, address: str) -> Cell | None:

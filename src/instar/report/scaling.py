@@ -11,6 +11,9 @@ from instar.bench.summary import Group, Row
 from instar.cards import Metric
 from instar.report import units
 
+_JOINING = frozenset(["a", "after", "and", "at", "by", "for", "from", "in", "of", "on", "over", "that", "the", "to", "with"])
+"""Words that end no title."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -25,13 +28,15 @@ class Family:
 
     @property
     def title(self) -> str:
-        """What the titles of the members share."""
-        shared = _shared([m.title for m in self.members]) if len(self.members) > 1 else self.first.title
-        shared = shared.rstrip(" 0123456789@(,:×=") if len(self.members) > 1 else shared
-        words = shared.split(" ")
-        while len(self.members) > 1 and words and words[-1] in ("at", "for", "with", "of", "after", "on", "over", "in", "to"):
+        """The words that the titles of all members begin with, up to the last that says something by itself."""
+        if len(self.members) == 1:
+            return self.first.title
+        words = _shared([m.title.split() for m in self.members])
+        while words and (not words[-1] or words[-1] in _JOINING):
             words.pop()
-        return " ".join(words) or self.name.replace("_", " ")
+        if not words:
+            return self.name.replace("_", " ")
+        return " ".join([*self.first.title.split()[: len(words) - 1], words[-1]])
 
     @property
     def over(self) -> str:
@@ -66,12 +71,15 @@ def condition(metric: Metric) -> str:
 
 
 def families(metrics: Sequence[Metric]) -> list[Family]:
-    """The metrics by name, in the order of the card; numeric conditions in rising order."""
-    found: dict[str, list[Metric]] = {}
+    """The metrics by name, in the order of the card; numeric conditions in rising order.
+
+    A metric without a condition is a family of its own, and no point of the line that has its name.
+    """
+    found: dict[tuple[str, str], list[Metric]] = {}
     for metric in metrics:
-        found.setdefault(metric.id.partition("@")[0], []).append(metric)
+        found.setdefault(metric.id.partition("@")[:2], []).append(metric)
     result = []
-    for name, members in found.items():
+    for (name, _), members in found.items():
         family = Family(name, tuple(members))
         if family.lengths is not None:
             family = Family(name, tuple(sorted(members, key=lambda m: float(condition(m)))))
@@ -134,7 +142,8 @@ def in_words(found: Crossing, over: str, base: str) -> str:
     return f"crossing {base} at a {over} of about {', '.join(places[:-1])} and {places[-1]}"
 
 
-def _shared(texts: Sequence[str]) -> str:
-    """The letters that all texts begin with."""
-    equal = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
-    return "".join(letters[0] for letters in equal)
+def _shared(titles: Sequence[Sequence[str]]) -> list[str]:
+    """The words that all titles begin with, whatever stands behind each."""
+    plain = [[word.rstrip("@(,:×=") for word in title] for title in titles]
+    equal = itertools.takewhile(lambda words: len(set(words)) == 1, zip(*plain, strict=False))
+    return [words[0] for words in equal]

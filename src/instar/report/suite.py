@@ -121,12 +121,12 @@ def _of_task(found: Findings, parts: list[Part], verdicts: list[advice.Verdict],
         if verdict.address == base:
             continue
         cells = [advice.cell_of(found, part, verdict.address) for part in parts]
-        words = {"undecided" if cell is None or cell.difference is None else cell.verdict for cell in cells}
+        words = {"undecided" if cell is None else cell.verdict for cell in cells}
         if verdict.out:
             lists["ruled out"].append(verdict.address)
         elif "worse" in words:
             lists["worse"].append(verdict.address)
-        elif words <= {"better", "equal within the margin"}:
+        elif all(cell is not None and advice.no_worse(part, cell) for part, cell in zip(parts, cells, strict=True)):
             good.append(verdict.address)
         else:
             lists["undecided"].append(verdict.address)
