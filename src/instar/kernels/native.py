@@ -142,8 +142,22 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 def library() -> ctypes.CDLL | None:
-    """The library of this machine, or None where it is absent, or, with one warning a process, refused."""
-    return _open(folder())
+    """The library of this machine, or None where it is absent, or, with one warning, refused.
+
+    One that another process builds meanwhile is taken at the next call: whoever follows the hint need not begin again.
+    """
+    manifest = _manifest(_key(), os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME"))
+    try:
+        built = manifest.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _open(manifest.parent, built)
+
+
+@functools.cache
+def _manifest(*_: str | None) -> Path:
+    """That of `folder`, by all that it depends on: to put a path together takes as long as to read a short sequence."""
+    return folder() / MANIFEST
 
 
 @functools.cache
@@ -154,7 +168,7 @@ def hint() -> None:
 
 
 @functools.cache
-def _open(place: Path) -> ctypes.CDLL | None:
+def _open(place: Path, built: int) -> ctypes.CDLL | None:
     try:
         path = checked(place)
         if path is not None:
