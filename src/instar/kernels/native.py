@@ -36,6 +36,8 @@ MANIFEST = "manifest.json"
 VERSION = 2
 """Of the interface between the library and its caller; the library says its own."""
 _log = logging.getLogger("instar")
+_taken: dict[Path, ctypes.CDLL] = {}
+"""Libraries in use, by manifest."""
 
 
 def folder() -> Path:
@@ -96,6 +98,7 @@ def build() -> Path:
         if old != path:
             old.unlink(missing_ok=True)
     _open.cache_clear()
+    _taken.pop(target / MANIFEST, None)
     return path
 
 
@@ -147,16 +150,20 @@ def library() -> ctypes.CDLL | None:
     One that another process builds meanwhile is taken at the next call: whoever follows the hint need not begin again.
     """
     manifest = _manifest(_key(), os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME"))
-    try:
-        built = manifest.stat().st_mtime_ns
-    except OSError:
-        return None
-    return _open(manifest.parent, built)
+    if manifest not in _taken:  # to ask the disk each time would take as long as to read a short sequence
+        try:
+            found = _open(manifest.parent, manifest.stat().st_mtime_ns)
+        except OSError:
+            return None
+        if found is None:
+            return None
+        _taken[manifest] = found
+    return _taken[manifest]
 
 
 @functools.cache
 def _manifest(*_: str | None) -> Path:
-    """That of `folder`, by all that it depends on: to put a path together takes as long as to read a short sequence."""
+    """That of `folder`, by all that it depends on."""
     return folder() / MANIFEST
 
 
