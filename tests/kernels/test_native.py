@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def test_it_is_used_once_it_is_there(own: Path) -> None:
     q, k = torch.randn(2, 2, 32), torch.randn(2, 1, 40, 32)
     found = decode_attention(q, k, k, [40, 30])
     assert torch.equal(found, decode_attention(q, k, k, [40, 30], form="compiled"))
+
+
+def test_one_that_is_built_meanwhile_is_taken(own: Path) -> None:
+    shutil.move(own, own.with_name("elsewhere"))
+    assert native.library() is None
+    shutil.move(own.with_name("elsewhere"), own)  # another process has built it, badly
+    manifest = own / native.MANIFEST
+    said = manifest.read_text()
+    manifest.write_text("{}")
+    assert native.library() is None
+    manifest.write_text(said)
+    os.utime(manifest, (0, 0))  # and anew
+    assert native.library() is not None
 
 
 def test_absence_costs_a_hint_and_nothing_else(

@@ -34,8 +34,8 @@ class InstarForCausalLM(transformers.PreTrainedModel, transformers.GenerationMix
 
     `generate` (greedy, sampling, beams) keeps the mixers' states in a `StateCache`; padding on either side leaves them as they
     are, and positions count real tokens. `labels` give the mean cross-entropy of the next token; −100 is ignored. The decoder
-    itself is `model.decoder`: it streams, and saves in our own format. With gradient checkpointing (also that of `Trainer`) training
-    keeps the inputs of the blocks alone, and running statistics of batches are followed twice a step.
+    itself is `model.decoder`: it streams, and saves in our own format. With gradient checkpointing (also that of `Trainer`)
+    training keeps the inputs of blocks alone, and running statistics of batches are followed twice a step.
 
     Args:
         config: what it is. decoder: an existing one, which is taken and not copied (see `from_decoder`).

@@ -36,6 +36,8 @@ MANIFEST = "manifest.json"
 VERSION = 2
 """Of the interface between the library and its caller; the library says its own."""
 _log = logging.getLogger("instar")
+_taken: dict[Path, ctypes.CDLL] = {}
+"""Libraries in use, by manifest."""
 
 
 def folder() -> Path:
@@ -96,6 +98,7 @@ def build() -> Path:
         if old != path:
             old.unlink(missing_ok=True)
     _open.cache_clear()
+    _taken.pop(target / MANIFEST, None)
     return path
 
 
@@ -142,8 +145,26 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 def library() -> ctypes.CDLL | None:
-    """The library of this machine, or None where it is absent, or, with one warning a process, refused."""
-    return _open(folder())
+    """The library of this machine, or None where it is absent, or, with one warning, refused.
+
+    One that another process builds meanwhile is taken at the next call: whoever follows the hint need not begin again.
+    """
+    manifest = _manifest(_key(), os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME"))
+    if manifest not in _taken:  # to ask the disk each time would take as long as to read a short sequence
+        try:
+            found = _open(manifest.parent, manifest.stat().st_mtime_ns)
+        except OSError:
+            return None
+        if found is None:
+            return None
+        _taken[manifest] = found
+    return _taken[manifest]
+
+
+@functools.cache
+def _manifest(*_: str | None) -> Path:
+    """That of `folder`, by all that it depends on."""
+    return folder() / MANIFEST
 
 
 @functools.cache
@@ -154,7 +175,7 @@ def hint() -> None:
 
 
 @functools.cache
-def _open(place: Path) -> ctypes.CDLL | None:
+def _open(place: Path, built: int) -> ctypes.CDLL | None:
     try:
         path = checked(place)
         if path is not None:
