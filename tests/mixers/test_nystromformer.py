@@ -86,3 +86,16 @@ def test_flops_follow_the_card(tokens: int) -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ShapeError, match="received"):
         Nystromformer(D, **{"heads": H, **wrong})
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 11, 23, 40])
+def test_one_head_learns_from_rows_shorter_than_its_kernel(tokens: int) -> None:
+    """oneDNN's gradient of a single channel's weights wrote beyond its memory there: the process ended."""
+    torch.manual_seed(0)
+    layer, x, found = Nystromformer(12, heads=1, landmarks=4), torch.randn(3, tokens, 12), []
+    for form in (layer, layer.reference):
+        layer.zero_grad()
+        form(x)[0].square().sum().backward()
+        assert layer.conv.weight.grad is not None
+        found.append(layer.conv.weight.grad.clone())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)

@@ -78,7 +78,15 @@ class Nystromformer(Projecting, WholeSequence):
             inverse = pseudo_inverse(middle.to(torch.promote_types(middle.dtype, torch.float32)), self.iterations)
             y = (weights[0].to(inverse.dtype) @ inverse) @ (weights[2].to(inverse.dtype) @ v.to(inverse.dtype))
         y = y.to(v.dtype)
-        return self.leave(y + self.conv(v) if self.conv_size else y)
+        return self.leave(y + self._beside(v) if self.conv_size else y)
+
+    def _beside(self, v: Tensor) -> Tensor:
+        """The convolution of values [S, H, L, K] along tokens."""
+        if self.heads > 1:
+            return self.conv(v)
+        # Of a single channel, oneDNN (torch 2.13) writes beyond its memory in the gradient of a kernel longer than the rows.
+        rows = F.conv1d(v.transpose(2, 3).flatten(0, 2).unsqueeze(1), self.conv.weight[..., 0], padding=self.conv_size // 2)
+        return rows.view(v.shape[0], 1, v.shape[3], v.shape[2]).transpose(2, 3)
 
     def alone(self, x: Tensor) -> Tensor:
         L, m = x.shape[0], min(self.landmarks, x.shape[0])
