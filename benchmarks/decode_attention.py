@@ -102,10 +102,12 @@ def turns(
     clock: Callable[[], float],
     warm: bool = False,
     patience: float = 10.0,
+    before: Callable[[], object] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each call, round by round; who is slow is asked in fewer rounds.
 
     With one set its caches stay where they are; with several, nobody is given the one that the call before him has read.
+    before: done ahead of each call, so that all find the same in the processor's caches and the same threads awake.
     """
     taken: dict[str, list[float]] = {name: [] for name in sets[0]}
     for turn in range(rounds + 1):
@@ -115,6 +117,8 @@ def turns(
             call = sets[(turn + place) % len(sets)][name]
             if len(sets) == 1 and warm:
                 call()
+            if before is not None:
+                before()
             start = clock()
             call()
             if turn:  # the first warms up
@@ -177,9 +181,8 @@ def schedules(only: str, rounds: int) -> list[dict[str, Any]]:
             sets["one thread"] = partial(attend, plan, q, k, v, form="compiled")
             read = torch.ones(sum(sizes[0]) * sizes[2] * 2 * sizes[3] * dtype.itemsize // 4)
             sets["read, one thread"] = partial(on_one_thread, read.sum)
-            sets["settle"] = sets["read"] = read.sum  # the first call after a change of threads wakes them
-            taken = turns([sets], rounds, time.perf_counter)
-            del taken["settle"]
+            sets["read"] = read.sum
+            taken = turns([sets], rounds, time.perf_counter, before=read.sum)
             best = {name: min(found) for name, found in taken.items()}
             ratio = best["one-per-output"] / best["stream-k"]
             shown = "  ".join(f"{name} {found * 1e3:.3f} ms" for name, found in best.items())
