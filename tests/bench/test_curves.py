@@ -97,6 +97,14 @@ def test_a_point_without_time_enough_ends_its_curve_with_the_reason(tmp_path: Pa
     assert [one["spec"]["length"] for one in Store(tmp_path).all()] == [16]
 
 
+def test_the_command_says_where_a_curve_ends_and_why(tmp_path: Path) -> None:
+    """Quietly, too: beside a crossing there was no room for it, and without a point no line."""
+    line = ["costs", "gla", "--lengths", "1000000", "--seconds", "0.1", "--out", str(tmp_path), "-q"]
+    shown = CliRunner().invoke(app, line).output
+    assert "softmax ends at 1000000 tokens: timeout" in shown
+    assert "gla ends at 1000000 tokens: timeout" in shown
+
+
 def test_slope_is_the_exponent() -> None:
     points = {n: {"train_seconds": 3e-6 * n**1.5} for n in (256, 512, 2048)}
     assert curves.slope(Curve("made", points), "train_seconds") == pytest.approx(1.5)

@@ -78,6 +78,12 @@ def test_where_nobody_knows_the_speakers_recordings_are_drawn(folder: Path, tmp_
     assert found.facts["speaker_disjoint"] is False
     assert found.facts["speakers"] is None
     assert [found.facts[f"{part}_items"] for part in ("train", "valid", "test")] == [72, 24, 48]
+    for number in range(9):  # one of them is drawn for the test
+        lay = tmp_path / f"rare{number}" / "once.wav"
+        lay.parent.mkdir()
+        lay.write_bytes((tmp_path / "low" / "voice00.wav").read_bytes())
+    with pytest.raises(DataError, match=r"no recording in the training split says rare.*record more of each word"):
+        SpeechProblem(data=str(tmp_path)).load(0)
 
 
 def test_frames_are_scaled_by_the_training_split(data: Data) -> None:

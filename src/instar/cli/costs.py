@@ -54,6 +54,9 @@ def costs(
         return
     for figure in curves.FIGURES:
         print_figure(found, figure)
+    for curve in found:
+        if curve.ended:  # it may have no line in any table
+            typer.echo(f"{curve.address} ends at {curve.ended}")
     typer.echo(f"One layer, width {width}, {heads} heads, one sequence, one thread; records in {out}.")
 
 
@@ -86,7 +89,7 @@ def print_figure(found: list[Curve], figure: str) -> None:
         cells = [units.quantity(p[figure], metric.unit) if (p := curve.points.get(n)) and figure in p else "" for n in lengths]
         slope = curves.slope(curve, figure)
         where = crossing(curve.line(figure), found[0].line(figure)) if curve is not found[0] else None
-        word = in_words(where, metric.over or "", found[0].address) if where else curve.ended
+        word = in_words(where, metric.over or "", found[0].address) if where else ""
         table.add_row(curve.address, *cells, "" if slope is None else f"{round(slope, 2) + 0.0:.2f}", word)
     Console().print(table)
     typer.echo()

@@ -90,7 +90,8 @@ class SpeechProblem(SequenceClassesProblem):
         splits = [Sequences([rows[i] for i in part], found.labels[part]) for part in parts]
         lost = sorted({found.classes[label] for label in found.labels} - {found.classes[label] for label in splits[0].labels})
         if lost:
-            raise DataError(f"{found.name}: nobody in the training split says {', '.join(lost)}; record more speakers.")
+            who, more = ("nobody", "speakers") if facts["speaker_disjoint"] else ("no recording", "of each word")
+            raise DataError(f"{found.name}: {who} in the training split says {', '.join(lost)}; record more {more}.")
         loaded = self.splits(found.name, "recording", *splits)
         return Data(loaded.train, loaded.valid, loaded.test, loaded.sha256, {**loaded.facts, **facts, **found.facts})
 
