@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from instar import cards, formula
+from instar import cards, catalogue, formula
 from instar import state as states
 from instar.errors import ShapeError
 from instar.mixers.alibi import Alibi
@@ -233,6 +233,16 @@ def test_one_query_of_many_heads_may_come_with_any_mask() -> None:
         ):
             whole, few = mixer(x)[0], mixer(x[:2])[0]
             torch.testing.assert_close(whole[:2, last], few[:, last], atol=1e-5, rtol=1e-5)
+
+
+def test_claims_are_of_layers_that_know_the_length_they_are_trained_at() -> None:
+    """A record of `trained` = 256 was read as one of a model that had been trained at 128: it squeezed nothing up to 2T."""
+    card, known = catalogue.method("scaled_rope"), set()
+    for claim in card.claims:
+        for name in (claim.subject or card.slug, str(claim.against)):
+            if name.partition(":")[0] == card.slug:
+                known.add(catalogue.parse(name).arguments.get("trained", 256) == claim.conditions["length"])
+    assert known == {True}
 
 
 def test_yarn_needs_a_base_above_one() -> None:
