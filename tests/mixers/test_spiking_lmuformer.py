@@ -52,8 +52,7 @@ def test_is_its_equations() -> None:
     embedding, block = model.embedding, model.blocks[0]
     assert isinstance(block, SpikingBlock)
     a, b, c, last, relative = (
-        lambda z, weight=layer.weight: F.conv1d(F.pad(z.mT, (2, 0)), weight).mT  # type: ignore[misc]
-        for layer in embedding.convolutions
+        lambda z, weight=layer.weight: F.conv1d(F.pad(z.mT, (2, 0)), weight).mT for layer in embedding.convolutions
     )
     first, second, third, fourth = embedding.firing
     z = last(fires(third, c(fires(second, b(fires(first, a(x)))))))  # type: ignore[arg-type]
