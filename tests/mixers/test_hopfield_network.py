@@ -140,3 +140,6 @@ def test_impossible_networks_are_refused(beta: float) -> None:
         HopfieldNetwork(torch.randn(0, 2))
     with pytest.raises(ShapeError, match="received"):
         HopfieldNetwork(torch.randn(3, 2)).retrieve(torch.randn(2), steps=-2)
+    for other in (torch.randn(()), torch.randn(4), torch.randn(3, 4)):  # of as many numbers as two states, among them
+        with pytest.raises(ShapeError, match="received"):
+            HopfieldNetwork(torch.randn(3, 2)).retrieve(other)

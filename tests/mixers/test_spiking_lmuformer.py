@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instar import cards
 from instar import state as states
 from instar.errors import ShapeError
+from instar.kernels.legendre_memory import legendre_memory
 from instar.mixers.lif import LIF
 from instar.mixers.lmuformer import CausalConvolution
-from instar.mixers.spiking_lmuformer import SpikingLMUFormer
+from instar.mixers.spiking_lmuformer import Firing, SpikingBlock, SpikingLMUFormer
 
 B, T, D, ORDER = 3, 40, 16, 8
 CARD = cards.read(Path(__file__).parents[2] / "src/instar/mixers/spiking_lmuformer.toml", cards.Card)
@@ -31,6 +33,40 @@ def make(**knobs: Any) -> tuple[SpikingLMUFormer, Tensor]:
         for _ in range(60):
             model(torch.randn(B, T, D, dtype=torch.float64))
     return model.eval(), torch.randn(B, T, D, dtype=torch.float64)
+
+
+def fires(layer: Firing, z: Tensor, threshold: float = 1.0) -> Tensor:
+    """LIF(BN(z)) with τ = 2, written out."""
+    norm, v, spikes = layer.norm, torch.zeros_like(z[:, 0]), []
+    z = F.batch_norm(z.mT, norm.running_mean, norm.running_var, norm.weight, norm.bias).mT
+    for t in range(z.shape[1]):
+        v = v + (z[:, t] - v) / 2
+        spikes.append((v >= threshold).to(z))
+        v = (1 - spikes[-1]) * v
+    return torch.stack(spikes, dim=1)
+
+
+def test_is_its_equations() -> None:
+    """Each layer where the paper has it, with torch's convolutions: what reads numbers, what spikes, what is added."""
+    model, x = make()
+    embedding, block = model.embedding, model.blocks[0]
+    assert isinstance(block, SpikingBlock)
+    a, b, c, last, relative = (
+        lambda z, weight=layer.weight: F.conv1d(F.pad(z.mT, (2, 0)), weight).mT for layer in embedding.convolutions
+    )
+    first, second, third, fourth = embedding.firing
+    z = last(fires(third, c(fires(second, b(fires(first, a(x)))))))  # type: ignore[arg-type]
+    z = z + relative(fires(fourth, z))  # type: ignore[arg-type]
+    s = fires(block.enter, z, threshold=0.5)
+    u = fires(block.u_firing, block.u_proj(s))
+    m = legendre_memory(u, block.system, form="recurrent")[0].flatten(2)
+    h = fires(block.h_firing, block.h_proj(torch.cat([fires(block.m_firing, m), s], dim=-1)))
+    norm = block.o_norm
+    z = z + F.batch_norm(block.o_proj(h).mT, norm.running_mean, norm.running_var, norm.weight, norm.bias).mT
+    z = z + block.down(fires(block.down_firing, block.up(fires(block.up_firing, z))))
+    want = fires(model.leave, z)
+    assert torch.equal(model(x)[0], want)
+    assert 0 < float(want.mean()) < 1
 
 
 def test_products_read_zeros_and_ones_but_for_the_first_convolution() -> None:

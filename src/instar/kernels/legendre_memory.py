@@ -12,6 +12,7 @@ Legendre Memory Unit Training" (arXiv 2102.11417). Legend: B batch, T time, H me
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -65,9 +66,9 @@ def system(order: int, theta: float, rule: Rule) -> LegendreSystem:
 
     Raises ShapeError for impossible sizes, and where the rule makes the memory grow without end (forward Euler, short windows).
     """
-    if order < 1 or theta <= 0 or rule not in RULES:
+    if order < 1 or not 0 < theta < math.inf or rule not in RULES:
         raise ShapeError(
-            f"order must be at least 1, theta positive and the rule one of {', '.join(RULES)}; "
+            f"order must be at least 1, theta positive and finite, and the rule one of {', '.join(RULES)}; "
             f"received {order}, {theta} and '{rule}'."
         )
     A_bar, B_bar = discretise(*continuous(order, theta), rule)

@@ -44,7 +44,7 @@ class MemoryNetwork:
     """The norm n of each matrix' gradient becomes n / √(1 + (n / largest)²); 0 leaves it."""
 
     def __post_init__(self) -> None:
-        if self.matrices not in (1, 2, 3) or self.largest < 0:
+        if self.matrices not in (1, 2, 3) or not 0 <= self.largest < math.inf:
             raise ShapeError(
                 "A memory has 1, 2 or 3 matrices, and a bound of gradients of at least 0; "
                 f"received matrices={self.matrices}, largest={self.largest}."

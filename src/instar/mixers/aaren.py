@@ -5,6 +5,7 @@ Feng, Tung, Hajimirsadeghi, Ahmed, Bengio, Mori 2024, "Attention as an RNN" (arX
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -57,9 +58,9 @@ class Aaren(Mixer):
         super().__init__()
         if heads < 1 or width < heads or width % heads:
             raise ShapeError(f"width must be a positive multiple of heads; received width={width}, heads={heads}.")
-        if num_queries < 1 or block < 2 or decay < 0:
+        if num_queries < 1 or block < 2 or not 0 <= decay < math.inf:
             raise ShapeError(
-                "num_queries must be at least 1, block at least 2 and decay not negative; "
+                "num_queries must be at least 1, block at least 2, and decay finite and not negative; "
                 f"received num_queries={num_queries}, block={block}, decay={decay}."
             )
         self.width, self.heads, self.num_queries = width, heads, num_queries

@@ -5,6 +5,7 @@ Bondarenko, Nagel, Blankevoort 2023, "Quantizable Transformers" (arXiv 2306.1292
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -44,8 +45,8 @@ class ClippedSoftmax(Softmax):
         bias: bool = False,
     ) -> None:
         super().__init__(width, heads=heads, kv_heads=kv_heads, rope=rope, rope_base=rope_base, bias=bias)
-        if alpha < 0 or length < 1 or zeta < 1:
-            raise ShapeError(f"alpha ≥ 0, length ≥ 1 and zeta ≥ 1 expected; received {alpha}, {length} and {zeta}.")
+        if not 0 <= alpha < math.inf or length < 1 or not 1 <= zeta < math.inf:
+            raise ShapeError(f"Finite alpha ≥ 0 and zeta ≥ 1, and length ≥ 1 expected; received {alpha}, {length} and {zeta}.")
         self.alpha, self.length, self.zeta = alpha, length, zeta
 
     @property

@@ -5,6 +5,7 @@ Yang, Wang, Shen, Panda, Kim, "Gated Linear Attention Transformers with Hardware
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -89,9 +90,10 @@ class GLA(Mixer):
             if value not in known:
                 raise ShapeError(f"{name} must be one of {', '.join(map(repr, known))}; received {value!r}.")
         learned = gate in ("vector", "scalar")
-        if conv_size < 0 or (learned and gate_rank < 1) or gate_temperature <= 0 or (gate_floor is not None and gate_floor > 0):
+        temperate = 0 < gate_temperature < math.inf
+        if conv_size < 0 or (learned and gate_rank < 1) or not temperate or (gate_floor is not None and not gate_floor <= 0):
             raise ShapeError(
-                "conv_size must be at least 0, gate_rank at least 1, gate_temperature positive and gate_floor at most 0; "
+                "conv_size must be at least 0, gate_rank at least 1, gate_temperature positive and finite, gate_floor at most 0; "
                 f"received {conv_size}, {gate_rank}, {gate_temperature} and {gate_floor}."
             )
         if chunk < 1 or chunk & (chunk - 1):

@@ -88,6 +88,8 @@ class HopfieldNetwork(nn.Module):
         """
         if steps is not None and steps < 0:
             raise ShapeError(f"steps must be 0 or more, or None until states settle; received {steps}.")
+        if state.shape[-1:] != self.patterns.shape[1:]:
+            raise ShapeError(f"States as wide as patterns, {self.patterns.shape[1]}, expected; received {list(state.shape)}.")
         flat, X = state.reshape(1, 1, -1, self.patterns.shape[1]), self.patterns[None, None]
         found, updates = settle(flat, X.to(flat), beta=self.beta, steps=-1 if steps is None else steps, eps=eps)
         return found.view_as(state), updates.view(state.shape[:-1])

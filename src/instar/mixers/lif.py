@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from instar.errors import ShapeError
@@ -21,9 +23,9 @@ class LIF(nn.Module):
 
     def __init__(self, *, tau: float = 2.0, threshold: float = 1.0, alpha: float = 4.0, detach_reset: bool = True) -> None:
         super().__init__()
-        if tau < 1 or threshold <= 0 or alpha <= 0:
+        if not 1 <= tau < math.inf or not 0 < threshold < math.inf or not 0 < alpha < math.inf:
             raise ShapeError(
-                f"A neuron expects tau of 1 or more and a positive threshold and alpha; received {tau}, {threshold} and {alpha}."
+                f"Neurons expect tau of 1 or more, threshold and alpha above 0, finite; received {tau}, {threshold}, {alpha}."
             )
         self.tau, self.threshold, self.alpha, self.detach_reset = tau, threshold, alpha, detach_reset
 

@@ -6,6 +6,7 @@ Range Arena (Tay et al. 2020, 2011.04006).
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ class LocalWindow(Projecting):
             raise ShapeError(f"window must be at least 2 (the token itself and one before it); received {window}.")
         if rope and self.head_width % 2:
             raise ShapeError(f"RoPE turns pairs: the head width must be even; received {width}/{heads} = {self.head_width}.")
-        if rope_base <= 0:
+        if not 0 < rope_base < math.inf:
             raise ShapeError(f"rope_base must be positive; received {rope_base}.")
         self.window, self.rope, self.rope_base = window, rope, rope_base
 

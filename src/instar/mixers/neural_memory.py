@@ -6,6 +6,7 @@ Learning to Optimally Memorize the Context at Test Time" (arXiv 2505.23735).
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -63,9 +64,9 @@ class NeuralMemory(Mixer):
         super().__init__()
         if heads < 1 or width < 1 or width % heads:
             raise ShapeError(f"width must be a positive multiple of heads; received width={width}, heads={heads}.")
-        if min(expansion, conv_size) < 1 or largest_step <= 0:
+        if min(expansion, conv_size) < 1 or not 0 < largest_step < math.inf:
             raise ShapeError(
-                "expansion, conv_size and largest_step must be positive; received "
+                "expansion, conv_size and largest_step must be positive and finite; received "
                 f"expansion={expansion}, conv_size={conv_size}, largest_step={largest_step}."
             )
         self.width, self.heads, self.head_width, self.rule = width, heads, width // heads, rule

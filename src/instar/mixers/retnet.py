@@ -6,6 +6,7 @@ Sun, Dong, Huang, Ma, Xia, Xue, Wang, Wei 2023, "Retentive Network: A Successor 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ class RetNet(Mixer):
             raise ShapeError(
                 f"The rotation turns pairs: the head width must be even; received {width}/{heads} = {width // heads}."
             )
-        if rope_base <= 0 or chunk < 1 or chunk & (chunk - 1):
+        if not 0 < rope_base < math.inf or chunk < 1 or chunk & (chunk - 1):
             raise ShapeError(f"rope_base must be positive and chunk a power of two; received {rope_base} and {chunk}.")
         self.width, self.heads, self.rope_base, self.chunk = width, heads, rope_base, chunk
         self.key_width, self.value_width = width // heads, values // heads

@@ -6,6 +6,8 @@ Extension of Large Language Models" (2309.00071), with NTK-aware scaling.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ class ScaledRope(Softmax):
         bias: bool = False,
     ) -> None:
         super().__init__(width, heads=heads, kv_heads=kv_heads, rope=True, rope_base=rope_base, bias=bias)
-        if trained < 1 or (factor and factor < 1):
+        if trained < 1 or (factor and not 1 <= factor < math.inf):
             raise ShapeError(f"trained must be positive, and factor 0 or at least 1; received {trained} and {factor}.")
         self.scaling, self.trained, self.factor, self.placed = scaling, trained, factor, not factor
         self._frequencies(1.0, self.q_proj.weight)  # refuses what it cannot scale

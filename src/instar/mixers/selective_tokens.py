@@ -47,7 +47,7 @@ class SelectiveTokens(nn.Module):
 
     def __init__(self, width: int, *, keep: float = 0.5, temperature: float = 1.0) -> None:
         super().__init__()
-        if width < 4 or not 0 < keep <= 1 or not temperature > 0:
+        if width < 4 or not 0 < keep <= 1 or not 0 < temperature < math.inf:
             raise ShapeError(
                 "width must be at least 4, keep in (0, 1] and temperature positive; "
                 f"received width={width}, keep={keep}, temperature={temperature}."

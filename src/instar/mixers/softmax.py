@@ -5,6 +5,7 @@ Vaswani et al. 2017 (arXiv 1706.03762), Su et al. 2021 (RoPE, 2104.09864), Ainsl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -91,8 +92,8 @@ class Softmax(Mixer):
             raise ShapeError(f"kv_heads must divide heads={heads} (or be 0 for as many); received {kv_heads}.")
         if rope and (width // heads) % 2:
             raise ShapeError(f"RoPE turns pairs: the head width must be even; received {width}/{heads} = {width // heads}.")
-        if rope_base <= 0:
-            raise ShapeError(f"rope_base must be positive; received {rope_base}.")
+        if not 0 < rope_base < math.inf:
+            raise ShapeError(f"rope_base must be positive and finite; received {rope_base}.")
         self.width, self.heads, self.kv_heads, self.head_width = width, heads, kv_heads, width // heads
         self.rope, self.rope_base = rope, rope_base
         self.q_proj = nn.Linear(width, width, bias=bias)

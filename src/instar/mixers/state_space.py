@@ -35,8 +35,8 @@ class StateSpace(Mixer):
         super().__init__()
         if width < 1 or heads < 1:
             raise ShapeError(f"width and heads must be positive; received width={width}, heads={heads}.")
-        if not 0 < dt_min <= dt_max:
-            raise ShapeError(f"dt_min and dt_max must be positive, in this order; received {dt_min} and {dt_max}.")
+        if not 0 < dt_min <= dt_max < math.inf:
+            raise ShapeError(f"dt_min and dt_max must be positive and finite, in this order; received {dt_min} and {dt_max}.")
         self.width, self.heads, self.state_size = width, heads, 2 * len(rates)
         rates = rates.expand(width, -1)
         self.log_dt = nn.Parameter(torch.rand(width) * math.log(dt_max / dt_min) + math.log(dt_min))

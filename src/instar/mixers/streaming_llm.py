@@ -5,6 +5,7 @@ Xiao, Tian, Chen, Han, Lewis 2023, "Efficient Streaming Language Models with Att
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ class StreamingLLM(Projecting):
             raise ShapeError(f"window must be at least 2 and sinks 0 or more; received window={window}, sinks={sinks}.")
         if self.head_width % 2:
             raise ShapeError(f"RoPE turns pairs: the head width must be even; received {width}/{heads} = {self.head_width}.")
-        if rope_base <= 0:
+        if not 0 < rope_base < math.inf:
             raise ShapeError(f"rope_base must be positive; received {rope_base}.")
         self.sinks, self.window, self.rope_base = sinks, window, rope_base
 
