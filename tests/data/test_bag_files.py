@@ -21,7 +21,12 @@ def written(folder: Path, rows: list[str], head: str = "bag,label,u,v") -> Path:
 
 def test_rows_are_instances_in_any_order(tmp_path: Path) -> None:
     found = bags.bags(str(written(tmp_path, ROWS)))
-    assert (found.classes, found.features, found.ids, found.labels.tolist()) == (["no", "yes"], ["u", "v"], ["a", "b", "c"], [1, 0, 0])
+    assert (found.classes, found.features, found.ids, found.labels.tolist()) == (
+        ["no", "yes"],
+        ["u", "v"],
+        ["a", "b", "c"],
+        [1, 0, 0],
+    )
     np.testing.assert_array_equal(found.instances[0], [[1, 2], [5, 6]])
     np.testing.assert_array_equal(found.instances[1], [[3, np.nan]])
     numbered = written(tmp_path, [f"{n},{row}" for n, row in enumerate(ROWS)], ",bag,label,u,v")  # as pandas writes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,9 @@ def test_a_small_beta_reads_the_mean_and_a_large_one_a_single_instance(bags: tup
         for parameter in flat.layer.hopfield.association_core.parameters():
             parameter.copy_(torch.randn_like(parameter))
     steep = HopfieldPooling(12, heads=2, head_width=4, beta=1e6).double()
-    steep.layer.load_state_dict({k: v for k, v in flat.layer.state_dict().items() if not k.endswith("_extra_state")}, strict=False)
+    steep.layer.load_state_dict(
+        {k: v for k, v in flat.layer.state_dict().items() if not k.endswith("_extra_state")}, strict=False
+    )
     torch.testing.assert_close(
         flat.weights(x, mask=mask), (mask / mask.sum(1, keepdim=True)).double()[:, None, None].expand(3, 2, 1, 9)
     )
@@ -88,7 +89,9 @@ def test_hopfield_pooling_takes_the_weights_of_the_authors_layer(bags: tuple[Ten
     torch.testing.assert_close(ours(x, mask=mask), theirs(x, ~mask))
 
 
-@pytest.mark.parametrize("wrong", [{"heads": 0}, {"head_width": -1}, {"quantity": 0}, {"beta": -1.0}, {"steps": -2}, {"dropout": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"heads": 0}, {"head_width": -1}, {"quantity": 0}, {"beta": -1.0}, {"steps": -2}, {"dropout": 1.0}]
+)
 def test_settings_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ShapeError):
         HopfieldPooling(8, **wrong)
@@ -180,7 +183,7 @@ def _subject(cls: type[Pooling], state: str = "4 * D") -> Subject:
     ("planted", "name", "words", "others"),
     [
         (_subject(_CountsPadding), "padding", "padding holds inf", ""),
-        (_subject(_ReadsPlaces), "order", "another order", "padding reference"),
+        (_subject(_ReadsPlaces), "order", "another order", "padding reference half"),
         (_subject(_ReadsNeighbours), "padding", "padding holds 0.0", "reference half"),
         (_subject(_ForgetsScale), "arguments", "keep the argument scale", ""),
         (_subject(_NothingIsNaN), "empty", "bag of padding alone", ""),
@@ -201,4 +204,4 @@ def test_a_planted_defect_is_caught_by_the_check_that_is_there_for_it(
 
 def test_what_has_no_defect_passes() -> None:
     assert not [o for o in (run(c, _subject(_Sum)) for c in contract("Pooling")) if o.status == "failed"]
-    assert math.isfinite(float(_Sum(3)(torch.zeros(1, 0, 3)).sum()))
+    assert not _Sum(3)(torch.zeros(1, 0, 3)).any()

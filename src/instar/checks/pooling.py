@@ -31,7 +31,7 @@ def check_arguments(subject: Subject) -> None:
 
 
 def check_shapes(subject: Subject) -> None:
-    """[B, out_width] in the type of the weights; one bag, one instance; the bags stay as they are; twice the same in eval mode."""
+    """[B, out_width] in the type of the weights; one bag, one instance; bags stay as they are; in eval mode twice the same."""
     for dtype in (torch.float32, torch.float64):
         pooling = _built(subject, dtype)
         for B, N in ((1, 1), (1, 17), (3, 5)):
@@ -78,8 +78,8 @@ def check_reference(subject: Subject) -> None:
                 y = torch.stack([pooling.reference(own[b, :n]) for b, n in enumerate(_SIZES)])
             learnt = [p for p in pooling.parameters() if p.requires_grad]
             found.append([y.detach(), *torch.autograd.grad(y, [own, *learnt], up, allow_unused=True)])
-        names = ["the output", "the gradient of x", *(f"the gradient of {n}" for n, p in pooling.named_parameters() if p.requires_grad)]
-        for name, got, want in zip(names, *found, strict=True):
+        names = [f"the gradient of {name}" for name, p in pooling.named_parameters() if p.requires_grad]
+        for name, got, want in zip(["the output", "the gradient of x", *names], *found, strict=True):
             if got is None or want is None:
                 raise ContractError(f"There is no {name.removeprefix('the ')}: what is a parameter decides the output.")
             _near(got, want, subject, f"in {name} from that of `reference`, for instances of size {size:g}")

@@ -20,9 +20,9 @@ class Pooling(nn.Module, abc.ABC):
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """x [B, N, D] -> [B, E] in its type.
 
-        mask: bool [B, N], True where an instance is real; None for all. What others hold, NaN among it, does not matter. The order
-        of the instances does not matter, nor do the other bags. N may be 0, and so may be the instances of one bag: all empty bags
-        give the same finite vector. Raises ShapeError.
+        mask: bool [B, N], True where an instance is real; None for all. What others hold, NaN among it, does not matter. Nor does
+        the order of the instances, nor do the other bags. N may be 0, and so may be the instances of one bag: all empty bags give
+        the same finite vector. Raises ShapeError.
         """
 
     @abc.abstractmethod

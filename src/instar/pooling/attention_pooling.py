@@ -14,8 +14,8 @@ class AttentionPooling(Pooling):
 
     Args: hidden: L, rows of V and U. gated: the second form, for which tanh is nearly linear around 0.
     Shapes: [B, N, D] -> [B, D]; zeros for an empty bag. `weights` gives a [B, N]: which instances decided. O(N D L) time.
-    Raises ShapeError. Source: Ilse, Tomczak, Welling 2018 (arXiv 1802.04712), equations 8 and 9; V and U have biases, and w has one,
-    as in the authors' code.
+    Raises ShapeError. Source: Ilse, Tomczak, Welling 2018 (arXiv 1802.04712), equations 8 and 9; V, U and w have biases, as in
+    the authors' code.
     """
 
     def __init__(self, width: int, *, hidden: int = 64, gated: bool = False) -> None:

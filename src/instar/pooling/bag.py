@@ -16,7 +16,7 @@ def positive(**sizes: int) -> None:
 
 
 def real(x: Tensor, mask: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
-    """The instances, zeros where they are padding (whose NaN would outlive a product with 0), and bool [B, N]. Raises ShapeError."""
+    """The instances, zeros where they are padding (whose NaN outlives a product with 0), and bool [B, N]. Raises ShapeError."""
     if x.dim() != 3 or x.shape[2] != width or not x.is_floating_point():
         raise ShapeError(f"A bag is floats [B, N, {width}]; received {x.dtype} {list(x.shape)}.")
     if mask is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from instar.errors import ShapeError
 from instar.interfaces import Pooling
 from instar.kernels.hopfield import settle_reference, weights
 from instar.mixers import hopfield_layers
@@ -39,6 +40,8 @@ class HopfieldPooling(Pooling):
     ) -> None:
         super().__init__()
         bag.positive(width=width, heads=heads, head_width=head_width, quantity=quantity)
+        if steps < -1:
+            raise ShapeError(f"steps must be 0 or more, or -1 for updates until states settle; received {steps}.")
         self.width, self.out_width = width, quantity * width
         self.heads, self.head_width, self.beta, self.learn_beta = heads, head_width, beta, learn_beta
         self.steps, self.quantity, self.dropout = steps, quantity, dropout

@@ -71,7 +71,7 @@ class BagsProblem(Problem):
     Args:
         data: `elephant` (the default) or `musk1`, or a table of your own with the columns bag, label and one for each feature
             (`data.bags.table`).
-        folds: K. Seed s holds out the (s mod K)-th of K parts of the bags, stratified, and shuffled anew for every K seeds: K seeds
+        folds: K. Seed s holds out the (s mod K)-th of K stratified parts of the bags, shuffled anew for every K seeds: K seeds
             are one cross-validation. A further part is the validation split.
         width: of the embedding. batch: bags a step. lr: peak learning rate. drop: the share of the instances that training
             leaves out of each bag, other ones each time; one is always kept.
@@ -215,8 +215,8 @@ def _parts(found: bags.Bags, folds: int, seed: int) -> list[list[int]]:
         members = np.flatnonzero(found.labels == own)
         if len(members) < folds:
             raise DataError(
-                f"{found.name}: the class {found.classes[own]} has {len(members)} bags; folds={folds} needs as many, one for each "
-                "part. Give fewer folds (at least 3), or more bags."
+                f"{found.name}: the class {found.classes[own]} has {len(members)} bags; folds={folds} needs as many, one "
+                "for each part. Give fewer folds (at least 3), or more bags."
             )
         # by a hash of the names: the order of the file does not matter
         order = sorted(members, key=lambda place: hashlib.sha256(f"{seed // folds}/{found.ids[place]}".encode()).digest())
@@ -235,7 +235,9 @@ def _normalised(found: bags.Bags, parts: Sequence[Sequence[int]]) -> list[Split]
         deviation[deviation <= 1e-9 * np.abs(mean)] = 1.0  # a feature that never changes; rounding may make it seem to
         made = [np.nan_to_num((bag - mean) / deviation, nan=0.0).astype(np.float32) for bag in found.instances]
     if not all(np.isfinite(bag).all() for bag in made):
-        raise DataError(f"{found.name}: values are too large, or too far from those in training, for float32. Scale or remove them.")
+        raise DataError(
+            f"{found.name}: values are too large, or too far from those in training, for float32. Scale or remove them."
+        )
     return [Split([made[place] for place in part], found.labels[list(part)]) for part in parts]
 
 
