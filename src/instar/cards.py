@@ -27,6 +27,7 @@ Interface = Literal[
     "Optimizer",
     "InContextLearner",
     "AttentionHead",
+    "Pooling",
     "Growth",
     "Forecaster",
     "Labeller",
@@ -122,6 +123,7 @@ class Cost:
     of the examples, float32.
     AttentionHead, L queries and M keys of width D, values of width E, F monomials of its degree: flops: of the matrix products of
     the forward pass. state: bytes that it leaves to the gradient, float32 inputs.
+    Pooling, one bag of N instances of width D: flops: of the matrix products. state: bytes of its weights, float32.
     Growth, one feed-forward layer of width D, N units or pairs, and M matrices (2 of Pattention, 3 of SwiGLU): flops: of one
     token through it. state: bytes of its weights, float32.
     Forecaster, one window of N series, L rows of context, P rows of horizon: flops: of the matrix products of a forecast. state:

@@ -234,6 +234,7 @@ def minimal(cls: type, path: Path) -> Card:
         interfaces.Optimizer: ("Optimizer", "optim", []),
         interfaces.InContextLearner: ("InContextLearner", "lab", ["ordered"]),
         interfaces.AttentionHead: ("AttentionHead", "limits", []),
+        interfaces.Pooling: ("Pooling", "pooling", []),
         interfaces.Growth: ("Growth", "growth", []),
         interfaces.Forecaster: ("Forecaster", "forecasting", []),
         interfaces.Labeller: ("Labeller", "programs", []),

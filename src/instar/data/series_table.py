@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from instar.data import long_table
 from instar.data.cells import named
 from instar.data.series import Series, SeriesSet, held_out
 from instar.errors import DataError
@@ -20,7 +20,6 @@ from instar.gate import rows
 NEEDED = ("unique_id", "ds", "label")
 SPLIT = "split"
 _TEST = 0.2
-_MISSING = ("nan", "na", "n/a", "null", "none", "?")
 _EXPECTED = "unique_id (which series), ds (when: a number or a date), label (its class), and one column for each channel"
 
 
@@ -38,28 +37,31 @@ def table(path: Path) -> SeriesSet:
     channels = [name for name in columns if name not in (*NEEDED, SPLIT)]
     if lacking := [name for name in NEEDED if name not in columns] or ([] if channels else ["a channel"]):
         raise DataError(f"{path} lacks {', '.join(lacking)}; it has the columns {', '.join(columns)}. Expected are {_EXPECTED}.")
-    ids = [_named(value, "unique_id", path, row) for row, value in enumerate(columns["unique_id"])]
-    places: dict[str, list[int]] = {}
-    for row, name in enumerate(ids):
-        places.setdefault(name, []).append(row)
+    ids = [long_table.word(value, "unique_id", path, row) for row, value in enumerate(columns["unique_id"])]
+    places = long_table.groups(ids)
     times = _times(columns["ds"], path)
     for name, members in places.items():
         members.sort(key=times.__getitem__)
         for a, b in itertools.pairwise(members):
             if times[a] == times[b]:
                 raise DataError(f"{path}: the series {name} has two rows at ds {columns['ds'][b]}.")
-    values = np.stack([_numbers(columns[name], name, path, ids, columns["ds"]) for name in channels], axis=1)
+
+    def where(row: int) -> str:
+        return f"in the series {ids[row]} at ds {columns['ds'][row]}"
+
+    others = "unique_id, ds, label and split"
+    values = np.stack([long_table.numbers(columns[name], name, path, where, others) for name in channels], axis=1)
     frames = [values[members] for members in places.values()]
     for name, frame in zip(places, frames, strict=True):
         if np.isnan(frame).all():
             raise DataError(f"{path}: the series {name} has no value at all. Remove it.")
-    said = _of_series(columns["label"], "label", places, path)
+    said = long_table.said_of(columns["label"], "label", "series", places, path)
     classes = sorted(set(said))
     if len(classes) < 2:
         raise DataError(f"{path}: all series are of class {classes[0]}; there is nothing to tell apart.")
     found = Series(frames, np.array([classes.index(label) for label in said]))
     if SPLIT in columns:
-        kept, test = _given(_of_series(columns[SPLIT], SPLIT, places, path), path)
+        kept, test = _given(long_table.said_of(columns[SPLIT], SPLIT, "series", places, path), path)
     else:
         _enough(said, path)
         kept, test = held_out(found.labels, list(places), _TEST)
@@ -69,17 +71,9 @@ def table(path: Path) -> SeriesSet:
     return SeriesSet(path.name, classes, channels, train, found.at(test))
 
 
-def _named(value: Any, column: str, path: Path, row: int) -> str:
-    if value is None or isinstance(value, (list, dict)) or not str(value).strip():
-        raise DataError(
-            f"{path}, row {row + 1} below the header: {column} is {str(value)[:60]!r}; a text or a number is expected."
-        )
-    return str(value).strip()
-
-
 def _times(given: Sequence[Any], path: Path) -> list[Any]:
     """What rows are sorted by: all numbers, or else all dates."""
-    texts = [_named(value, "ds", path, row) for row, value in enumerate(given)]
+    texts = [long_table.word(value, "ds", path, row) for row, value in enumerate(given)]
     for read in (_finite, datetime.fromisoformat):
         try:
             found: list[Any] = [read(text) for text in texts]
@@ -98,33 +92,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(text)
     return number
-
-
-def _numbers(given: Sequence[Any], channel: str, path: Path, ids: Sequence[str], when: Sequence[Any]) -> NDArray[np.float64]:
-    found = np.empty(len(given))
-    for row, value in enumerate(given):
-        try:
-            missing = value is None or (isinstance(value, str) and value.strip().lower() in ("", *_MISSING))
-            found[row] = math.nan if missing else float(value)
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: {channel} is {str(value)[:60]!r} in the series {ids[row]} at ds {when[row]}; a channel holds numbers "
-                "(every column beside unique_id, ds, label and split is one)."
-            ) from error
-        if math.isinf(found[row]):
-            raise DataError(f"{path}: {channel} is infinite in the series {ids[row]} at ds {when[row]}.")
-    return found
-
-
-def _of_series(given: Sequence[Any], column: str, places: dict[str, list[int]], path: Path) -> list[str]:
-    """What a column says of each series: the same in all its rows."""
-    found = []
-    for name, members in places.items():
-        said = {_named(given[row], column, path, row) for row in members}
-        if len(said) > 1:
-            raise DataError(f"{path}: {column} of the series {name} is {' and '.join(sorted(said)[:3])}; it must be one.")
-        found.append(said.pop())
-    return found
 
 
 def _given(said: Sequence[str], path: Path) -> tuple[list[int], list[int]]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from instar.interfaces.attention import AttentionHead
 from instar.interfaces.learners import Examples, InContextLearner, Labeller, Optimizer
 from instar.interfaces.mixer import Mixer
+from instar.interfaces.pooling import Pooling
 from instar.interfaces.predictors import Forecaster, Predictor, Trace
 from instar.interfaces.problem import Data, Monitor, Problem, Workload
 from instar.interfaces.retrieval import CompatibleHead, Encoder, Floats, Fusion, Generation, Hits, Id, Index, Pairs
@@ -54,6 +55,7 @@ __all__ = [
     "Optimizer",
     "Pairs",
     "Plan",
+    "Pooling",
     "Predictor",
     "Preserves",
     "Problem",
