@@ -97,6 +97,14 @@ def test_a_point_without_time_enough_ends_its_curve_with_the_reason(tmp_path: Pa
     assert [one["spec"]["length"] for one in Store(tmp_path).all()] == [16]
 
 
+def test_a_point_that_had_more_time_counts_whatever_ended_an_earlier_try(tmp_path: Path) -> None:
+    layer = curves.Layer(width=32, heads=2)
+    (short,) = curves.measure(["gla"], tmp_path, lengths=[16], layer=layer, seconds=0.01)
+    (long,) = curves.measure(["gla"], tmp_path, lengths=[16], layer=layer, seconds=60.0)
+    assert short.ended
+    assert [long] == curves.load(list(Store(tmp_path).all()), layer)
+
+
 def test_the_command_says_where_a_curve_ends_and_why(tmp_path: Path) -> None:
     """Quietly, too: beside a crossing there was no room for it, and without a point no line."""
     line = ["costs", "gla", "--lengths", "1000000", "--seconds", "0.1", "--out", str(tmp_path), "-q"]

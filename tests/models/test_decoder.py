@@ -191,6 +191,27 @@ def test_positions_come_from_the_host_only_where_the_card_says() -> None:
         assert hosted == (catalogue.method(slug).capability("positions") == "host")
 
 
+def test_checkpointing_is_a_switch_of_the_decoder_alone() -> None:
+    model, x = make("gla").train(), tokens(2, 40)
+
+    def step() -> tuple[int, list[Tensor]]:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(x)[0].square().sum()
+        return sum(kept.values()), list(torch.autograd.grad(loss, list(model.parameters())))
+
+    most, wanted = step()
+    model.gradient_checkpointing = True
+    least, got = step()
+    assert least < most / 2
+    torch.testing.assert_close(got, wanted)
+
+
 def test_generating_leaves_each_module_in_its_mode() -> None:
     model = Decoder(16, 8, 2, "softmax", heads=2).train()
     model.blocks[0].eval()  # frozen by its owner

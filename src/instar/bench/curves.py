@@ -102,12 +102,17 @@ def measure(
 
 
 def load(records: Sequence[Record], layer: Layer) -> list[Curve]:
-    """The curves of a layer of this size among records, by method in the order of their first record."""
+    """The curves of a layer of this size among records, by method in the order of their first record.
+
+    A point that was measured with more time counts, whatever ended an earlier try.
+    """
     found: dict[str, Curve] = {}
     here = [r for r in records if r["kind"] == "curve" and r["spec"]["layer"] == asdict(layer)]
+    done = {(r["address"], int(r["spec"]["length"])) for r in here if r["status"] == "ok"}
     for one in sorted(here, key=lambda r: int(r["spec"]["length"])):
-        address = one["address"]
-        found[address] = _extended(found.get(address, Curve(address, {})), int(one["spec"]["length"]), one)
+        address, length = one["address"], int(one["spec"]["length"])
+        if one["status"] == "ok" or (address, length) not in done:
+            found[address] = _extended(found.get(address, Curve(address, {})), length, one)
     return list(found.values())
 
 

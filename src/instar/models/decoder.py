@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from instar import catalogue
 from instar.errors import ShapeError
@@ -70,7 +72,9 @@ class Decoder(nn.Module):
     """
 
     gradient_checkpointing: bool = False
-    """Whether training keeps the inputs of blocks alone and computes the rest again: `transformers` sets it, and what does so."""
+    """Whether training keeps the inputs of blocks alone and computes the rest again. `transformers` sets it, and how, by its own
+    names for both."""
+    _gradient_checkpointing_func: Callable[..., Any] = staticmethod(functools.partial(checkpoint, use_reentrant=False))
 
     def __init__(
         self,
@@ -150,12 +154,10 @@ class Decoder(nn.Module):
         if self.amplitude is not None:
             x = x + self.amplitude * sinusoid(where, self.width).to(x.dtype)
         layers = []
-        again: Any = self._gradient_checkpointing_func if self.gradient_checkpointing else None
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block, layer in zip(self.blocks, state["layers"], strict=True):
-            if again is not None and self.training and torch.is_grad_enabled():
-                x, layer = again(block, x, layer, mask, reset)
-            else:
-                x, layer = block(x, layer, mask, reset)
+            run = functools.partial(self._gradient_checkpointing_func, block) if again else block
+            x, layer = run(x, layer, mask, reset)
             layers.append(layer)
         return self.norm(x), {"position": position, "layers": tuple(layers)}
 
