@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from instar.errors import ShapeError
-from instar.kernels import gated_linear
+from instar.kernels import chunks
 from instar.kernels.gated_linear import gated_linear_attention
 from instar.kernels.gated_linear_pairs import pairs
 
@@ -277,10 +277,10 @@ def test_wrong_arguments_are_refused(change: dict[str, Any], says: str) -> None:
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("form", CHUNKED)
-def test_spans_of_a_long_sequence_are_one_sequence(gate: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_long_sequence_are_one_sequence(gate: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, T = draw(100, gate), 100
-    flags = {"mask": torch.rand(B, T) < 0.9, "reset": torch.rand(B, T) < 0.05, "form": form, "chunk": 8}
+    flags: dict[str, Any] = {"mask": torch.rand(B, T) < 0.9, "reset": torch.rand(B, T) < 0.05, "form": form, "chunk": 8}
     whole = observe(inputs, **flags)
-    for span in (1, 8, 13, 64, 99):  # in chunks: 8, 8, 16, 64, 104 tokens
-        monkeypatch.setattr(gated_linear, "SPAN", span)
+    for together in (1, 300):  # tokens × heads × rows: parts of 8 and of 48 tokens
+        monkeypatch.setattr(chunks, "TOGETHER", together)
         close(observe(inputs, **flags), whole)

@@ -7,13 +7,13 @@ of a head the state-space dual of Mamba-2.
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from instar.errors import ShapeError
+from instar.kernels.chunks import in_parts
 from instar.kernels.gated_linear_chunks import ChunkedGatedLinear
 from instar.kernels.gated_linear_reference import recurrent
 
@@ -22,10 +22,6 @@ FORMS = get_args(Form)
 
 RANGE = -40.0
 """The factorised form holds e^{-b} of a chunk: e^40 leaves float32 room for keys, queries and their products of 1e10 each."""
-
-SPAN = 1024
-"""Tokens that are worked through at once. Tensors of more are asked of the system and given back at every call, page by page, and
-leave the caches before they are read again."""
 
 
 def gated_linear_attention(
@@ -84,37 +80,19 @@ def gated_linear_attention(
             found = _fla(q, k, v, g, scale, S)
             if found is not None:
                 return found
-        inputs = q.to(dtype), k.to(dtype), v.to(dtype), g, S
+        inputs = q.to(dtype), k.to(dtype), v.to(dtype), g
         if form == "recurrent" or (form == "auto" and T == 1):
-            o, S = recurrent(*inputs, scale, reset)
+            o, S = recurrent(*inputs, S, scale, reset)
         else:
             chunk = min(chunk, 1 << (T - 1).bit_length())
-            o, S = _chunked(*inputs, reset, scale, chunk, _factorised(g, form, chunk))
+            factorised = _factorised(g, form, chunk)
+
+            def step(*part: Tensor) -> tuple[Tensor, Tensor]:
+                *given, start, before = part
+                return ChunkedGatedLinear.apply(*given, before, start, scale, chunk, factorised)
+
+            o, S = in_parts(step, (*inputs, reset), S, chunk)
     return o.to(v.dtype), S
-
-
-def _chunked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    S: Tensor,
-    reset: Tensor | None,
-    scale: float,
-    chunk: int,
-    factorised: bool,
-) -> tuple[Tensor, Tensor]:
-    """All chunks, a span after another."""
-    if torch.compiler.is_compiling() or q.shape[1] <= SPAN:
-        return ChunkedGatedLinear.apply(q, k, v, g, S, reset, scale, chunk, factorised)
-    size = -(-SPAN // chunk) * chunk
-    parts = [x.split(size, 1) for x in (q, k, v)]
-    gates, resets = (itertools.repeat(None) if x is None else x.split(size, 1) for x in (g, reset))
-    found = []
-    for *one, gate, start in zip(*parts, gates, resets, strict=False):
-        o, S = ChunkedGatedLinear.apply(*one, gate, S, start, scale, chunk, factorised)
-        found.append(o)
-    return torch.cat(found, 1), S
 
 
 def _sizes(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor | None, chunk: int) -> tuple[int, int, int, int]:
