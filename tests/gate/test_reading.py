@@ -108,6 +108,8 @@ def test_more_rows_than_a_chunk(tmp_path: Path) -> None:
         ("p.jsonl", '[{"id": 1}]', "line 1 holds list; one object"),
         ("p.json", "[3]", "other things than objects"),
         ("p.json", "[{]", "no JSON"),
+        ("p.csv", "id;output\n1;a\n", "one column, 'id;output'"),
+        ("p.tsv", "id,output\n1,a\n", "one column, 'id,output'"),
         ("p.jsonl", '{"id": 1, "output": "a"}\n3\n', "line 2 holds int"),
         ("p.jsonl", '{"id": 1}, {"id": 2}\n', "line 1 is no JSON"),
         ("p.jsonl", "[" * 100_000 + "\n", "line 1 is no JSON"),

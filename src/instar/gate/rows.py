@@ -22,6 +22,8 @@ _STRUCTURED = ("output", "label", "embedding", "choices")
 """In CSV these may hold JSON lists and objects."""
 _SHARED = 64
 """Texts shorter than this are kept once: labels and slices repeat."""
+_MARKS = {",", ";", "\t", "|"}
+"""What other programs write between columns."""
 
 Chunk = tuple[int, dict[str, list[Json]]]
 """How many rows, and the columns that they have."""
@@ -138,6 +140,9 @@ def _csv(path: Path, delimiter: str) -> Iterator[Chunk]:
             header = [name.strip() for name in next(reader, [])]
             if len(set(header)) < len(header):
                 raise DataError(f"{path}: the header names a column twice: {', '.join(header)}.")
+            if len(header) == 1 and any(mark in header[0] for mark in _MARKS - {delimiter}):
+                shown = "tabs" if delimiter == "\t" else f"'{delimiter}'"
+                raise DataError(f"{path} has one column, {header[0][:80]!r}. Fields are parted by {shown} here: save it so.")
             while rows := list(islice(_checked(reader, header, path), _CHUNK)):
                 yield (
                     len(rows),

@@ -20,7 +20,7 @@ typedef int32_t VecI __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint32_t VecU __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
 
-constexpr int64_t TILE = 64;  // keys that are scored before their values are read: two rows of 64 KV in L1, and the next in L2
+constexpr int64_t TILE = 64;  // keys that are scored before their values are read: two rows of 64 KV, and the next, near L1
 constexpr int64_t KEYS = 16;  // keys whose sums end in one vector
 constexpr float LOG2E = 1.4426950408889634f;
 
@@ -249,7 +249,7 @@ struct Walk {
 
 template <class E>
 inline void prefetch(const E* row, int64_t width) {
-    for (int64_t i = 0; i < width; i += 64 / int64_t(sizeof(E))) __builtin_prefetch(row + i, 0, 2);
+    for (int64_t i = 0; i < width; i += 64 / int64_t(sizeof(E))) __builtin_prefetch(row + i, 0, 3);
 }
 
 // Scores of C heads for a whole tile: queries [C, width], scores [C, TILE].
@@ -282,25 +282,29 @@ void score(const Tile<T>& tile, const Tile<T>* coming, const float* q, int64_t w
 
 // a <- alpha a + p V for C heads and a whole tile: weights [C, TILE], sums [C, width].
 template <class T, int C, int V>
-void weigh_block(const Tile<T>& tile, const float* p, const float* alpha, int64_t i, int64_t width, float* sums) {
+void weigh_block(const Tile<T>& tile, const Tile<T>* coming, const float* p, const float* alpha, int64_t i, int64_t width,
+                 float* sums) {
     Vec a[C][V];
     for (int c = 0; c < C; c++)
         for (int v = 0; v < V; v++) a[c][v] = load(sums + c * width + i + 16 * v) * alpha[c];
+    const int64_t ahead = coming ? coming->count : 0;
     for (int64_t j = 0; j < tile.count; j++) {
+        if (j < ahead) prefetch(coming->values[j], width);  // row by row: all at once they would wait for one another
         Vec value[V];
         for (int v = 0; v < V; v += 2) T::load2(tile.values[j] + i + 16 * v, value[v], value[v + 1]);
         for (int c = 0; c < C; c++)
             for (int v = 0; v < V; v++) a[c][v] += value[v] * p[c * TILE + j];
     }
+    for (int64_t j = tile.count; j < ahead; j++) prefetch(coming->values[j], width);
     for (int c = 0; c < C; c++)
         for (int v = 0; v < V; v++) store(sums + c * width + i + 16 * v, a[c][v]);
 }
 
 template <class T, int C>
-void weigh(const Tile<T>& tile, const float* p, const float* alpha, int64_t width, float* sums) {
+void weigh(const Tile<T>& tile, const Tile<T>* coming, const float* p, const float* alpha, int64_t width, float* sums) {
     int64_t i = 0;
-    for (; i + 64 <= width; i += 64) weigh_block<T, C, 4>(tile, p, alpha, i, width, sums);
-    for (; i < width; i += 32) weigh_block<T, C, 2>(tile, p, alpha, i, width, sums);
+    for (; i + 64 <= width; i += 64) weigh_block<T, C, 4>(tile, i ? nullptr : coming, p, alpha, i, width, sums);
+    for (; i < width; i += 32) weigh_block<T, C, 2>(tile, i ? nullptr : coming, p, alpha, i, width, sums);
 }
 
 // m, l and the factor of what was summed before; scores become weights.
@@ -335,9 +339,7 @@ void heads(const Tile<T>& tile, const Tile<T>* coming, const float* q, const Arg
         for (int c = 0; c < C; c++)
             for (int64_t j = 0; j < tile.count; j += KEYS)
                 store(scores + c * TILE + j, load(scores + c * TILE + j) * load(tile.value_scales + j));
-    if (coming)
-        for (int64_t j = 0; j < coming->count; j++) prefetch(coming->values[j], a.value_width);
-    weigh<T, C>(tile, scores, alpha, a.value_width, sums);
+    weigh<T, C>(tile, coming, scores, alpha, a.value_width, sums);
 }
 
 inline float element(const void* p, int64_t type, int64_t i) {
