@@ -193,6 +193,16 @@ def test_training_and_gradients_stay_with_sdpa() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_learned_positions_end_and_rotations_do_not() -> None:
+    size = {"vocab_size": 97, "bos_token_id": None, "eos_token_id": None}
+    learned = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_positions=16, n_embd=64, n_head=2, n_layer=1, **size)).eval()
+    prompt = list(range(1, 13))
+    assert len(hf_ragged.generate(learned, [prompt], max_new_tokens=5, stop=())[0]) == 5  # the fifth is not read
+    with pytest.raises(ShapeError, match="learned 16 positions; the longest prompt and what follows it need 17"):
+        hf_ragged.generate(learned, [prompt], max_new_tokens=6)
+    assert len(hf_ragged.generate(llama(), [[1] * 255], max_new_tokens=5)[0]) == 5
+
+
 def test_what_cannot_be_is_refused() -> None:
     model = llama()
     with pytest.raises(ShapeError, match="at least one token"):

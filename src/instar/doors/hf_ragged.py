@@ -24,6 +24,8 @@ from instar.models.modes import evaluating
 outputs: Any = extras.require("transformers.modeling_outputs", "models")
 CACHE = "cache" if "cache" in outputs.CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """The name of the argument, and of what a model returns: it changed."""
+_PLACES = frozenset({"wpe", "embed_positions", "position_embeddings"})
+"""What models call the table of the positions that they have learned."""
 
 
 @torch.no_grad()
@@ -63,6 +65,7 @@ def generate(
     if max_new_tokens == 0:
         return [row[0, :0] for row in rows]
     capacity = max(row.shape[1] for row in rows) + max_new_tokens
+    _require_places(model, capacity - 1)  # the last token is not read
     cache = RaggedCache(len(rows), _layers(model), capacity, quantised=quantised)
     with _attention(model), evaluating(model):
         logits = []
@@ -100,6 +103,17 @@ def _row(prompt: Tensor | Sequence[int], model: Any) -> Tensor:
             f"The model knows tokens from 0 to {most - 1}; a prompt has them from {int(found.min())} to {int(found.max())}."
         )
     return found.reshape(1, -1).to(model.device, torch.int64)
+
+
+def _require_places(model: Any, tokens: int) -> None:
+    """Raise ShapeError for more tokens than a model that has learned its positions knows; rotations have no end."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding))
+    if most is not None and tokens > most and not _PLACES.isdisjoint(names):
+        raise ShapeError(
+            f"The model has learned {most} positions; the longest prompt and what follows it need {tokens}. Shorten the prompt, or "
+            "ask for fewer tokens."
+        )
 
 
 def _until(tokens: Tensor, stops: Tensor) -> Tensor:
