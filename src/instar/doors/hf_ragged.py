@@ -111,8 +111,8 @@ def _require_places(model: Any, tokens: int) -> None:
     names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding))
     if most is not None and tokens > most and not _PLACES.isdisjoint(names):
         raise ShapeError(
-            f"The model has learned {most} positions; the longest prompt and what follows it need {tokens}. Shorten the prompt, or "
-            "ask for fewer tokens."
+            f"The model has learned {most} positions; the longest prompt and what follows it need {tokens}. Shorten the prompt "
+            "or ask for fewer tokens."
         )
 
 
