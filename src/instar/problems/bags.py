@@ -22,6 +22,7 @@ from instar.errors import DataError, ShapeError
 from instar.interfaces import Data, Floor, Items, Monitor, Pooling, Problem
 from instar.problems.kept import digest
 from instar.problems.language import device_of, evaluating
+from instar.problems.scaling import scaled
 
 _DEFAULT = "elephant"
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -227,17 +228,8 @@ def _parts(found: bags.Bags, folds: int, seed: int) -> list[list[int]]:
 
 
 def _normalised(found: bags.Bags, parts: Sequence[Sequence[int]]) -> list[Split]:
-    seen = np.concatenate([found.instances[place] for place in parts[0]])
-    if (empty := np.isnan(seen).all(0)).any():
-        raise DataError(f"{found.name}: the feature {found.features[int(empty.argmax())]} has no value in training. Remove it.")
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, deviation = np.nanmean(seen, 0), np.nanstd(seen, 0)
-        deviation[deviation <= 1e-9 * np.abs(mean)] = 1.0  # a feature that never changes; rounding may make it seem to
-        made = [np.nan_to_num((bag - mean) / deviation, nan=0.0).astype(np.float32) for bag in found.instances]
-    if not all(np.isfinite(bag).all() for bag in made):
-        raise DataError(
-            f"{found.name}: values are too large, or too far from those in training, for float32. Scale or remove them."
-        )
+    train = [found.instances[place] for place in parts[0]]
+    made = [np.nan_to_num(bag) for bag in scaled(found.name, "feature", found.features, train, found.instances)]
     return [Split([made[place] for place in part], found.labels[list(part)]) for part in parts]
 
 

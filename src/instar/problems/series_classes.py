@@ -11,6 +11,7 @@ from instar.bench.fit import Precision
 from instar.data.series import Series, SeriesSet, held_out, series
 from instar.errors import DataError
 from instar.interfaces import Data
+from instar.problems.scaling import scaled
 from instar.problems.sequence_classes import SequenceClassesProblem, Sequences
 
 _DEFAULT = "JapaneseVowels"
@@ -76,23 +77,14 @@ class SeriesClassesProblem(SequenceClassesProblem):
 
 def _normalised(found: SeriesSet, parts: Sequence[Series]) -> list[Sequences]:
     """Float32 frames without gaps, in units of the first part's mean and deviation."""
-    seen = np.concatenate(parts[0].frames)
-    if (empty := np.isnan(seen).all(0)).any():
-        raise DataError(f"{found.name}: the channel {found.channels[int(empty.argmax())]} has no value in training. Remove it.")
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, deviation = np.nanmean(seen, 0), np.nanstd(seen, 0)
-        deviation[deviation <= 1e-9 * np.abs(mean)] = 1.0  # a channel that never changes; rounding may make it seem to
-        rows = [[_filled((frame - mean) / deviation) for frame in part.frames] for part in parts]
-    if not all(np.isfinite(row).all() for part in rows for row in part):
-        raise DataError(
-            f"{found.name}: values are too large, or too far from those in training, for float32. Scale or remove them."
-        )
-    return [Sequences(row, part.labels) for row, part in zip(rows, parts, strict=True)]
+    frames = [frame for part in parts for frame in part.frames]
+    made = iter(scaled(found.name, "channel", found.channels, parts[0].frames, frames))
+    return [Sequences([_filled(next(made)) for _ in part.frames], part.labels) for part in parts]
 
 
 def _filled(frames: np.ndarray) -> np.ndarray:
     """The last value that there is; 0, the mean, before the first."""
     known = np.where(np.isnan(frames), 0, np.arange(1, len(frames) + 1)[:, None])
     last = np.maximum.accumulate(known, axis=0)
-    padded = np.concatenate([np.zeros((1, frames.shape[1])), frames])
-    return np.take_along_axis(padded, last, axis=0).astype(np.float32)
+    padded = np.concatenate([np.zeros((1, frames.shape[1]), frames.dtype), frames])
+    return np.take_along_axis(padded, last, axis=0)
