@@ -162,7 +162,7 @@ def test_missing_values_and_the_user_s_own_split(tmp_path: Path) -> None:
         ("unique_id,ds,y,label\n", "no row"),
         ("id,time,y,label\na,1,2,x\n", "lacks unique_id, ds.*has the columns id, time, y, label"),
         ("unique_id,ds,label\na,1,x\n", "lacks a channel"),
-        ("unique_id;ds;y;label\na;1;2;x\n", "lacks unique_id"),
+        ("unique_id;ds;y;label\na;1;2;x\n", "one column, 'unique_id;ds;y;label'. Fields are parted by"),
         ("unique_id,ds,y,y,label\na,1,2,2,x\n", "names a column twice"),
         (OWN.replace("a,2,2", "a,2,two"), "y is 'two' in the series a at ds 2"),
         (OWN.replace("a,2,2", "a,2,inf"), "y is infinite in the series a at ds 2"),
