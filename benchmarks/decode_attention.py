@@ -1,4 +1,4 @@
-"""Decode attention on CPUs: our forms, SDPA on padded batches, ONNX Runtime, llama.cpp and numba, over the same caches.
+"""Decode attention on CPUs: our forms, SDPA on padded batches, Inductor's flex attention, ONNX Runtime, llama.cpp and numba.
 
     python benchmarks/decode_attention.py kernel|schedules [--only WORDS] [--rounds N] [--out FILE]
 
@@ -28,6 +28,7 @@ import decode_peers
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from instar import files
 from instar.bench import environment
@@ -73,9 +74,13 @@ def forms(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> tuple[dict[str
     mask = (torch.arange(k.shape[2]) < torch.tensor(lengths).unsqueeze(1))[:, None, None]
     mask = None if bool(mask.all()) else mask
     row = q.unsqueeze(2)
+    limits = torch.tensor(lengths)
+    blocks = create_block_mask(lambda b, h, i, j: j < limits[b], B, None, 1, k.shape[2], device="cpu")
+    inductor = torch.compile(flex_attention, fullgraph=True)
     calls: dict[str, Callable[[], Tensor]] = {
         "instar": lambda: attend(plan, q, k, v, form="compiled")[0],
         "instar, torch form": lambda: attend(plan, q, k, v, form="torch")[0],
+        "Inductor, flex_attention": lambda: inductor(row, k, v, block_mask=blocks, enable_gqa=True).squeeze(2),
         "SDPA grouped, padded": lambda: F.scaled_dot_product_attention(q.view(B, heads, -1, K), k, v, attn_mask=mask).view(
             B, H, K
         ),
@@ -135,6 +140,7 @@ def kernel(only: str, rounds: int) -> list[dict[str, Any]]:
                 continue
             lengths, _, heads, K = sizes
             nbytes = sum(lengths) * heads * 2 * K * dtype.itemsize
+            torch._dynamo.reset()  # Inductor compiles for each shape: the limit of its attempts is one case's, not that of all
             given = [draw(*sizes, dtype) for _ in range(3 if 2**21 < nbytes < 2**27 else 1)]
             made = [forms(*one, lengths) for one in given]
             wanted = made[0][0]["instar"]().float()
